@@ -1,0 +1,283 @@
+"""Predictive distributions: at the posterior mean and by Bayesian model averaging.
+
+Bayesian model averaging averages *probabilities* (or densities) over draws of the parameters,
+
+    p(y | x) = 1/S sum_s p(y | f(x; theta_s)),   theta_s ~ q,
+
+not outputs. The sums run in log space and in float64; only one draw of the parameters exists at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import InputError
+from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classification_scores, regression_scores
+from bayesfed.problem.flat import FlatModel
+
+CACHE_BYTES = 2**27  # scaled inputs up to 128 MiB (10,000 float32 CIFAR images) are kept between draws
+
+
+class Posterior(Protocol):
+    """What is needed of a member of ``bayesfed.families``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def mean(self) -> Tensor: ...
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor: ...
+
+
+class EvaluationSet(Protocol):
+    """What is needed of ``bayesfed.problem`` examples."""
+
+    def __len__(self) -> int: ...
+    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]: ...
+    def targets(self) -> Tensor: ...
+
+
+class InputBatches:
+    """Scaled inputs in batches, iterated once for every draw of the parameters.
+
+    Converting and scaling can cost as much as a small model, so the batches are kept if all of them fit in
+    ``CACHE_BYTES``; otherwise each pass makes them anew.
+
+    Args:
+        load: gives the scaled inputs of a slice of rows.
+        count: number of rows N.
+        batch_size: rows in one batch.
+    """
+
+    def __init__(self, load: Callable[[slice], Tensor], count: int, batch_size: int = 2048):
+        self._load, self.count = load, count
+        self._slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        self._kept: list[Tensor] = []
+        self._keep = True
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        for position, rows in enumerate(self._slices):
+            if position < len(self._kept):
+                yield rows, self._kept[position]
+                continue
+            x = self._load(rows)
+            self._keep = self._keep and x.nbytes / len(x) * self.count <= CACHE_BYTES
+            if self._keep:
+                self._kept.append(x)
+            yield rows, x
+
+
+@dataclass(frozen=True)
+class GaussianPredictive:
+    """The predictive of a regression.
+
+    Attributes:
+        mean: (N, D) float64 predictive mean.
+        variance: (N, D) float64 predictive variance: spread of the function over draws plus noise.
+        log_density: (N,) float64 log of the mixture density at the targets; None without targets.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    log_density: Tensor | None
+
+
+def parameter_draws(posterior: Posterior, samples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """``samples`` draws of shape (P,), one at a time; the mean alone for ``samples=0`` or a point mass."""
+    if samples == 0 or posterior.name == "point":
+        yield posterior.mean
+        return
+    if generator is None:
+        raise ValueError("drawing from the posterior needs a generator")
+    for _ in range(samples):
+        yield posterior.sample(1, generator=generator)[0]
+
+
+@contextmanager
+def evaluation_mode(model: FlatModel) -> Iterator[None]:
+    """No gradients and the module in eval mode; every submodule's own mode is restored."""
+    modes = [(module, module.training) for module in model.module.modules()]
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def class_log_probabilities(model: FlatModel, draws: Iterable[Tensor], inputs: InputBatches) -> Tensor:
+    """Log of the class probabilities averaged over ``draws``.
+
+    Args:
+        model: maps a batch to (n, C) logits; it is left at the last draw.
+        draws: parameter vectors of shape (P,).
+        inputs: N scaled inputs.
+
+    Returns:
+        (N, C) float64 log probabilities, normalized over classes, on the CPU.
+    """
+    total: Tensor | None = None
+    count = 0
+    with evaluation_mode(model):
+        for theta in draws:
+            model.load(theta)
+            logs = torch.cat([model(x).to("cpu", torch.float64) for _, x in inputs]).log_softmax(1)
+            total = logs if total is None else torch.logaddexp(total, logs)
+            count += 1
+    if total is None:
+        raise ValueError("no parameters to predict with")
+    return total - math.log(count)
+
+
+def gaussian_predictive(
+    model: FlatModel, draws: Iterable[Tensor], inputs: InputBatches, precision: float, y: Tensor | None = None
+) -> GaussianPredictive:
+    """The predictive ``1/S sum_s N(y | f(x; theta_s), 1/precision)``.
+
+    The variance over draws divides by S - 1 (an unbiased estimate of the variance under the posterior), so with one
+    draw only the noise 1/precision is left.
+
+    Args:
+        model: maps a batch to (n, D) outputs; it is left at the last draw.
+        draws: parameter vectors of shape (P,).
+        inputs: N scaled inputs.
+        precision: noise precision of every output.
+        y: (N, D) or (N,) targets to take the density of.
+    """
+    count = 0
+    mean = squares = torch.zeros(())
+    log_density: Tensor | None = None
+    with evaluation_mode(model):
+        for theta in draws:
+            model.load(theta)
+            f = torch.cat([model(x).to("cpu", torch.float64).flatten(1) for _, x in inputs])
+            count += 1
+            if count == 1:
+                mean, squares = f.clone(), torch.zeros_like(f)
+            else:  # Welford's update: no cancellation when the spread is small against the mean
+                change = f - mean
+                mean = mean + change / count
+                squares = squares + change * (f - mean)
+            if y is not None:
+                errors = (f - y.to("cpu", torch.float64).reshape(f.shape)).square().sum(1)
+                logs = 0.5 * f.shape[1] * math.log(precision / (2 * math.pi)) - 0.5 * precision * errors
+                log_density = logs if log_density is None else torch.logaddexp(log_density, logs)
+    if count == 0:
+        raise ValueError("no parameters to predict with")
+    variance = squares / max(count - 1, 1) + 1 / precision
+    return GaussianPredictive(mean, variance, None if log_density is None else log_density - math.log(count))
+
+
+def noise_precision(likelihood: Any) -> float | None:
+    """The noise precision of a regression likelihood; None for classification.
+
+    Raises:
+        InputError: for a likelihood whose predictive isn't known here.
+    """
+    if likelihood.name == "categorical":
+        return None
+    if likelihood.name == "gaussian":
+        return float(likelihood.precision)
+    raise InputError("likelihood", likelihood.name, "has no predictive distribution; valid: categorical, gaussian")
+
+
+def evaluate(
+    model: FlatModel,
+    posterior: Posterior,
+    examples: EvaluationSet,
+    likelihood: Any,
+    *,
+    samples: int,
+    generator: torch.Generator,
+    batch_size: int = 2048,
+    bayes: bool = True,
+) -> dict[str, float]:
+    """Score the predictive at the posterior mean and by Bayesian model averaging.
+
+    Args:
+        model: the model; its parameters are the posterior mean afterwards, its train/eval mode is unchanged.
+        posterior: a member of ``bayesfed.families``.
+        examples: N test examples.
+        likelihood: a ``categorical`` or ``gaussian`` likelihood.
+        samples: posterior draws S of the average (0: the mean).
+        generator: where the draws come from.
+        batch_size: examples in one forward pass.
+        bayes: also score the average. Under a point mass it is the prediction at the mean and costs nothing.
+
+    Returns:
+        ``mean/...`` and, with ``bayes``, ``bayes/...`` of ``accuracy`` (%), ``nll`` (nats/example), ``ece`` (%) and
+        ``brier``; for regression of ``rmse`` and ``nll``.
+    """
+    inputs = _inputs(model, examples, batch_size)
+    y = examples.targets().cpu()
+    precision = noise_precision(likelihood)
+
+    def scores(draws: int) -> dict[str, float]:
+        thetas = parameter_draws(posterior, draws, generator)
+        if precision is None:
+            return classification_scores(class_log_probabilities(model, thetas, inputs), y)
+        predicted = gaussian_predictive(model, thetas, inputs, precision, y)
+        assert predicted.log_density is not None
+        return regression_scores(predicted.mean, predicted.log_density, y.reshape(predicted.mean.shape))
+
+    try:
+        at_mean = scores(0)
+        averaged = {}
+        if bayes:
+            averaged = at_mean if samples == 0 or posterior.name == "point" else scores(samples)
+    finally:
+        model.load(posterior.mean)
+    return {f"mean/{k}": v for k, v in at_mean.items()} | {f"bayes/{k}": v for k, v in averaged.items()}
+
+
+def reliability(
+    model: FlatModel,
+    posterior: Posterior,
+    examples: EvaluationSet,
+    likelihood: Any,
+    samples: int,
+    generator: torch.Generator,
+    bins: int = ECE_BINS,
+    batch_size: int = 2048,
+) -> dict[str, Any]:
+    """Confidence and accuracy per confidence bin, for a reliability diagram.
+
+    Returns:
+        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, "bayes": {...}}``, plain JSON:
+        fractions in [0, 1], None in empty bins. The model is left at the posterior mean.
+
+    Raises:
+        InputError: the likelihood is not a classification.
+    """
+    if noise_precision(likelihood) is not None:
+        raise InputError("likelihood", likelihood.name, "a reliability diagram needs classes (categorical)")
+    inputs = _inputs(model, examples, batch_size)
+    y = examples.targets().cpu()
+    diagram: dict[str, Any] = {"bins": bins}
+    try:
+        for kind, draws in (("mean", 0), ("bayes", samples)):
+            thetas = parameter_draws(posterior, draws, generator)
+            columns = calibration_bins(class_log_probabilities(model, thetas, inputs).exp(), y, bins)
+            confidence, accuracy = ([None if math.isnan(v) else v for v in c.tolist()] for c in columns[:2])
+            diagram[kind] = {
+                "confidence": confidence,
+                "accuracy": accuracy,
+                "count": [int(c) for c in columns[2].tolist()],
+            }
+    finally:
+        model.load(posterior.mean)
+    return diagram
+
+
+def _inputs(model: FlatModel, examples: EvaluationSet, batch_size: int) -> InputBatches:
+    if len(examples) == 0:
+        raise ValueError("there are no examples to evaluate on")
+    vector = model.vector
+    return InputBatches(lambda rows: examples.batch(rows, vector.dtype, vector.device)[0], len(examples), batch_size)
