@@ -1,0 +1,5 @@
+"""Optimizers that learn a posterior."""
+
+from clients.optim.ivon import IVON
+
+__all__ = ["IVON"]

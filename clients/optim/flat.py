@@ -1,0 +1,157 @@
+"""One vector for many parameters: the memory layout under the posterior optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import InputError
+
+
+def consecutive(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The vector whose consecutive pieces ``tensors`` are, sharing their memory; ``None`` if they are not that."""
+    first = tensors[0]
+    storage, start = first.untyped_storage()._cdata, first.storage_offset()
+    end = start
+    for tensor in tensors:
+        same = tensor.untyped_storage()._cdata == storage and tensor.dtype == first.dtype
+        if not same or tensor.storage_offset() != end or not tensor.is_contiguous():
+            return None
+        end += tensor.numel()
+    return first.detach().as_strided((end - start,), (1,), start)
+
+
+class FlatParameters:
+    """The trainable parameters of one group as one contiguous vector.
+
+    Parameters that already are consecutive pieces of one vector are used as they are; others are moved into a new one
+    (``p.data`` becomes a view of it, with the same values). Gradients that are preset as consecutive pieces of one
+    vector stay so; otherwise ``p.grad`` is ``None`` before a backward pass (autograd then hands over its own tensors
+    without adding) and is gathered afterwards, the faster of the two.
+
+    Attributes:
+        parameters: the parameters that required a gradient at construction, in order.
+        vector: their values, shape (P,).
+
+    Raises:
+        InputError: there is nothing to train, or the parameters differ in dtype or device.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self.parameters = [p for p in parameters if p.requires_grad]
+        if not self.parameters:
+            raise InputError("params", "a group without trainable parameters", "give at least one that requires grad")
+        kinds = {(p.dtype, p.device) for p in self.parameters}
+        if len(kinds) > 1 or not self.parameters[0].is_floating_point():
+            raise InputError("params", sorted(map(str, kinds)), "one real dtype and device in each parameter group")
+        self.sizes = [p.numel() for p in self.parameters]
+        vector = consecutive([p.detach() for p in self.parameters])
+        self.vector = self._move() if vector is None else vector
+        self._views = self._split(self.vector)
+        self._addresses = [view.data_ptr() for view in self._views]
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        self._grad_vector = consecutive(grads) if len(grads) == len(self.parameters) else None
+        self._grad_views = grads if self._grad_vector is not None else []
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        pieces = vector.split(self.sizes)
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def _move(self) -> Tensor:
+        first = self.parameters[0]
+        vector = torch.empty(sum(self.sizes), dtype=first.dtype, device=first.device)
+        for view, p in zip(self._split(vector), self.parameters, strict=True):
+            view.copy_(p.detach())
+            p.data = view
+        return vector
+
+    def attach(self) -> None:
+        """Bring back parameters whose ``.data`` was replaced since, with their new values.
+
+        Raises:
+            RuntimeError: the dtype or device changed (build the optimizer after ``model.to(...)``).
+        """
+        for p, view, address in zip(self.parameters, self._views, self._addresses, strict=True):
+            if p.data_ptr() != address:
+                if p.dtype != view.dtype or p.device != view.device:
+                    raise RuntimeError("the parameters changed dtype or device: build the optimizer after model.to()")
+                view.copy_(p.detach())
+                p.data = view
+
+    def clear_gradients(self) -> None:
+        """Make every gradient zero or absent, so that the next backward pass does not add to an old one."""
+        preset = self._grad_vector is not None
+        if preset and all(p.grad is view for p, view in zip(self.parameters, self._grad_views, strict=True)):
+            self._grad_vector.zero_()  # type: ignore[union-attr]
+            return
+        for p in self.parameters:
+            p.grad = None
+
+    def take_gradients(self, out: Tensor) -> bool:
+        """Copy the gradients into ``out`` (P,), 0 where there is none, then clear them; False if there is none at all.
+
+        Preset gradient views are put back, so that their vector keeps being the gradient.
+        """
+        grads = [p.grad for p in self.parameters]
+        if self._grad_vector is not None and all(g is v for g, v in zip(grads, self._grad_views, strict=True)):
+            out.copy_(self._grad_vector)
+            return True
+        present = [g for g in grads if g is not None]
+        if len(present) == len(grads):
+            torch._foreach_copy_(self._split(out), present)
+        else:
+            for piece, grad in zip(self._split(out), grads, strict=True):
+                piece.zero_() if grad is None else piece.copy_(grad)
+        for p in self.parameters:
+            p.grad = None
+        for p, view in zip(self.parameters, self._grad_views, strict=False):
+            p.grad = view
+        return bool(present)
+
+
+def spread(field: str, value: object, groups: Sequence[FlatParameters]) -> list[float | Tensor]:
+    """``value`` for every group: a number or a (P_group,) vector each.
+
+    ``value`` is a number, one vector over the parameters of all groups (any shape with that many elements), a list
+    with one number or vector per group, or a list with one tensor per parameter.
+
+    Raises:
+        InputError: naming ``field``, for anything else and for values that are not finite.
+    """
+    sizes = [flat.vector.numel() for flat in groups]
+    total = sum(sizes)
+    parts: list[object]
+    if isinstance(value, list | tuple):
+        every = [size for flat in groups for size in flat.sizes]
+        given = [v.numel() if isinstance(v, Tensor) else -1 for v in value]
+        if given == every and given != sizes:
+            parts = list(torch.cat([v.reshape(-1) for v in value]).split(sizes))
+        else:
+            parts = list(value)
+    elif isinstance(value, Tensor) and value.numel() == total and value.dim() > 0:
+        parts = list(value.detach().reshape(-1).split(sizes))
+    else:
+        parts = [value] * len(groups)
+    fix = f"must be a finite number, {total} values, or one of these for each of the {len(groups)} parameter groups"
+    if len(parts) != len(groups):
+        raise InputError(field, f"{len(parts)} entries", fix)
+    result: list[float | Tensor] = []
+    for part, flat in zip(parts, groups, strict=True):
+        if isinstance(part, Tensor) and part.dim() > 0:
+            if part.numel() != flat.vector.numel():
+                raise InputError(field, f"{part.numel()} values", fix)
+            part = part.detach().reshape(-1).to(device=flat.vector.device)
+            if not part.is_meta and not bool(torch.isfinite(part).all()):
+                raise InputError(field, "not finite", fix)
+            result.append(part)
+            continue
+        try:
+            scalar = float(part)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise InputError(field, part, fix) from None
+        if isinstance(part, bool) or not abs(scalar) < float("inf"):
+            raise InputError(field, part, fix)
+        result.append(scalar)
+    return result

@@ -1,0 +1,540 @@
+"""IVON: a variational Newton optimizer that learns a diagonal (or isotropic) Gaussian posterior.
+
+Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv 2402.17641,
+Algorithm 1), with the prior and site terms of arXiv 2506.13150. All operations are elementwise, on one vector per group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.seeding import torch_generator
+from clients.optim.flat import FlatParameters, spread
+
+_VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")
+
+
+@dataclass
+class _Group:
+    """Buffers of one parameter group; vectors are (P,), numbers stand for constant vectors."""
+
+    flat: FlatParameters
+    mean: Tensor  # the mean while a context is open, work space otherwise
+    noise: Tensor  # z of the last training sample; afterwards part of the Hessian statistics
+    work: Tensor
+    gradient: Tensor
+    momentum: Tensor
+    delta: float | Tensor  # prior precision / ess
+    prior_mean: float | Tensor
+    site_linear: float | Tensor
+    site_quadratic: float | Tensor
+    damping: float | Tensor  # delta as the curvature sees it: delta, or its mean over all parameters if isotropic
+    hess: Tensor
+    root: Tensor  # 1 / sqrt(hess + damping)
+    initial: Tensor  # hess at the start; () if it was constant
+    slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
+    offset: float | Tensor = 0.0
+    extra: Tensor | None = None  # gradient of the second and later samples of a step
+
+    def refresh(self) -> None:
+        """Recompute what follows from hess, delta, the prior mean and the sites."""
+        self.slope = self.delta - self.site_quadratic
+        self.offset = self.delta * self.prior_mean - self.site_linear
+        torch.add(self.hess, self.damping, out=self.root).rsqrt_()
+
+    def denominator(self, out: Tensor) -> Tensor:
+        """hess + damping, kept above the rounding error of the sum."""
+        torch.add(self.hess, self.damping, out=out)
+        if isinstance(self.damping, Tensor):
+            return torch.maximum(out, self.damping * torch.finfo(out.dtype).eps, out=out)
+        return out.clamp_(min=self.damping * torch.finfo(out.dtype).eps) if self.damping else out
+
+
+class IVON(torch.optim.Optimizer):
+    r"""Learn ``q = N(m, 1 / (ess (h + delta)))`` by minimising ``ess E_q[mean loss] + KL(q || prior)``.
+
+    Use::
+
+        with optimizer.sampled_params(train=True):   # repeat for more Monte Carlo samples: their statistics average
+            loss = ...                               # MEAN loss of the minibatch, at a sample of q
+            loss.backward()
+        optimizer.step()
+
+    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. Outside the context the parameters are the mean m.
+    One step, with ``g`` and ``z`` the gradient and the standard normal noise of the sample::
+
+        hhat = sqrt(ess (h + delta)) z g - V                                                   averaged over samples
+        mom  = beta1 mom + (1 - beta1) g
+        h    = beta2 h + (1 - beta2) hhat + (1 - beta2)^2 (h - hhat)^2 / (2 (h + delta))       old h on the right
+        u    = [mom / (1 - beta1^t) + delta (m - prior_mean) + v - V m] / (h + delta)          new h
+        m    = m - lr * clip(u, -clip_radius, clip_radius)
+
+    Args:
+        params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius`` and
+            vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
+            per group (see :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``.
+        lr: learning rate, > 0 (0 allowed).
+        ess: effective sample size lambda, > 0: the number of examples (over the temperature).
+        hess_init: initial h; ``rescale_lr`` uses it even if ``hess`` is given.
+        beta1: momentum of the gradient, in [0, 1).
+        beta2: momentum of h, in [0, 1].
+        weight_decay: delta, the prior precision over ess; replaced by ``prior_precision``.
+        mc_samples: samples per step of the closure form.
+        hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
+        clip_radius: bound on each entry of u.
+        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise.
+        debias: divide the momentum by 1 - beta1^t. (h is never debiased.)
+        rescale_lr: multiply lr by hess_init + delta, elementwise if delta is a vector.
+        prior_mean: a number, a vector over all parameters, or a list of these per group; default 0.
+        prior_precision: likewise; then delta = prior_precision / ess.
+        site_linear: v, likewise, in units of the mean loss; default 0.
+        site_quadratic: V, likewise. A dual or site with natural parameters (v_k, -V_k / 2), which the objective
+            *subtracts from the posterior* (Bayesian ADMM: E_q[l_k] / tau + <eta_k, mu> + rho KL), has
+            v = tau v_k / N_k and V = tau V_k / N_k; it adds + (v - V m) to the gradient and - V to hhat.
+        hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
+        hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
+            is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
+        generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
+
+    Raises:
+        InputError: an argument is out of range, naming it.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        ess: float,
+        hess_init: float = 1.0,
+        beta1: float = 0.9,
+        beta2: float = 0.99999,
+        weight_decay: float = 1e-4,
+        mc_samples: int = 1,
+        hess_approx: str = "price",
+        clip_radius: float = math.inf,
+        sync: bool = False,
+        debias: bool = True,
+        rescale_lr: bool = True,
+        *,
+        prior_mean: Any = None,
+        prior_precision: Any = None,
+        site_linear: Any = None,
+        site_quadratic: Any = None,
+        hess: Any = None,
+        hess_structure: Literal["diagonal", "scalar"] = "diagonal",
+        generator: torch.Generator | None = None,
+    ):
+        integer("mc_samples", mc_samples, at_least=1)
+        choice("hess_approx", hess_approx, ["price"])
+        choice("hess_structure", hess_structure, ["diagonal", "scalar"])
+        self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
+        self.hess_structure = hess_structure
+        self._groups: list[_Group] = []
+        self._steps = self._samples = 0
+        self._inside = self._built = False
+        given = (prior_mean, prior_precision, site_linear, site_quadratic, hess)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "ess": ess,
+                "hess_init": hess_init,
+                "beta1": beta1,
+                "beta2": beta2,
+                "weight_decay": weight_decay,
+                "clip_radius": clip_radius,
+            },
+        )
+        flats = [FlatParameters(group["params"]) for group in self.param_groups]
+        shared = {
+            name: [None] * len(flats) if value is None else spread(name, value, flats)
+            for name, value in zip(_VECTORS, given, strict=True)
+        }
+        for index, flat in enumerate(flats):
+            self._build(index, flat, {name: values[index] for name, values in shared.items()})
+        self._built = True
+        self._finish("hess")
+        device = self._groups[0].hess.device
+        if generator is None and device.type != "meta":
+            generator = torch_generator(torch.initial_seed(), "ivon", device=device)
+        self.generator = generator
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        number("lr", group["lr"], at_least=0)
+        number("ess", group["ess"], above=0)
+        number("hess_init", group["hess_init"])
+        number("beta1", group["beta1"], at_least=0)
+        if group["beta1"] >= 1:
+            raise InputError("beta1", group["beta1"], "must be a finite number >= 0 and < 1")
+        number("beta2", group["beta2"], at_least=0, at_most=1)
+        number("weight_decay", group["weight_decay"], at_least=0)
+        number("clip_radius", group["clip_radius"], above=0, finite=False)
+        if self._built:
+            self._build(len(self.param_groups) - 1, FlatParameters(group["params"]), dict.fromkeys(_VECTORS))
+            self._finish("hess")
+
+    def _build(self, index: int, flat: FlatParameters, shared: dict[str, Any]) -> None:
+        """Make the buffers of a group from its own vector arguments or its share of the optimizer's."""
+        group, like = self.param_groups[index], flat.vector
+        values: dict[str, Any] = {}
+        for name in _VECTORS:
+            own = group.pop(name, None)
+            value = shared[name] if own is None else spread(name, own, [flat])[0]
+            values[name] = (
+                value.to(torch.promote_types(value.dtype, like.dtype)) if isinstance(value, Tensor) else value
+            )
+
+        def ready(value: float | Tensor | None) -> float | Tensor:
+            return value.to(like.dtype) if isinstance(value, Tensor) else value or 0.0
+
+        precision = values["prior_precision"]
+        delta = ready(group["weight_decay"] if precision is None else precision / group["ess"])
+        if not torch.as_tensor(delta).is_meta and bool((torch.as_tensor(delta) < 0).any()):
+            raise InputError("prior_precision", "negative", "must be >= 0")
+        initial = torch.as_tensor(
+            ready(group["hess_init"] if values["hess"] is None else values["hess"]),
+            dtype=like.dtype,
+            device=like.device,
+        ).clone()
+        self._groups.append(
+            _Group(
+                flat,
+                *(torch.zeros_like(like) for _ in range(5)),
+                delta=delta,
+                prior_mean=ready(values["prior_mean"]),
+                site_linear=ready(values["site_linear"]),
+                site_quadratic=ready(values["site_quadratic"]),
+                damping=delta,
+                hess=torch.zeros_like(like).add_(initial),
+                root=torch.empty_like(like),
+                initial=initial,
+            )
+        )
+
+    def _finish(self, field: str) -> None:
+        """Check the curvature; in the isotropic family, give all groups the same one-number h and damping."""
+        first = self._groups[0]
+        if any(g.hess.device != first.hess.device for g in self._groups):
+            raise InputError("params", "several devices", "put all parameters on one device")
+        if self.hess_structure == "scalar":
+            for name in ("ess", "hess_init", "beta2"):
+                if len({group[name] for group in self.param_groups}) > 1:
+                    raise InputError(name, "different between groups", "must be the same with hess_structure=scalar")
+            hess, damping = (
+                self._average([g.hess for g in self._groups]),
+                self._average([g.delta for g in self._groups]),
+            )
+            root, initial = torch.empty_like(hess), hess.clone()
+            for g in self._groups:
+                g.hess, g.root, g.initial, g.damping = hess, root, initial, damping
+        for g in self._groups:
+            if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
+                raise InputError(field, "not positive definite", "h + delta must be > 0 everywhere")
+            g.refresh()
+
+    def _average(self, values: list[float | Tensor]) -> Tensor:
+        """Mean over all parameters of one number or vector per group, as a tensor of shape ()."""
+        like, total = self._groups[0].flat.vector, sum(g.flat.vector.numel() for g in self._groups)
+        result = torch.zeros((), dtype=like.dtype, device=like.device)
+        for value, g in zip(values, self._groups, strict=True):
+            share = g.flat.vector.numel() / total
+            result.add_(value.mean() if isinstance(value, Tensor) else value, alpha=share)
+        return result
+
+    @contextmanager
+    def sampled_params(self, train: bool = False) -> Iterator[None]:
+        """Put a sample of q into the parameters; on leaving, the mean is back bit for bit.
+
+        Args:
+            train: collect the gradient of the block for :meth:`step`. Gradients from before the block are cleared when
+                it is entered and consumed when it is left, so nothing accumulates over blocks.
+
+        Raises:
+            RuntimeError: the contexts are nested. After an exception in the block, everything collected since the last
+                step is dropped.
+        """
+        if self._inside:
+            raise RuntimeError("sampled_params() cannot be nested")
+        noises = self._draw(train)
+        self._inside = True
+        try:
+            self._perturb(noises)
+            yield
+            if train:
+                self._collect()
+        except BaseException:
+            self._samples = 0
+            if train:
+                self._clear()
+            raise
+        finally:
+            for g in self._groups:
+                g.flat.vector.copy_(g.mean)
+            self._inside = False
+
+    @torch.no_grad()
+    def _draw(self, train: bool) -> list[Tensor]:
+        """Save the mean and draw the noise of a sample; only the first training sample's has to outlive the context."""
+        noises = []
+        for g in self._groups:
+            g.flat.attach()
+            if train:
+                g.flat.clear_gradients()
+            g.mean.copy_(g.flat.vector)
+            noise = g.noise if train and self._samples == 0 else g.work
+            noises.append(noise.normal_(generator=self.generator))
+        return noises
+
+    @torch.no_grad()
+    def _perturb(self, noises: list[Tensor]) -> None:
+        for group, g, noise in zip(self.param_groups, self._groups, noises, strict=True):
+            g.flat.vector.addcmul_(noise, g.root, value=group["ess"] ** -0.5)
+
+    def _clear(self) -> None:
+        for g in self._groups:
+            g.flat.clear_gradients()
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """Add the sample's gradient g and z * g to the statistics of the step."""
+        found = False
+        for g in self._groups:
+            if self._samples == 0:
+                found |= g.flat.take_gradients(g.gradient)
+                continue
+            if g.extra is None:
+                g.extra = torch.empty_like(g.gradient)
+            if self._samples == 1:
+                g.noise.mul_(g.gradient)
+            found |= g.flat.take_gradients(g.extra)
+            g.noise.addcmul_(g.work, g.extra)
+            g.gradient.add_(g.extra)
+        if not found:
+            raise RuntimeError("no parameter got a gradient: call loss.backward() inside sampled_params(train=True)")
+        self._samples += 1
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Update the posterior from the samples collected since the last step.
+
+        Args:
+            closure: computes the mean loss, calls ``backward`` and returns the loss; called ``mc_samples`` times.
+
+        Returns:
+            The loss averaged over the closure's samples, if there is a closure.
+
+        Raises:
+            RuntimeError: nothing was collected.
+        """
+        loss = None
+        if closure is not None:
+            for _ in range(self.mc_samples):
+                with self.sampled_params(train=True), torch.enable_grad():
+                    value = torch.as_tensor(closure()).detach()
+                loss = value / self.mc_samples if loss is None else loss + value / self.mc_samples
+        if self._samples == 0 or self._inside:
+            raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
+        self._steps += 1
+        samples = self._gather()
+        if self.hess_structure == "scalar":
+            self._update_shared_hess(samples)
+        for group, g in zip(self.param_groups, self._groups, strict=True):
+            if self.hess_structure == "diagonal":
+                self._update_hess(group, g, samples)
+            self._update_mean(group, g, samples)
+        self._samples = 0
+        return loss
+
+    def _gather(self) -> int:
+        """The number of samples behind the statistics, over all ranks if ``sync``."""
+        if self.sync and self._samples == 1:
+            for g in self._groups:
+                g.noise.mul_(g.gradient)
+        if not self.sync:
+            return self._samples
+        count = torch.tensor(self._samples, device=self._groups[0].hess.device)
+        torch.distributed.all_reduce(count)
+        for g in self._groups:
+            torch.distributed.all_reduce(g.gradient)
+            torch.distributed.all_reduce(g.noise)
+        return int(count)
+
+    def _update_hess(self, group: dict[str, Any], g: _Group, samples: int) -> None:
+        # With t = (hhat - h) root the recursion is h += c t / root + (c t)^2 / 2, as root^2 = 1 / (h + delta);
+        # hhat root = sqrt(ess) z g - V root. The work space holds -t.
+        c, scale = 1 - group["beta2"], math.sqrt(group["ess"])
+        torch.mul(g.hess, g.root, out=g.work)
+        if isinstance(g.site_quadratic, Tensor):
+            g.work.addcmul_(g.site_quadratic, g.root)
+        elif g.site_quadratic:
+            g.work.add_(g.root, alpha=g.site_quadratic)
+        if samples == 1 and not self.sync:
+            g.work.addcmul_(g.noise, g.gradient, value=-scale)
+        else:
+            g.work.add_(g.noise, alpha=-scale / samples)
+        g.hess.addcdiv_(g.work, g.root, value=-c).addcmul_(g.work, g.work, value=0.5 * c * c)
+        torch.rsqrt(g.denominator(g.work), out=g.root)
+
+    def _update_shared_hess(self, samples: int) -> None:
+        """The same recursion for one number, with hhat averaged over all parameters."""
+        group, g = self.param_groups[0], self._groups[0]
+        c, scale = 1 - group["beta2"], math.sqrt(group["ess"]) / samples
+        count = sum(g.gradient.numel() for g in self._groups)
+        plain = samples == 1 and not self.sync
+        products = [torch.dot(g.noise, g.gradient) if plain else g.noise.sum() for g in self._groups]
+        hhat = torch.stack([p.to(g.root.dtype) for p in products]).sum().mul_(scale / count).div_(g.root)
+        excess = hhat - self._average([g.site_quadratic for g in self._groups]) - g.hess
+        g.hess.add_(c * excess + 0.5 * (c * excess * g.root) ** 2)
+        torch.rsqrt(g.denominator(torch.empty_like(g.root)), out=g.root)
+
+    def _update_mean(self, group: dict[str, Any], g: _Group, samples: int) -> None:
+        beta1, vector, direction = group["beta1"], g.flat.vector, g.mean
+        if samples == 1:
+            g.momentum.lerp_(g.gradient, 1 - beta1)
+        else:
+            g.momentum.mul_(beta1).add_(g.gradient, alpha=(1 - beta1) / samples)
+        # Everything is kept multiplied by 1 - beta1^t, which the step size divides out.
+        debias = 1 - beta1**self._steps if self.debias else 1.0
+        if isinstance(g.slope, Tensor) or isinstance(g.offset, Tensor) or g.offset:
+            if isinstance(g.slope, Tensor):
+                torch.mul(g.slope, vector, out=direction).sub_(g.offset)
+            elif isinstance(g.offset, Tensor):
+                torch.sub(g.offset, vector, alpha=g.slope, out=direction).neg_()
+            else:
+                torch.mul(vector, g.slope, out=direction).sub_(g.offset)
+            torch.add(g.momentum, direction, alpha=debias, out=direction)
+        else:
+            torch.add(g.momentum, vector, alpha=g.slope * debias, out=direction)
+        denominator = g.work if self.hess_structure == "diagonal" else g.denominator(torch.empty_like(g.hess))
+        rate = -group["lr"] / debias
+        factor = group["hess_init"] + g.damping if self.rescale_lr else 1.0
+        if group["clip_radius"] < math.inf:
+            bound = group["clip_radius"] * debias
+            direction.div_(denominator).clamp_(-bound, bound)
+            if isinstance(factor, Tensor):
+                vector.addcmul_(direction, factor, value=rate)
+            else:
+                vector.add_(direction, alpha=rate * factor)
+        elif isinstance(factor, Tensor):
+            vector.addcdiv_(direction.mul_(factor), denominator, value=rate)
+        else:
+            vector.addcdiv_(direction, denominator, value=rate * factor)
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(memory_format=torch.contiguous_format)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of q over all trainable parameters, (P,), a copy."""
+        return self._join([g.mean if self._inside else g.flat.vector for g in self._groups])
+
+    @property
+    def hess(self) -> Tensor:
+        """h, (P,), a copy: the curvature of the mean loss, less V."""
+        return self._join([g.hess for g in self._groups])
+
+    @property
+    def precision(self) -> Tensor:
+        """ess (h + delta), (P,)."""
+        groups = zip(self.param_groups, self._groups, strict=True)
+        return self._join([(g.hess + g.damping) * group["ess"] for group, g in groups])
+
+    @property
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision of q."""
+        return self.mean, self.precision
+
+    def hessian_moved(self, threshold: float = 0.1) -> Tensor:
+        """The share of entries of h that differ from their initial value by more than ``threshold`` of it, shape ()."""
+        return self._join(
+            [((g.hess - g.initial).abs() > threshold * g.initial.abs()).float() for g in self._groups]
+        ).mean()
+
+    @torch.no_grad()
+    def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
+        """Continue from another Gaussian: the parameters become ``mean`` and h = precision / ess - delta.
+
+        Args:
+            mean: over all parameters, like ``prior_mean``; ``None`` keeps the parameters.
+            precision: likewise, > 0; ``None`` keeps h. In the isotropic family its mean is used.
+            reset: forget the momentum and restart its debiasing.
+
+        Raises:
+            InputError: wrong size, not finite, or a precision that is not positive.
+        """
+        if self._inside:
+            raise RuntimeError("set_posterior() cannot be called inside sampled_params()")
+        flats = [g.flat for g in self._groups]
+        if mean is not None:
+            for g, value in zip(self._groups, spread("mean", mean, flats), strict=True):
+                g.flat.attach()
+                g.flat.vector.copy_(value) if isinstance(value, Tensor) else g.flat.vector.fill_(value)
+        if precision is not None:
+            values = spread("precision", precision, flats)
+            if any(not torch.as_tensor(v).is_meta and bool((torch.as_tensor(v) <= 0).any()) for v in values):
+                raise InputError("precision", "not positive", "must be > 0 everywhere")
+            for group, g, value in zip(self.param_groups, self._groups, values, strict=True):
+                if self.hess_structure == "scalar":
+                    value = self._average(values)
+                start = value / group["ess"] - g.damping
+                g.hess.copy_(start) if isinstance(start, Tensor) else g.hess.fill_(start)
+                g.initial = g.hess.clone()
+            for g in self._groups:
+                if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
+                    raise InputError("precision", "lost to rounding", "too small next to the prior precision")
+                g.refresh()
+        self._samples = 0
+        if reset:
+            self._steps = 0
+            for g in self._groups:
+                g.momentum.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters (the mean) that the next step depends on, the noise stream included.
+
+        Take it between steps: samples collected for an unfinished step are not in it.
+        """
+        names = ("momentum", "hess", "initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic")
+        own = {
+            "steps": self._steps,
+            "groups": [{name: getattr(g, name) for name in names} for g in self._groups],
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+        return {**super().state_dict(), "ivon": own}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; the parameters have to be restored with the model.
+
+        Raises:
+            ValueError: the groups or their sizes do not match.
+        """
+        own = state_dict["ivon"]
+        sizes = [g.flat.vector.numel() for g in self._groups]
+        if [saved["momentum"].numel() for saved in own["groups"]] != sizes:
+            raise ValueError(f"the saved optimizer has other parameters than this one ({sizes} per group)")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "ivon"})
+        for g, saved in zip(self._groups, own["groups"], strict=True):
+            like = g.momentum
+            g.momentum.copy_(saved["momentum"])
+            g.hess.copy_(saved["hess"])
+            for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic"):
+                value = saved[name]
+                setattr(g, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
+            g.refresh()
+        self._steps, self._samples = own["steps"], 0
+        if self.generator is not None and own["generator"] is not None:
+            self.generator.set_state(own["generator"].cpu())
