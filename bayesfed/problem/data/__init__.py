@@ -1,0 +1,10 @@
+"""Data sources. Each is a class built from its options whose ``load(seed)`` gives a ``Loaded`` data set."""
+
+from bayesfed.problem.data.digits import Digits
+from bayesfed.problem.data.images import Images
+from bayesfed.problem.data.linreg import LinearRegression
+from bayesfed.problem.data.npz import Npz
+from bayesfed.problem.data.parquet import Parquet
+from bayesfed.problem.data.source import Loaded, Source
+
+__all__ = ["Digits", "Images", "LinearRegression", "Loaded", "Npz", "Parquet", "Source"]

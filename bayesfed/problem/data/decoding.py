@@ -1,0 +1,96 @@
+"""Decode a set of compressed images once and keep the pixels in a memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bayesfed.errors import InputError
+
+_LAYOUT = "NCHW-1"  # part of the key: change it when the stored layout changes
+
+
+def cache_folder() -> Path:
+    """``$BAYESFED_CACHE``, else ``~/.cache/bayesfed``."""
+    given = os.environ.get("BAYESFED_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "bayesfed"
+
+
+def decoded(name: str, key: str, encoded: Callable[[], Iterable[bytes]]) -> np.ndarray:
+    """(N, C, H, W) uint8 pixels of the images that ``encoded`` yields, from the cache if they are there.
+
+    Args:
+        name: readable part of the cache file's name.
+        key: identifies the content (source, size, modification time).
+        encoded: gives the compressed images; called only if the cache has no entry.
+
+    Returns:
+        A memory map in copy-on-write mode: torch accepts it without a warning, and writes never reach the file.
+
+    Raises:
+        InputError: on an image that can't be decoded or differs in size, naming its row.
+    """
+    digest = hashlib.blake2b(f"{_LAYOUT}|{key}".encode(), digest_size=12).hexdigest()
+    file = cache_folder() / f"{name}-{digest}.npy"
+    if not file.is_file():
+        pixels = _decode(name, list(encoded()))
+        try:
+            _write(file, pixels)
+        except OSError as error:
+            warnings.warn(f"cannot cache decoded images in {file.parent} ({error}); set BAYESFED_CACHE", stacklevel=2)
+            return pixels
+    return np.load(file, mmap_mode="c")
+
+
+def _write(file: Path, pixels: np.ndarray) -> None:
+    """Write under a temporary name and rename: another process sees the whole file or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, pixels)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _decode(name: str, images: list[bytes]) -> np.ndarray:
+    from PIL import Image
+
+    if not images:
+        raise InputError("path", name, "holds no images")
+    try:
+        grey = Image.open(io.BytesIO(images[0])).mode in ("1", "L")
+    except Exception:
+        grey = False  # the loop below names the row
+    mode = "L" if grey else "RGB"
+
+    def read(image: bytes) -> np.ndarray | str:
+        try:
+            return np.asarray(Image.open(io.BytesIO(image)).convert(mode), dtype=np.uint8)
+        except Exception as error:  # PIL raises errors of many kinds on damaged files
+            return str(error)
+
+    out: np.ndarray | None = None
+    with ThreadPoolExecutor() as pool:  # decompression runs outside the interpreter lock
+        for row, pixels in enumerate(pool.map(read, images, chunksize=256)):
+            if isinstance(pixels, str):
+                raise InputError("path", name, f"image in row {row} cannot be decoded ({pixels})")
+            pixels = pixels[None] if grey else pixels.transpose(2, 0, 1)
+            if out is None:
+                out = np.empty((len(images), *pixels.shape), dtype=np.uint8)
+            if pixels.shape != out.shape[1:]:
+                fix = f"image in row {row} has shape {pixels.shape}, the first one {out.shape[1:]}"
+                raise InputError("path", name, fix)
+            out[row] = pixels
+    assert out is not None
+    return out
