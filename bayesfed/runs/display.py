@@ -1,0 +1,225 @@
+"""Progress of a run: a live table on a terminal, one plain line a round elsewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+VISIBLE_ROUNDS = 10
+SMOOTHING = 0.2  # weight of the newest round in the estimate of the time left
+
+
+class Metric(NamedTuple):
+    """How a metric of ``rounds.jsonl`` is shown."""
+
+    key: str
+    header: str
+    unit: str
+    spec: str
+
+
+METRICS = (
+    Metric("accuracy", "acc. %", " %", ".1f"),
+    Metric("rmse", "RMSE", "", ".4g"),
+    Metric("nll", "NLL", "", ".3f"),
+    Metric("ece", "ECE %", " %", ".1f"),
+)
+
+
+class Display:
+    """Shows rounds as they come; use it as a context manager, so that the terminal is restored whatever happens.
+
+    Args:
+        rounds: rounds the run will have in the end.
+        start_round: rounds that were done before (0, or where a resumed run goes on).
+        clients: how many clients there are.
+        title: one line above the table.
+        enabled: False shows nothing at all.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        start_round: int,
+        clients: int,
+        title: str,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._rounds, self._title, self._enabled, self._clock = rounds, title, enabled, clock
+        self._finished = start_round
+        self._round, self._sampled, self._done, self._failed = start_round, clients, 0, 0
+        self._records: tuple[dict[str, Any], ...] = ()  # replaced, never changed: another thread draws them
+        self._metrics: tuple[Metric, ...] = ()
+        self._seconds: float | None = None
+        self._since = clock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._since = self._clock()
+        if self._enabled and is_interactive():
+            self._live = Live(
+                console=Console(file=sys.stdout), get_renderable=self.render, refresh_per_second=4, transient=False
+            )
+            self._live.start()
+        elif self._enabled and self._title:
+            print(self._title, flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def begin_round(self, round: int, sampled: int) -> None:
+        """Round ``round`` was sent to ``sampled`` clients."""
+        self._round, self._sampled, self._done, self._failed = round, sampled, 0, 0
+
+    def client_done(self, round: int, client: int, ok: bool) -> None:
+        """A client replied (``ok``) or failed."""
+        if round == self._round:  # a late reply of an earlier round says nothing about this one
+            self._done += 1
+            self._failed += not ok
+
+    def end_round(self, record: dict[str, Any]) -> None:
+        """A round is over.
+
+        Args:
+            record: its ``rounds.jsonl`` object; keys may be missing and values None or NaN (no evaluation this round).
+        """
+        now = self._clock()
+        if record.get("round", 0) > 0:
+            took = now - self._since
+            self._seconds = took if self._seconds is None else self._seconds + SMOOTHING * (took - self._seconds)
+        self._since = now
+        self._finished = record.get("round", self._finished)
+        self._done = self._failed = 0
+        self._round = self._finished + 1
+        self._metrics = tuple(
+            m for m in METRICS if m in self._metrics or any(f"{kind}/{m.key}" in record for kind in ("mean", "bayes"))
+        )
+        self._records = (*self._records, record)[-VISIBLE_ROUNDS:]
+        if self._live is None and self._enabled:  # the live table draws itself
+            print(plain_line(record, self._rounds), flush=True)
+
+    def message(self, text: str) -> None:
+        """Show a warning or note above the table, or as a line of its own."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        elif self._enabled:
+            print(text, flush=True)
+
+    def render(self) -> RenderableType:
+        """The table of the last rounds and the progress bar."""
+        parts: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
+        records, metrics = self._records, self._metrics
+        if records:
+            table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+            table.add_column("round", justify="right")
+            for metric in metrics:
+                table.add_column(f"{metric.header}\nmean", justify="right", no_wrap=True)
+                table.add_column("\nBayes", justify="right", no_wrap=True, style="cyan")
+            table.add_column("clients", justify="right", no_wrap=True)
+            table.add_column("time", justify="right", style="dim", no_wrap=True)
+            for record in records:
+                cells = [_cell(record, f"{kind}/{m.key}", m.spec) for m in metrics for kind in ("mean", "bayes")]
+                replies, _, failed = _clients(record).partition(" ")
+                clients = Text(replies, style="yellow" if failed else "")
+                table.add_row(str(record.get("round", "")), *cells, clients, _seconds(record.get("seconds/round")))
+            parts.append(table)
+        parts.append(self._progress())
+        return Group(*parts)
+
+    def time_left(self) -> float | None:
+        """Estimated seconds to the end of the run; None before the first round is over."""
+        if self._seconds is None:
+            return None
+        return max((self._rounds - self._finished) * self._seconds - (self._clock() - self._since), 0.0)
+
+    def _progress(self) -> Table:
+        running = self._finished < self._rounds
+        part = min(self._done / max(self._sampled, 1), 1.0) if running else 0.0
+        left = self.time_left()
+        line = Table.grid(padding=(0, 2))
+        cells: list[RenderableType] = [
+            f"round {min(self._round, self._rounds)}/{self._rounds}",
+            ProgressBar(total=max(self._rounds, 1), completed=self._finished + part, width=30),
+        ]
+        if running:
+            cells.append(
+                f"clients {self._done}/{self._sampled}" + (f" ({self._failed} failed)" if self._failed else "")
+            )
+        if self._seconds is not None:
+            cells.append(f"{_seconds(self._seconds)} a round")
+        if running and left is not None:
+            cells.append(f"{duration(left)} left")
+        line.add_row(*cells)
+        return line
+
+
+def is_interactive() -> bool:
+    """Whether standard output is a terminal that can redraw (and nobody is logging it, as in CI)."""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false") or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    try:
+        return sys.stdout.isatty()
+    except (AttributeError, ValueError):  # no stdout, or a closed one
+        return False
+
+
+def plain_line(record: dict[str, Any], rounds: int) -> str:
+    """``round 3/20  accuracy 91.2 %  nll 0.312  ece 2.1 %  bayes nll 0.301  clients 10/10  0.41 s``."""
+    parts = [f"round {record.get('round', '?')}/{rounds}"]
+    shown = [(f"mean/{m.key}", m.key, m) for m in METRICS]
+    shown += [("bayes/nll", "bayes nll", METRICS[2])]
+    for key, name, metric in shown:
+        if record.get(key) is not None:
+            parts.append(f"{name} {record[key]:{metric.spec}}{metric.unit}")
+    if _clients(record):
+        parts.append(f"clients {_clients(record)}")
+    if record.get("seconds/round") is not None:
+        parts.append(_seconds(record["seconds/round"]))
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``0:05``, ``12:30`` or ``1:02:03``."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    if value < 10:
+        return f"{value:.2f} s"
+    return f"{value:.1f} s" if value < 120 else duration(value)
+
+
+def _cell(record: dict[str, Any], key: str, spec: str) -> str:
+    value = record.get(key)
+    return "" if value is None else f"{value:{spec}}"
+
+
+def _clients(record: dict[str, Any]) -> str:
+    if not record.get("clients/sampled"):
+        return ""
+    failed = record.get("clients/failed")
+    return f"{record.get('clients/replied', 0)}/{record['clients/sampled']}" + (f" ({failed} failed)" if failed else "")
