@@ -49,20 +49,21 @@ class FlatParameters:
         self.sizes = [p.numel() for p in self.parameters]
         vector = consecutive([p.detach() for p in self.parameters])
         self.vector = self._move() if vector is None else vector
-        self._views = self._split(self.vector)
+        self._views = self.split(self.vector)
         self._addresses = [view.data_ptr() for view in self._views]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         self._grad_vector = consecutive(grads) if len(grads) == len(self.parameters) else None
         self._grad_views = grads if self._grad_vector is not None else []
 
-    def _split(self, vector: Tensor) -> list[Tensor]:
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of a (P,) vector in the shapes of the parameters."""
         pieces = vector.split(self.sizes)
         return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def _move(self) -> Tensor:
         first = self.parameters[0]
         vector = torch.empty(sum(self.sizes), dtype=first.dtype, device=first.device)
-        for view, p in zip(self._split(vector), self.parameters, strict=True):
+        for view, p in zip(self.split(vector), self.parameters, strict=True):
             view.copy_(p.detach())
             p.data = view
         return vector
@@ -89,6 +90,19 @@ class FlatParameters:
         for p in self.parameters:
             p.grad = None
 
+    def release_gradients(self) -> list[Tensor] | None:
+        """Hand over the tensors autograd made, one per parameter, and forget them; ``None`` if that is not possible."""
+        if self._grad_vector is not None:
+            return None
+        grads: list[Tensor] = []
+        for p in self.parameters:
+            if p.grad is None or p.grad.layout != torch.strided:
+                return None
+            grads.append(p.grad)
+        for p in self.parameters:
+            p.grad = None
+        return grads
+
     def take_gradients(self, out: Tensor) -> bool:
         """Copy the gradients into ``out`` (P,), 0 where there is none, then clear them; False if there is none at all.
 
@@ -98,17 +112,13 @@ class FlatParameters:
         if self._grad_vector is not None and all(g is v for g, v in zip(grads, self._grad_views, strict=True)):
             out.copy_(self._grad_vector)
             return True
-        present = [g for g in grads if g is not None]
-        if len(present) == len(grads):
-            torch._foreach_copy_(self._split(out), present)
-        else:
-            for piece, grad in zip(self._split(out), grads, strict=True):
-                piece.zero_() if grad is None else piece.copy_(grad)
+        for piece, grad in zip(self.split(out), grads, strict=True):
+            piece.zero_() if grad is None else piece.copy_(grad.to_dense() if grad.is_sparse else grad)
         for p in self.parameters:
             p.grad = None
         for p, view in zip(self.parameters, self._grad_views, strict=False):
             p.grad = view
-        return bool(present)
+        return any(g is not None for g in grads)
 
 
 def spread(field: str, value: object, groups: Sequence[FlatParameters]) -> list[float | Tensor]:

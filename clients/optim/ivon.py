@@ -19,6 +19,7 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
 from clients.optim.flat import FlatParameters, spread
+from clients.optim.noise import Noise
 
 _VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")
 
@@ -44,6 +45,14 @@ class _Group:
     slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
     offset: float | Tensor = 0.0
     extra: Tensor | None = None  # gradient of the second and later samples of a step
+    released: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
+    views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # noise, work, momentum shaped like it
+
+    def gather_released(self) -> None:
+        """Put gradients kept in pieces into the vector."""
+        if self.released is not None:
+            torch._foreach_copy_(self.flat.split(self.gradient), self.released)
+            self.released = None
 
     def refresh(self) -> None:
         """Recompute what follows from hess, delta, the prior mean and the sites."""
@@ -103,6 +112,7 @@ class IVON(torch.optim.Optimizer):
         hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
         hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
             is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
+        noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.optim.noise`.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -131,11 +141,13 @@ class IVON(torch.optim.Optimizer):
         site_quadratic: Any = None,
         hess: Any = None,
         hess_structure: Literal["diagonal", "scalar"] = "diagonal",
+        noise: Literal["quantile", "normal"] = "quantile",
         generator: torch.Generator | None = None,
     ):
         integer("mc_samples", mc_samples, at_least=1)
         choice("hess_approx", hess_approx, ["price"])
         choice("hess_structure", hess_structure, ["diagonal", "scalar"])
+        choice("noise", noise, ["quantile", "normal"])
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
         self.hess_structure = hess_structure
         self._groups: list[_Group] = []
@@ -167,6 +179,7 @@ class IVON(torch.optim.Optimizer):
         if generator is None and device.type != "meta":
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
+        self._noise = Noise(noise, generator)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
@@ -208,20 +221,24 @@ class IVON(torch.optim.Optimizer):
             dtype=like.dtype,
             device=like.device,
         ).clone()
-        self._groups.append(
-            _Group(
-                flat,
-                *(torch.zeros_like(like) for _ in range(5)),
-                delta=delta,
-                prior_mean=ready(values["prior_mean"]),
-                site_linear=ready(values["site_linear"]),
-                site_quadratic=ready(values["site_quadratic"]),
-                damping=delta,
-                hess=torch.zeros_like(like).add_(initial),
-                root=torch.empty_like(like),
-                initial=initial,
-            )
+        made = _Group(
+            flat=flat,
+            mean=torch.empty_like(like),
+            noise=torch.empty_like(like),
+            work=torch.empty_like(like),
+            gradient=torch.empty_like(like),
+            momentum=torch.zeros_like(like),
+            delta=delta,
+            prior_mean=ready(values["prior_mean"]),
+            site_linear=ready(values["site_linear"]),
+            site_quadratic=ready(values["site_quadratic"]),
+            damping=delta,
+            hess=torch.zeros_like(like).add_(initial),
+            root=torch.empty_like(like),
+            initial=initial,
         )
+        made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
+        self._groups.append(made)
 
     def _finish(self, field: str) -> None:
         """Check the curvature; in the isotropic family, give all groups the same one-number h and damping."""
@@ -252,6 +269,13 @@ class IVON(torch.optim.Optimizer):
             share = g.flat.vector.numel() / total
             result.add_(value.mean() if isinstance(value, Tensor) else value, alpha=share)
         return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients. Not needed: every training context starts without any."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad = None if set_to_none else p.grad.detach().zero_()
 
     @contextmanager
     def sampled_params(self, train: bool = False) -> Iterator[None]:
@@ -294,7 +318,7 @@ class IVON(torch.optim.Optimizer):
                 g.flat.clear_gradients()
             g.mean.copy_(g.flat.vector)
             noise = g.noise if train and self._samples == 0 else g.work
-            noises.append(noise.normal_(generator=self.generator))
+            noises.append(self._noise.fill(noise))
         return noises
 
     @torch.no_grad()
@@ -309,11 +333,15 @@ class IVON(torch.optim.Optimizer):
     @torch.no_grad()
     def _collect(self) -> None:
         """Add the sample's gradient g and z * g to the statistics of the step."""
+        # A lone sample's gradients are used where autograd left them: one pass over the memory less.
+        alone = self.hess_structure == "diagonal" and not self.sync
         found = False
         for g in self._groups:
             if self._samples == 0:
-                found |= g.flat.take_gradients(g.gradient)
+                g.released = g.flat.release_gradients() if alone else None
+                found |= g.released is not None or g.flat.take_gradients(g.gradient)
                 continue
+            g.gather_released()
             if g.extra is None:
                 g.extra = torch.empty_like(g.gradient)
             if self._samples == 1:
@@ -380,7 +408,10 @@ class IVON(torch.optim.Optimizer):
             g.work.addcmul_(g.site_quadratic, g.root)
         elif g.site_quadratic:
             g.work.add_(g.root, alpha=g.site_quadratic)
-        if samples == 1 and not self.sync:
+        if g.released is not None:
+            noise, work, _ = g.views
+            torch._foreach_addcmul_(work, noise, g.released, value=-scale)
+        elif samples == 1 and not self.sync:
             g.work.addcmul_(g.noise, g.gradient, value=-scale)
         else:
             g.work.add_(g.noise, alpha=-scale / samples)
@@ -401,7 +432,10 @@ class IVON(torch.optim.Optimizer):
 
     def _update_mean(self, group: dict[str, Any], g: _Group, samples: int) -> None:
         beta1, vector, direction = group["beta1"], g.flat.vector, g.mean
-        if samples == 1:
+        if g.released is not None:
+            torch._foreach_lerp_(g.views[2], g.released, 1 - beta1)
+            g.released = None
+        elif samples == 1:
             g.momentum.lerp_(g.gradient, 1 - beta1)
         else:
             g.momentum.mul_(beta1).add_(g.gradient, alpha=(1 - beta1) / samples)
