@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -69,23 +71,28 @@ def learning_curves(rounds: Sequence[dict[str, Any]]) -> Figure | None:
     panels = [(key, label) for key, label in panels if any(len(series(rounds, f"{k}/{key}")[0]) for k in NAMES)]
     if not panels:
         return None
+    curves = {(key, kind): series(rounds, f"{kind}/{key}") for key, _ in panels for kind in NAMES}
+    # under a point mass both predictives are the same: one line says it all
+    same = all(np.array_equal(curves[key, "mean"], curves[key, "bayes"]) for key, _ in panels)
     figure, axes = _figure(len(panels))
     for axis, (key, label) in zip(axes, panels, strict=True):
-        for kind in NAMES:
-            x, y = series(rounds, f"{kind}/{key}")
+        for kind in ("mean",) if same else NAMES:
+            x, y = curves[key, kind]
             if len(x):
                 marker = "o" if len(x) <= MARKERS_UP_TO else None
-                axis.plot(x, y, LINES[kind], color=COLOURS[kind], label=NAMES[kind], marker=marker, markersize=3.5)
+                line = "-" if same else LINES[kind]
+                axis.plot(x, y, line, color=COLOURS[kind], label=NAMES[kind], marker=marker, markersize=3.5)
         axis.set(xlabel="round", ylabel=label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if key != "accuracy":
+        axis.xaxis.set_major_locator(_whole_numbers())
+        if key in ("nll", "rmse"):
             _log_if_wide(axis)
-    _legend_above(figure, axes[0])
+    if not same:
+        _legend_above(figure, axes)
     return figure
 
 
 def label_distribution(counts: np.ndarray) -> Figure | None:
-    """Clients by classes, the shade giving the number of examples; None without examples.
+    """Clients by classes, the shade giving the number of examples, below the clients' sizes; None without examples.
 
     Args:
         counts: (K, C).
@@ -94,25 +101,33 @@ def label_distribution(counts: np.ndarray) -> Figure | None:
         return None
     clients, classes = counts.shape
     by_class = counts.T  # clients along the wide side: there can be a hundred
-    figure = Figure(figsize=(7.2, float(np.clip(0.30 * classes + 1.1, 2.2, 9.0))), layout="constrained")
+    figure = Figure(figsize=(7.2, float(np.clip(0.28 * classes + 1.9, 2.8, 8.0))), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    image = axis.imshow(np.ma.masked_equal(by_class, 0), cmap="viridis_r", aspect="auto", vmin=0)
+    height = figure.get_figheight()
+    sizes, axis = figure.subplots(2, 1, sharex=True, height_ratios=[0.7, height - 1.5])
+    sizes.bar(np.arange(clients), counts.sum(1), color=GREY, width=0.8)
+    sizes.set_ylabel("examples")
+    _plain(sizes)
+    sizes.grid(axis="x", visible=False)
+    sizes.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    shades = LinearSegmentedColormap.from_list("shades", colormaps["Blues"](np.linspace(0.18, 1.0, 256)))
+    image = axis.imshow(np.ma.masked_equal(by_class, 0), cmap=shades, aspect="auto", vmin=0)
     axis.set(xlabel="client", ylabel="class")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
-    axis.set_xticks(np.arange(-0.5, clients), minor=True)
-    axis.set_yticks(np.arange(-0.5, classes), minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.0 if clients <= 40 else 0.4)
-    axis.tick_params(which="both", length=0)
+    for positions, draw in ((np.arange(0.5, clients - 1), axis.axvline), (np.arange(0.5, classes - 1), axis.axhline)):
+        for position in positions:
+            draw(position, color="white", linewidth=1.0 if len(positions) <= 40 else 0.4)
+    axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    sizes.tick_params(axis="x", length=0)
     if clients <= 15 and classes <= 20:
         dark = by_class > 0.5 * by_class.max()
         for label, client in np.argwhere(by_class > 0):
             colour = "white" if dark[label, client] else "black"
             axis.text(client, label, f"{by_class[label, client]:g}", ha="center", va="center", size=7, color=colour)
-    bar = figure.colorbar(image, ax=axis, pad=0.02)
-    bar.set_label("training examples (blank: none)")
+    bar = figure.colorbar(image, ax=[sizes, axis], pad=0.02, aspect=30)
+    bar.set_label("training examples of a class (blank: none)")
     bar.outline.set_visible(False)
     return figure
 
@@ -153,37 +168,39 @@ def precision_figure(rounds: Sequence[dict[str, Any]], final: np.ndarray | None)
     Returns:
         None if there is no finite precision.
     """
-    curves = [
-        (label, style, *series(rounds, f"posterior/precision_{key}", positive=True))
-        for key, label, style in (("max", "largest", ":"), ("mean", "mean", "-"), ("min", "smallest", "--"))
-    ]
-    curves = [curve for curve in curves if len(curve[2])]
+    curves = {key: series(rounds, f"posterior/precision_{key}", positive=True) for key in ("max", "mean", "min")}
+    curves = {key: curve for key, curve in curves.items() if len(curve[0])}
     if not curves:
         return None
     spread = final is not None and final.size > 1 and final.max() > final.min() * (1 + 1e-6)
     guard_x, guard_y = series(rounds, "guard/count")
     guarded = len(guard_y) > 0 and guard_y.max() > 0
     figure, axes = _figure(1 + bool(spread) + bool(guarded))
-    constant = all(np.array_equal(curve[3], curves[0][3]) for curve in curves)
-    for label, style, x, y in curves[:1] if constant else curves:
-        marker = "o" if len(x) <= MARKERS_UP_TO else None
-        axes[0].plot(x, y, style, color=COLOURS["mean"], label=label, marker=marker, markersize=3.5)
-    axes[0].set_yscale("log")
-    if not constant:
+    lowest, highest = curves.get("min"), curves.get("max")
+    if lowest and highest and np.array_equal(lowest[1], highest[1]):  # one precision for all parameters
+        curves = {"mean": lowest}
+        axes[0].set_ylabel("posterior precision")
+    else:
+        axes[0].set_ylabel("posterior precision of a parameter")
+    names = {"max": ("largest", ":"), "mean": ("mean", "-"), "min": ("smallest", "--")}
+    for key, (x, y) in curves.items():
+        axes[0].plot(x, y, names[key][1], color=COLOURS["mean"], label=names[key][0])
+    _log_if_wide(axes[0], factor=5)
+    if len(curves) > 1:
         axes[0].legend(frameon=False, fontsize=9)
-    axes[0].set(xlabel="round", ylabel="posterior precision" + (" (one for all parameters)" if constant else ""))
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_xlabel("round")
+    axes[0].xaxis.set_major_locator(_whole_numbers())
     if final is not None and spread:
         exponents = np.log10(final)
         edges = np.logspace(exponents.min(), exponents.max(), int(np.clip(math.sqrt(final.size), 10, 60)) + 1)
         edges[0], edges[-1] = min(edges[0], final.min()), max(edges[-1], final.max())  # rounding must lose nobody
-        axes[1].hist(final, bins=edges, color=COLOURS["mean"])
+        axes[1].hist(final, bins=edges.tolist(), color=COLOURS["mean"])
         axes[1].set(xscale="log", yscale="log", xlabel="final precision of a parameter", ylabel="parameters")
     if guarded:
         axes[-1].bar(guard_x, guard_y, color=COLOURS["bayes"], width=0.8)
-        axes[-1].set(xlabel="round", ylabel="precisions raised by the guard")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].set(xlabel="round", ylabel="entries raised by the guard")
+        axes[-1].xaxis.set_major_locator(_whole_numbers())
+        axes[-1].yaxis.set_major_locator(_whole_numbers())
     return figure
 
 
@@ -221,13 +238,19 @@ def _plain(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def _legend_above(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+def _legend_above(figure: Figure, axes: Sequence[Axes]) -> None:
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9
+    )
 
 
-def _log_if_wide(axis: Axes) -> None:
+def _whole_numbers() -> MaxNLocator:
+    return MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True)
+
+
+def _log_if_wide(axis: Axes, factor: float = 30) -> None:
     """A log scale where one early round would flatten all that follows."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in axis.get_lines()])
-    if values.min() > 0 and values.max() > 30 * values.min():
+    if values.min() > 0 and values.max() > factor * values.min():
         axis.set_yscale("log")
