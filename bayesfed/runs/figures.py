@@ -144,7 +144,7 @@ def reliability_diagram(reliability: dict[str, Any]) -> Figure:
         if kind not in reliability:
             continue
         columns = reliability[kind]
-        used = [i for i, count in enumerate(columns["count"]) if count]
+        used = [i for i, value in enumerate(columns["confidence"]) if value is not None]
         confidence, accuracy = ([columns[key][i] for i in used] for key in ("confidence", "accuracy"))
         upper.plot(confidence, accuracy, LINES[kind], color=COLOURS[kind], label=NAMES[kind], marker="o", markersize=4)
         lower.stairs(columns["count"], edges, color=COLOURS[kind], linestyle=LINES[kind], linewidth=1.4)

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from bayesfed.errors import InputError
+from bayesfed.evaluation import evaluate
 from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.problem import build_problem
+from bayesfed.problem.flat import FlatModel
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.trained import load
+from bayesfed.seeding import torch_generator
 
 
 @pytest.fixture
@@ -141,3 +145,25 @@ def test_a_directory_without_a_posterior_is_no_run(tmp_path):
         load(tmp_path)
     with pytest.raises(InputError, match="no such directory"):
         load(tmp_path / "typo")
+
+
+def test_a_real_problem_survives_the_file(tmp_path):
+    """Raw inputs through ``load(...).predict`` give what evaluating the problem's own examples gives."""
+    groups = {
+        "data": {"_target_": "bayesfed.problem.data.Digits", "name": "digits", "scaling": "standardize"},
+        "partition": {"_target_": "bayesfed.problem.partition.Iid", "name": "iid", "num_clients": 4},
+        "model": {"_target_": "bayesfed.problem.models.MLP", "name": "mlp", "hidden": [8]},
+        "likelihood": {"_target_": "bayesfed.problem.likelihood.Categorical", "name": "categorical"},
+    }
+    problem = build_problem(groups, 1, 0.0)
+    model = FlatModel(problem.build_model(1), dtype=torch.float64)
+    posterior = DiagonalGaussian.from_mean_precision(model.vector.clone(), torch.full((model.dim,), 50.0))
+    save_posterior(tmp_path / "posterior.safetensors", posterior, problem.description())
+    scores = evaluate(
+        model, posterior, problem.test, problem.likelihood, samples=3, generator=torch_generator(7, "predict")
+    )
+    test = problem.test
+    raw = test.x if test.index is None else test.x[test.index]
+    p = load(tmp_path).predict(raw.numpy(), samples=3, seed=7)
+    of_label = p[torch.arange(len(p)), test.targets()]
+    assert -of_label.log().mean().item() == pytest.approx(scores["bayes/nll"], rel=1e-12)
