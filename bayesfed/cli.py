@@ -1,0 +1,119 @@
+"""The ``bayesfed`` command.
+
+``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
+``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents.
+
+Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from bayesfed import __version__
+from bayesfed.errors import InputError, RunFailed, choice
+
+VERBS = ("run",)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with the codes above."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and "=" not in args[0] and not args[0].startswith(("-", "+", "~")):
+        verb = args.pop(0)
+        try:
+            choice("command", verb, VERBS)
+        except InputError as error:
+            sys.exit(_report(error))
+    if args[:1] == ["--version"]:
+        print(f"bayesfed {__version__}")
+        return
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if any(arg.startswith("-") for arg in args):
+        sys.exit(_hydra(args))
+    sys.exit(guarded(args))
+
+
+def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
+    """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
+    from bayesfed.config import compose_config
+    from bayesfed.runs.launch import run_config
+
+    where = None
+    try:
+        cfg = compose_config(overrides, directory)
+        where = cfg.resume or cfg.hydra.run.dir
+        result = run_config(cfg, overrides)
+    except InputError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; continue with: bayesfed resume={where}", file=sys.stderr)
+        return 130
+    except RunFailed as error:
+        print(f"failed: {error}\ncontinue with: bayesfed resume={where}", file=sys.stderr)
+        return 1
+    print(_outcome(result.summary), f"results in {result.run_dir}", sep="\n")
+    return 0
+
+
+def _outcome(summary: dict) -> str:
+    names = {"accuracy": "accuracy {:.2f} %", "rmse": "RMSE {:.4f}", "nll": "NLL {:.4f}", "ece": "ECE {:.2f} %"}
+    parts = []
+    for kind, label in (("mean", "at the mean"), ("bayes", "model-averaged")):
+        found = [text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None]
+        if found:
+            parts.append(f"{label}: " + ", ".join(found))
+    return f"{summary['method']}, {summary['rounds']} rounds; " + "; ".join(parts)
+
+
+def _report(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _hydra(args: list[str]) -> int:
+    """Dash options: sweeps, printing the configuration, help, completion."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from bayesfed.config import conf_dir, search_path, with_tuned
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
+    def job(cfg: DictConfig) -> None:
+        settings = HydraConfig.get()
+        codes.append(guarded(list(settings.overrides.task), settings.runtime.output_dir))
+        if codes[-1] == 130:
+            raise KeyboardInterrupt
+
+    overrides = [arg for arg in args if not arg.startswith("-") and "=" in arg]
+    sweep = any(arg in ("-m", "--multirun") for arg in args)
+    shown = any(arg in ("--cfg", "-c") or arg.startswith("--cfg=") for arg in args)
+    try:
+        if shown and not sweep:  # show what would run, tuned values included
+            args = [*[a for a in args if a not in overrides], *with_tuned(overrides)]
+        local = search_path()
+        sys.argv = [sys.argv[0], *args, *([f"hydra.searchpath={local}"] if local else [])]
+        job()
+    except InputError as error:
+        return _report(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _report(InputError("override", " ".join(overrides), str(error).splitlines()[0]))
+    except KeyboardInterrupt:
+        return 130
+    return max(codes, default=0)

@@ -1,0 +1,307 @@
+"""From command-line overrides to a checked configuration."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+
+GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
+RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "hydra")
+_RESERVED = {"_target_", "name", "default_client", "handler"}
+
+
+@dataclass
+class EvalSchema:
+    every: int = 1
+    bayes_every: int = 1
+    samples: int = 32
+    validation: float = 0.0
+    batch_size: int = 2048
+
+
+@dataclass
+class CheckpointSchema:
+    every: int = 1
+
+
+@dataclass
+class RunSchema:
+    """Types of the top-level keys; the groups are checked against the constructors they name."""
+
+    seed: int = 1
+    rounds: int = 20
+    dtype: str = "float32"
+    device: str = "auto"
+    resume: str | None = None
+    display: bool = True
+    figures: bool = True
+    eval: EvalSchema = field(default_factory=EvalSchema)
+    checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
+
+
+def conf_dir() -> Path:
+    """The folder ``conf``: beside the package in a checkout or app bundle, inside it in a wheel."""
+    for base in (Path(str(resources.files("bayesfed"))), Path(__file__).resolve().parent.parent):
+        if (base / "conf" / "config.yaml").is_file():
+            return base / "conf"
+    raise FileNotFoundError("bayesfed's conf folder is missing from the installation")
+
+
+def search_path() -> list[str]:
+    """A ``conf`` folder in the working directory adds to (and goes before) the built-in groups."""
+    local = Path.cwd() / "conf"
+    return [f"file://{local}"] if local.is_dir() and local.resolve() != conf_dir().resolve() else []
+
+
+def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
+    """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
+
+    Composes twice: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
+    values, before the user's own overrides.
+
+    Args:
+        overrides: Hydra overrides.
+        run_dir: the run directory, where Hydra chose it already (a job of a sweep).
+
+    Raises:
+        InputError: an unknown key, group or value.
+    """
+    overrides = with_tuned(overrides)
+    cfg = _compose(overrides)
+    run_dir = run_dir or _resolved_run_dir(cfg)
+    with read_write(cfg.hydra):
+        cfg.hydra.run.dir = run_dir
+    if cfg.client.get("schedule_rounds", 0) is None:
+        OmegaConf.update(cfg, "client.schedule_rounds", cfg.rounds)
+    validate(cfg)
+    return cfg
+
+
+def _resolved_run_dir(cfg: DictConfig) -> str:
+    """``hydra.run.dir`` with ``${hydra:...}`` resolved, which Hydra leaves to its own main function."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(cfg)
+    try:
+        return str(cfg.hydra.run.dir)
+    finally:
+        hydra.cfg = before
+
+
+def with_tuned(overrides: Sequence[str]) -> list[str]:
+    """``overrides`` preceded by the fitting client and the experiment's tuned values for strategy and client."""
+    overrides = list(overrides)
+    first = _compose(overrides)
+    tuned = OmegaConf.to_container(first.tuned)
+    assert isinstance(tuned, dict)
+    strategy = first.strategy.name
+    settings = dict(tuned.get(strategy) or {})
+    if any(o.key_or_group == "client" for o in parse(overrides)):
+        client = first.client.name
+        settings.pop("client", None)
+    else:
+        client = settings.pop("client", None) or _default_client(first)
+    extra = [f"client={client}", *_as_overrides("strategy", settings)]
+    for key in (client, f"{strategy}/{client}"):
+        extra += _as_overrides("client", tuned.get(key) or {})
+    for group in ("data", "partition", "model", "likelihood"):
+        extra += _as_overrides(group, tuned.get(f"{group}/{first[group].name}") or {})
+    return extra + overrides
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's parse of ``overrides``.
+
+    Raises:
+        InputError: bad syntax.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError("override", " ".join(overrides), str(error).splitlines()[0]) from error
+
+
+def _default_client(cfg: DictConfig) -> str:
+    default = cfg.strategy.get("default_client", "adam")
+    if isinstance(default, str):
+        return default
+    if cfg.strategy.get("covariance") == "fixed" and "fixed" in default:
+        return default["fixed"]
+    return default.get(cfg.strategy.get("family"), "adam")
+
+
+def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
+    def text(value: Any) -> str:
+        if value is None:
+            return "null"
+        if isinstance(value, list):
+            return "[" + ",".join(text(item) for item in value) + "]"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [f"{group}.{key}={text(value)}" for key, value in settings.items()]
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    local = search_path()
+    extra = [f"hydra.searchpath={local}"] if local and not any("searchpath" in o for o in overrides) else []
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
+            return compose("config", overrides=[*overrides, *extra], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from error
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
+    """Turn Hydra's report into one line with the nearest valid name."""
+    text = str(error)
+    if match := re.search(r"Could not find '([\w/]+)'", text) or re.search(r"In '.*': Could not find '([\w/]+)'", text):
+        group, _, name = match[1].rpartition("/")
+        valid = _options(group)
+        return InputError(group, name, f"no such option; {did_you_mean(name, valid)}valid: {', '.join(valid)}")
+    if match := re.search(r"Could not override '([\w./@]+)'", text):
+        key = match[1]
+        given = next((o for o in overrides if o.lstrip("+~").split("=")[0] == key), key)
+        value = given.partition("=")[2]
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(_plain(overrides), parent) if parent else _plain(overrides)
+        names = [str(k) for k in node if not str(k).startswith("_")] if OmegaConf.is_config(node) else []
+        if not names:
+            names = [str(k) for k in _plain([])]
+            leaf = key.partition(".")[0]
+        return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return InputError("override", " ".join(overrides) or "(none)", "; ".join(lines[:2]))
+
+
+def _plain(overrides: Sequence[str]) -> DictConfig:
+    """The configuration with only the group choices among ``overrides`` (for listing valid keys)."""
+    groups = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment")]
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
+        return compose("config", overrides=groups)
+
+
+def _options(group: str) -> list[str]:
+    folders = [conf_dir(), Path.cwd() / "conf"]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+# -- validation -----------------------------------------------------------------------------------------------------------
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check types and ranges of everything that can be checked without loading data.
+
+    Raises:
+        InputError: the first value that is not usable.
+    """
+    for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "eval", "checkpoint"):
+        try:
+            OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg[key]})
+        except OmegaConfBaseException as error:
+            full = getattr(error, "full_key", None) or key
+            raise InputError(full, OmegaConf.select(cfg, full), str(error).splitlines()[0]) from error
+    integer("seed", cfg.seed, at_least=0)
+    integer("rounds", cfg.rounds, at_least=0)
+    choice("dtype", cfg.dtype, ("float32", "float64"))
+    choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
+    integer("eval.every", cfg.eval.every, at_least=1)
+    integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)
+    integer("eval.samples", cfg.eval.samples, at_least=1)
+    integer("eval.batch_size", cfg.eval.batch_size, at_least=1)
+    number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
+    integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
+    for group in GROUPS:
+        check_types(cfg[group], group)
+    for group in ("strategy", "client", "engine", "logger"):
+        build(cfg[group], group)
+
+
+def check_types(section: DictConfig, group: str) -> None:
+    """Check a group's keys and values against the constructor its ``_target_`` names.
+
+    Raises:
+        InputError: an unknown key or a value of the wrong type.
+    """
+    target = resolve(section, group)
+    parameters = inspect.signature(target.__init__).parameters
+    hints = get_type_hints(target.__init__)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in OmegaConf.to_container(section, resolve=True).items():  # type: ignore[union-attr]
+        if key in _RESERVED:
+            continue
+        if key not in parameters:
+            if open_ended:
+                continue
+            names = [name for name in parameters if name != "self"]
+            raise InputError(f"{group}.{key}", value, f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}")
+        if key in hints and not fits(value, hints[key]):
+            raise InputError(f"{group}.{key}", value, f"must be {_describe(hints[key])}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain configuration value is of the annotated type (an int is a float; a bool is not a number)."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in get_args(hint))
+    if origin in (list, Sequence, tuple) or getattr(origin, "__name__", "") == "Sequence":
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", type(None): "null"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in get_args(hint))
+    if get_args(hint):
+        return f"a list of {_describe(get_args(hint)[0])}"
+    return names.get(hint, str(hint))
+
+
+def resolve(section: DictConfig, group: str) -> type:
+    """The class a group's ``_target_`` names.
+
+    Raises:
+        InputError: it can't be imported.
+    """
+    try:
+        return get_class(section["_target_"])
+    except Exception as error:
+        raise InputError(f"{group}._target_", section.get("_target_"), str(error).splitlines()[0]) from error
+
+
+def build(section: DictConfig, group: str, **extra: Any) -> Any:
+    """Instantiate a group: its class with its keys (and ``extra``) as arguments.
+
+    Raises:
+        InputError: from the constructor, with the group's name before the field.
+    """
+    settings = {k: v for k, v in OmegaConf.to_container(section, resolve=True).items() if k not in _RESERVED}  # type: ignore[union-attr]
+    try:
+        return resolve(section, group)(**settings, **extra)
+    except InputError as error:
+        raise error.within(group) if not error.field.startswith(f"{group}.") and error.field != group else error

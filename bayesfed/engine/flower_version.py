@@ -1,0 +1,36 @@
+"""Everything that depends on the pinned Flower release (1.39); a later move should cost this file only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+def set_identity() -> None:
+    """Let this process create messages: outside Flower's engine 1.39 knows no task identity."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+
+def node_context(node: int, partition: int, num_partitions: int) -> Context:
+    """The context of a simulated node."""
+    config: dict[str, Any] = {"partition-id": partition, "num-partitions": num_partitions}
+    return Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
+
+
+def error_reply(message: Message, error: BaseException) -> Message:
+    """What Flower sends when a ClientApp raises, with the reason."""
+    text = f"{type(error).__name__}: {error}"
+    return Message(Error(code=CLIENT_RAISED, reason=text), reply_to=message)
+
+
+def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: dict[str, float]) -> None:
+    """Run both apps on Flower's simulation runtime (its successor ``flwr run`` wants an app bundle and a SuperLink)."""
+    from flwr.simulation import run_simulation
+
+    run_simulation(server, client, num_nodes, backend_config={"client_resources": resources})

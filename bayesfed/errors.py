@@ -1,0 +1,97 @@
+"""Errors a user can act on: each names the field, the value and the fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """A setting or input file that cannot be used.
+
+    The command line turns it into exit code 2 and one line; it is raised before any work starts.
+
+    Args:
+        field: what the user wrote, e.g. ``rho`` or ``data.path``.
+        value: the value given.
+        fix: what would be accepted, as a phrase.
+    """
+
+    def __init__(self, field: str, value: object, fix: str):
+        self.field, self.value, self.fix = field, value, fix
+        super().__init__(f"{field}={value}: {fix}")
+
+    def within(self, group: str) -> InputError:
+        """The same error for a field of the configuration group ``group``."""
+        return type(self)(f"{group}.{self.field}", self.value, self.fix)
+
+    def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.fix)
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on; its last checkpoint can be resumed (exit code 1)."""
+
+
+def number(
+    field: str,
+    value: float | None,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    finite: bool = True,
+    optional: bool = False,
+) -> None:
+    """Check that ``value`` is a number in the given range.
+
+    Raises:
+        InputError: naming ``field``, the value and the range.
+    """
+    bounds = []
+    if above is not None:
+        bounds.append(f"> {above:g}")
+    if at_least is not None:
+        bounds.append(f">= {at_least:g}")
+    if at_most is not None:
+        bounds.append(f"<= {at_most:g}")
+    fix = "must be a" + (" finite" if finite else "") + " number"
+    fix += f" {' and '.join(bounds)}" if bounds else ""
+    fix += " (or null for the default)" if optional else ""
+    if value is None:
+        if optional:
+            return
+        raise InputError(field, value, fix)
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise InputError(field, value, fix)
+    outside = (
+        (finite and math.isinf(value))
+        or (above is not None and not value > above)
+        or (at_least is not None and not value >= at_least)
+        or (at_most is not None and not value <= at_most)
+    )
+    if outside:
+        raise InputError(field, value, fix)
+
+
+def integer(field: str, value: int | None, *, at_least: int, optional: bool = False) -> None:
+    """Check that ``value`` is a whole number of at least ``at_least``."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        fix = f"must be a whole number >= {at_least}"
+        raise InputError(field, value, fix + (" (or null)" if optional else ""))
+
+
+def choice(field: str, value: object, valid: Iterable[str]) -> None:
+    """Check that ``value`` is one of ``valid``; the error proposes the nearest one."""
+    names = sorted(valid)
+    if value not in names:
+        raise InputError(field, value, f"{did_you_mean(str(value), names)}valid: {', '.join(names)}")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """``"did you mean 'x'? "`` for the nearest of ``names``, or nothing."""
+    near = get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'? " if near else ""

@@ -1,0 +1,85 @@
+"""Natural parameters as elements of a vector space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NaturalParameters:
+    """A point ``lambda`` in the natural-parameter space of a family.
+
+    For the Gaussians ``lambda = (S m, -S/2)`` with precision ``S`` and mean ``m``. Differences and sums of natural parameters
+    (sites, duals) live in the same space but need not describe a distribution, so nothing is checked here:
+    ``Family.from_natural`` does that.
+
+    Attributes:
+        family: name of the family whose sufficient statistic ``T`` this pairs with.
+        first: (P,) coefficient of ``theta``.
+        second: coefficient of ``theta theta^T``: () isotropic, (P,) diagonal, (P, P) full.
+    """
+
+    family: str
+    first: Tensor
+    second: Tensor
+
+    def _pair(self, other: NaturalParameters) -> NaturalParameters:
+        if not isinstance(other, NaturalParameters):
+            raise TypeError(f"expected natural parameters, got {type(other).__name__}")
+        if other.family != self.family or other.second.shape != self.second.shape or other.first.shape != self.first.shape:
+            raise ValueError(
+                f"cannot combine natural parameters of {self.family} {tuple(self.first.shape)} "
+                f"and {other.family} {tuple(other.first.shape)}"
+            )
+        return other
+
+    def __add__(self, other: NaturalParameters) -> NaturalParameters:
+        other = self._pair(other)
+        return NaturalParameters(self.family, self.first + other.first, self.second + other.second)
+
+    def __sub__(self, other: NaturalParameters) -> NaturalParameters:
+        other = self._pair(other)
+        return NaturalParameters(self.family, self.first - other.first, self.second - other.second)
+
+    def __mul__(self, scale: float) -> NaturalParameters:
+        return NaturalParameters(self.family, self.first * scale, self.second * scale)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: float) -> NaturalParameters:
+        return NaturalParameters(self.family, self.first / scale, self.second / scale)
+
+    def __neg__(self) -> NaturalParameters:
+        return self * -1.0
+
+    def add_(self, other: NaturalParameters, scale: float = 1.0) -> NaturalParameters:
+        """In place ``self += scale * other`` (streaming sums on the server)."""
+        other = self._pair(other)
+        self.first.add_(other.first, alpha=scale)
+        self.second.add_(other.second, alpha=scale)
+        return self
+
+    def norm(self) -> Tensor:
+        """Euclidean norm of all entries, shape ()."""
+        return torch.sqrt(self.first.square().sum() + self.second.square().sum())
+
+    def isfinite(self) -> Tensor:
+        """Whether all entries are finite, shape ()."""
+        return self.first.isfinite().all() & self.second.isfinite().all()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> NaturalParameters:
+        """The same point in another precision or on another device."""
+        return NaturalParameters(
+            self.family, self.first.to(device=device, dtype=dtype), self.second.to(device=device, dtype=dtype)
+        )
+
+    def zeros_like(self) -> NaturalParameters:
+        """The zero of the space."""
+        return NaturalParameters(self.family, torch.zeros_like(self.first), torch.zeros_like(self.second))
+
+    def clone(self) -> NaturalParameters:
+        """A copy that shares no memory."""
+        return NaturalParameters(self.family, self.first.clone(), self.second.clone())

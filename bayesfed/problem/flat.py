@@ -1,0 +1,57 @@
+"""A module whose parameters, and their gradients, are views of one vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatModel:
+    """Wrap ``module`` so that all trainable parameters live in one contiguous vector.
+
+    Everything bayesfed does to parameters (sampling, natural parameters, optimizer steps, messages) works on vectors of
+    length P; the module sees the same memory through views, so nothing is gathered or scattered.
+
+    Attributes:
+        module: the wrapped module, moved to ``device`` and ``dtype``.
+        vector: (P,) the parameters, in ``module.parameters()`` order.
+        grad: (P,) the gradients; ``backward()`` accumulates into it through the parameters' ``.grad`` views.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
+        module = module.to(device=device, dtype=dtype)
+        self.module = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.names = [n for n, p in module.named_parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameters")
+        self.sizes = [p.numel() for p in self.parameters]
+        self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.grad = torch.zeros_like(self.vector)
+        for parameter, values, gradient in zip(
+            self.parameters, self.vector.split(self.sizes), self.grad.split(self.sizes), strict=True
+        ):
+            parameter.data = values.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+
+    @property
+    def dim(self) -> int:
+        """The number of parameters P."""
+        return self.vector.numel()
+
+    @torch.no_grad()
+    def load(self, vector: Tensor) -> None:
+        """Set all parameters from a vector of shape (P,), casting to the model's dtype and device."""
+        self.vector.copy_(vector)
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zero, keeping the views."""
+        self.grad.zero_()
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
+        pieces = vector.split(self.sizes)
+        return {n: v.view(p.shape) for n, v, p in zip(self.names, pieces, self.parameters, strict=True)}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)

@@ -1,0 +1,289 @@
+"""One run from checked configuration to summary: what happens around a strategy's rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from omegaconf import DictConfig
+
+from bayesfed import seeding
+from bayesfed.app import Plain, client_app, device_of, plain, problem_of
+from bayesfed.config import build
+from bayesfed.errors import InputError
+from bayesfed.evaluation import evaluate, reliability
+from bayesfed.problem.flat import FlatModel
+from bayesfed.runs.checkpoint import Checkpoint
+from bayesfed.runs.directory import RunDirectory, provenance
+from bayesfed.runs.display import Display
+from bayesfed.runs.figures import make_figures
+from bayesfed.runs.posterior_file import save_posterior
+from bayesfed.schedule import Schedule
+from bayesfed.wire import DTYPES
+
+log = getLogger("bayesfed")
+
+
+class Session:
+    """Everything about a run that is neither strategy nor engine.
+
+    Building it loads the data and checks that all parts fit together, so that bad input fails before any work; nothing
+    is written until :meth:`open`.
+
+    Args:
+        cfg: validated configuration.
+
+    Raises:
+        InputError: data, model, strategy and client don't fit together.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.config: Plain = plain(cfg)
+        self.problem = problem_of(self.config)
+        self.strategy = build(cfg.strategy, "strategy")
+        self.solver = build(cfg.client, "client")
+        self.logger = build(cfg.logger, "logger")
+        self.num_clients = len(self.problem.clients)
+        module = self.problem.build_model(cfg.seed)
+        self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self._check()
+        self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
+        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed)
+        horizon = Schedule(
+            cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
+            cfg.client.get("schedule_decay", 0.1),
+        )  # fmt: skip
+        self.strategy.lr_factor = lambda round: horizon(round - 1)
+        self.directory: RunDirectory
+        self.round = 0
+        self.seconds = 0.0
+        self.bytes = {"bytes/down": 0.0, "bytes/up": 0.0}
+
+    def _check(self) -> None:
+        family, client = self.strategy.family, self.cfg.client.name
+        if family not in self.solver.families:
+            learns = ", ".join(sorted(self.solver.families))
+            fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
+            raise InputError("client", client, fix)
+        self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        if family == "full":
+            matrix = 8 * self.num_parameters**2
+            free = psutil.virtual_memory().available
+            if 8 * matrix > free:  # server: posterior, prior, sums; client: Hessian, factor, work space
+                raise InputError(
+                    "strategy.family",
+                    family,
+                    f"the model has {self.num_parameters:,} parameters: one precision matrix takes {matrix / 1e9:.1f} GB and a run "
+                    f"about {8 * matrix / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; use family=diagonal or a smaller model",
+                )
+
+    # -- life cycle ---------------------------------------------------------------------------------------------------
+
+    def open(self, directory: RunDirectory, *, resumed: bool) -> None:
+        """Attach the run directory; a resumed run takes up the newest checkpoint."""
+        self.directory = directory
+        if not resumed:
+            return
+        checkpoint = Checkpoint.latest(directory.checkpoints)
+        tensors = dict(checkpoint.tensors)
+        arrays = {name: tensors.pop(f"posterior.{name}") for name in self.strategy.posterior.arrays()}
+        self.strategy.posterior = type(self.strategy.posterior).from_arrays(arrays)
+        self.strategy.load_tensors(tensors)
+        self.strategy.accepted = {int(k): v for k, v in checkpoint.state["accepted"].items()}
+        self.strategy.durable = dict(self.strategy.accepted)
+        self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
+        self.bytes = checkpoint.state["bytes"]
+        for name in ("rounds", "clients"):
+            directory.truncate(name, self.round)
+
+    def client_app(self):
+        """The ClientApp of this run, with its sites in the run directory."""
+        return client_app(self.config, self.directory.sites)
+
+    def server_app(self) -> ServerApp:
+        """The ServerApp of this run."""
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            self.serve(grid)
+
+        return app
+
+    def serve(self, grid: Grid) -> None:
+        """Run all rounds that are left on ``grid``, and write the results, whatever happens.
+
+        Raises:
+            KeyboardInterrupt, Exception: what ended the run early, after the summary was written.
+        """
+        title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
+        status = "failed"
+        started = time.perf_counter()
+        with single_thread(), Display(
+            rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
+        ) as self.display:  # fmt: skip
+            try:
+                self.logger.begin(self.directory.path, self.config)
+                if self.round == 0:
+                    self._finish_round(0, {})
+                self._clock = time.perf_counter()
+                self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
+                status = "finished"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
+                self.end(status, time.perf_counter() - started)
+
+    def end(self, status: str, seconds: float) -> None:
+        """Summary, figures, logger."""
+        summary = self.summary(status, seconds)
+        self.directory.write_summary(summary)
+        if status == "finished" and self.cfg.figures:
+            self._figures()
+        self.logger.end(summary)
+
+    def _figures(self) -> None:
+        bins = None
+        if self.problem.num_classes:
+            bins = reliability(
+                self.model, self.strategy.posterior.to(device=self.model.vector.device), self.problem.test,
+                self.problem.likelihood, samples=self.cfg.eval.samples, generator=self._generator(self.round),
+            )  # fmt: skip
+        make_figures(self.directory.path, label_counts=self.problem.label_counts, reliability=bins)
+
+    # -- callbacks of the strategy --------------------------------------------------------------------------------------
+
+    def begin_round(self, round: int, sampled: list[int]) -> None:
+        """Show it."""
+        self.display.begin_round(round, len(sampled))
+
+    def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
+        """A line in ``clients.jsonl``."""
+        self.display.client_done(round, client, metrics is not None)
+        record = {"round": round, "client": client, "accepted": metrics is not None}
+        self.directory.append("clients", record | (metrics or {"reason": reason}))
+
+    def end_round(self, round: int, metrics: dict[str, float]) -> None:
+        """Evaluate, record, checkpoint, show."""
+        self._finish_round(round, metrics)
+
+    def _finish_round(self, round: int, metrics: dict[str, float]) -> None:
+        trained = time.perf_counter()
+        evaluation = self._evaluate(round)
+        record: dict[str, Any] = {"round": round, **evaluation, **metrics}
+        if self.strategy.family != "point":
+            low, mean, high = self.strategy.posterior.precision_summary()
+            record |= {
+                "posterior/precision_min": low, "posterior/precision_mean": mean, "posterior/precision_max": high,
+            }  # fmt: skip
+        if round > 0:
+            now = time.perf_counter()
+            record["seconds/round"] = now - self._clock
+            record["seconds/train"] = trained - self._clock
+            self.seconds += now - self._clock
+            self._clock = now
+        record["seconds/total"] = self.seconds
+        for key in self.bytes:
+            self.bytes[key] += metrics.get(key, 0)
+        self.round = round
+        # the line comes first: a checkpoint without its line would leave a gap that no resume fills
+        self.directory.append("rounds", record)
+        every = self.cfg.checkpoint.every
+        last = round == self.cfg.rounds
+        if last or (every and round % every == 0):
+            if every:
+                self._checkpoint()
+            save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
+        self.logger.log(record)
+        self.display.end_round(record)
+
+    def _evaluate(self, round: int) -> dict[str, float]:
+        if len(self.problem.test) == 0:
+            return {}
+        last = round == self.cfg.rounds
+        if not (last or round % self.cfg.eval.every == 0):
+            return {}
+        return evaluate(
+            self.model,
+            self.strategy.posterior.to(device=self.model.vector.device),
+            self.problem.test,
+            self.problem.likelihood,
+            samples=self.cfg.eval.samples,
+            generator=self._generator(round),
+            batch_size=self.cfg.eval.batch_size,
+            bayes=last or round % self.cfg.eval.bayes_every == 0,
+        )
+
+    def _generator(self, round: int) -> torch.Generator:
+        return seeding.torch_generator(self.cfg.seed, "evaluation", round, device=self.model.vector.device)
+
+    def _checkpoint(self) -> None:
+        tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
+        state = {"accepted": self.strategy.accepted, "seconds": self.seconds, "bytes": self.bytes}
+        Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
+        self.strategy.durable = dict(self.strategy.accepted)
+
+    # -- results ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def problem_name(self) -> str:
+        """Data set and number of clients, for titles."""
+        return f"{self.cfg.data.name}, {self.num_clients} clients"
+
+    def summary(self, status: str, seconds: float) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        rounds = self.directory.rounds()
+        summary: dict[str, Any] = {
+            "method": self.cfg.strategy.name,
+            "family": self.strategy.family,
+            "client": self.cfg.client.name,
+            "seed": self.cfg.seed,
+            "rounds": self.round,
+            "status": status,
+            "parameters": self.num_parameters,
+            "clients": self.num_clients,
+            "evaluated_on": self.problem.evaluated_on,
+            "wall_clock": seconds,
+            "bytes/total": sum(self.bytes.values()),
+            **provenance(),
+        }
+        keys = [k for k in (rounds[-1] if rounds else {}) if k.startswith(("mean/", "bayes/"))]
+        for key in keys:
+            values = [r[key] for r in rounds if r.get(key) is not None and r["round"] > 0]
+            if values:
+                best = max(values) if key.endswith("accuracy") else min(values)
+                summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
+        if rounds:
+            summary |= {key: value for key, value in rounds[-1].items() if key != "round"}
+        summary["guard/total"] = sum(r.get("guard/count") or 0 for r in rounds)
+        return summary
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One torch thread: two threads give other bits, and cost more than they gain on small models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def resume_session(path: Path) -> Session:
+    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (used by child processes)."""
+    directory = RunDirectory.open(path)
+    cfg = directory.config()
+    session = Session(cfg)
+    session.open(directory, resumed=bool(list(directory.checkpoints.glob("server-*.safetensors"))))
+    return session

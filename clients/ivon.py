@@ -1,0 +1,127 @@
+"""IVON as a client solver: the diagonal (IVON-ADMM) and isotropic Gaussian."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from bayesfed.errors import integer, number
+from bayesfed.schedule import Schedule
+from clients.local import LocalProblem, LocalSolution, Solver, check_training
+from clients.optim import IVON
+
+
+class IVONSolver(Solver):
+    """Solve the local variational problem with IVON (arXiv 2506.13150, IVON-ADMM; spec 1.6).
+
+    IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms. Its fixed
+    point is ``S_k = S_g + (N_k/tau E[hess lbar_k] - V_k)/rho``: ``h`` is the curvature *in excess of* the server's precision.
+    In round 1 it starts at the network initialisation with ``h = hess_init``, later at ``(m_g, h = 0)``.
+
+    Uploads mean and precision (2P numbers; P + 1 for the isotropic family).
+
+    Args:
+        lr: multiplies the Newton direction (``rescale_lr=False``, as the federated settings assume).
+        epochs: passes over the client's data in a round.
+        batch_size: examples per step.
+        beta1, beta2: decay of momentum and of the curvature estimate. A round of T steps learns a fraction ``1 - beta2**T``.
+        hess_init: curvature ``h`` at the start of round 1, in mean-loss units.
+        mc_samples: posterior samples (gradients) per step.
+        clip_radius: elementwise bound on the preconditioned step, before ``lr``.
+        clip_norm: bound on the norm of each sampled gradient; null for none.
+        schedule, schedule_rounds, schedule_decay: learning rate over communication rounds.
+        local_schedule: learning rate over the steps of a round.
+        keep_momentum: keep momentum and debias counter between rounds instead of restarting them.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset({"diagonal", "isotropic"})
+
+    def __init__(
+        self,
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        beta1: float = 0.9,
+        beta2: float = 0.9998,
+        hess_init: float = 0.001,
+        mc_samples: int = 1,
+        clip_radius: float = math.inf,
+        clip_norm: float | None = None,
+        schedule: str = "constant",
+        schedule_rounds: int | None = None,
+        schedule_decay: float = 0.1,
+        local_schedule: str = "constant",
+        keep_momentum: bool = False,
+    ):
+        check_training(lr, epochs, batch_size, local_schedule)
+        Schedule(schedule, schedule_rounds or 1, schedule_decay)
+        number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
+        number("beta2", beta2, at_least=0, at_most=1 - 1e-12)
+        number("hess_init", hess_init, above=0)
+        integer("mc_samples", mc_samples, at_least=1)
+        number("clip_radius", clip_radius, above=0, finite=False)
+        number("clip_norm", clip_norm, above=0, optional=True)
+        self.lr, self.epochs, self.batch_size = lr, epochs, batch_size
+        self.beta1, self.beta2, self.hess_init = beta1, beta2, hess_init
+        self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
+        self.local_schedule, self.keep_momentum = local_schedule, keep_momentum
+
+    def solve(self, problem: LocalProblem) -> LocalSolution:
+        model, server = problem.model, problem.server
+        model.load(problem.start())
+        model.module.train()
+        site = problem.site_terms()
+        optimizer = IVON(
+            model.parameters,
+            lr=self.lr * problem.lr_factor,
+            ess=problem.data_weight / problem.rho,
+            hess_init=self.hess_init,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            mc_samples=self.mc_samples,
+            clip_radius=self.clip_radius,
+            rescale_lr=False,
+            prior_mean=server.mean,
+            prior_precision=server.precision,
+            site_linear=None if site is None else site[0] / problem.data_weight,
+            site_quadratic=None if site is None else site[1] / problem.data_weight,
+            generator=problem.generator("noise", problem.device),
+            hess_structure="scalar" if server.name == "isotropic" else "diagonal",
+        )
+        if problem.round > 1:
+            optimizer.set_posterior(server.mean, server.precision)
+        if problem.memory:
+            optimizer.load_momentum(problem.memory["momentum"], int(problem.memory["steps"]))
+
+        rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
+        total = torch.zeros((), dtype=problem.dtype, device=problem.device)
+        step = 0
+        for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
+            for _ in range(self.mc_samples):
+                with optimizer.sampled_params(train=True):
+                    loss = problem.likelihood.loss(model(x), y)
+                    loss.backward()
+                    if self.clip_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
+                total += loss.detach()
+            optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
+            optimizer.step()
+
+        precision = optimizer.precision
+        posterior = type(server).from_mean_precision(
+            optimizer.mean.clone(), precision.mean() if server.name == "isotropic" else precision.clone()
+        )
+        metrics = {
+            "loss": float(total) / max(step * self.mc_samples, 1),
+            "hessian-moved": float(optimizer.hessian_moved()),
+        }
+        memory = {}
+        if self.keep_momentum:
+            momentum, steps = optimizer.momentum()
+            memory = {"momentum": momentum.clone(), "steps": torch.tensor(steps)}
+        return LocalSolution(posterior, metrics, memory)

@@ -1,0 +1,154 @@
+"""The problem a client solves in one round, and what a solver is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bayesfed import seeding
+from bayesfed.errors import choice, integer, number
+from bayesfed.families import Gaussian, NaturalParameters, PointMass
+from bayesfed.problem import Examples, Likelihood
+from bayesfed.problem.flat import FlatModel
+from bayesfed.schedule import Schedule
+
+Posterior = Gaussian | PointMass
+
+
+@dataclass(frozen=True)
+class LocalProblem:
+    """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; spec 1.3).
+
+    ``l_k`` is the summed negative log-likelihood of the client's ``N_k`` examples. For point estimates (``server`` a point mass)
+    the problem is ``min_w l_k(w)/N_k + proximal/2 ||w - w_g||^2``.
+
+    Attributes:
+        model: parameters are overwritten by the solver.
+        initial: (P,) the seeded network initialisation, the same on all clients.
+        data: the client's training examples.
+        likelihood: gives the mean loss of a batch.
+        server: ``q_g`` as received.
+        site: ``eta_k`` in float64, zero at first; None for methods without duals.
+        rho: weight of the KL term.
+        temperature: ``tau``, tempers the data term.
+        proximal: weight of the proximal term of point estimates, per mean loss.
+        learn_precision: False keeps the server's precision and uses the delta method ``E_q[f] = f(m)``.
+        round: communication round, from 1.
+        client: partition id, a key of the client's random streams.
+        seed: the run's seed.
+        lr_factor: the schedule's factor on the learning rate in this round.
+        memory: tensors this solver returned in the client's previous accepted round.
+    """
+
+    model: FlatModel
+    initial: Tensor
+    data: Examples
+    likelihood: Likelihood
+    server: Posterior
+    site: NaturalParameters | None
+    rho: float
+    temperature: float
+    proximal: float
+    learn_precision: bool
+    round: int
+    client: int
+    seed: int
+    lr_factor: float = 1.0
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_examples(self) -> int:
+        """``N_k``."""
+        return len(self.data)
+
+    @property
+    def data_weight(self) -> float:
+        """``N_k/tau``: the weight of the client's mean loss."""
+        return self.num_examples / self.temperature
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.vector.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point precision of the model."""
+        return self.model.vector.dtype
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """The stream of this client, round and purpose."""
+        return seeding.torch_generator(self.seed, purpose, self.client, self.round, device=device)
+
+    def start(self) -> Tensor:
+        """(P,) where the local iterations start: the network initialisation in round 1, the server's mean later.
+
+        A network must not start at the prior mean 0, which is a symmetric saddle point (spec 1.6).
+        """
+        return self.initial if self.round == 1 else self.server.mean
+
+    def site_terms(self) -> tuple[Tensor, Tensor] | None:
+        """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in the model's dtype; None if zero."""
+        if self.site is None:
+            return None
+        return self.site.first.to(self.server.mean), self.site.second.to(self.server.mean) * -2.0
+
+    def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mini-batches of ``epochs`` passes in an order keyed by (seed, client, round)."""
+        generator = self.generator("batches")
+        for _ in range(epochs):
+            order = torch.randperm(self.num_examples, generator=generator)
+            for rows in order.split(batch_size):
+                yield self.data.batch(rows, self.dtype, self.device)
+
+    def steps(self, epochs: int, batch_size: int) -> int:
+        """How many mini-batches :meth:`batches` yields."""
+        return epochs * math.ceil(self.num_examples / batch_size)
+
+
+@dataclass(frozen=True)
+class LocalSolution:
+    """What a solver found.
+
+    Attributes:
+        posterior: ``q_k``.
+        metrics: numbers for the log (``loss`` = mean training loss over the round).
+        memory: tensors to be handed to this client's next round (empty unless asked for).
+    """
+
+    posterior: Posterior
+    metrics: dict[str, float]
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Solver(ABC):
+    """Solves a client's local problem.
+
+    Adding one: subclass, implement :meth:`solve`, name the class in ``conf/client/NAME.yaml``.
+
+    Attributes:
+        families: names of the posterior families it can return.
+    """
+
+    families: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def solve(self, problem: LocalProblem) -> LocalSolution:
+        """Run the local iterations."""
+
+    def check(self, model: str, likelihood: str) -> None:  # noqa: B027 - most solvers take any model
+        """Raise InputError if the solver can't work with this model and likelihood."""
+
+
+def check_training(lr: float, epochs: int, batch_size: int, local_schedule: str) -> None:
+    """Validate what all mini-batch solvers share."""
+    number("lr", lr, above=0)
+    integer("epochs", epochs, at_least=1)
+    integer("batch_size", batch_size, at_least=1)
+    choice("local_schedule", local_schedule, Schedule.KINDS)

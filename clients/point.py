@@ -1,0 +1,129 @@
+"""SGD, Adam and AdamW: the mode of the local problem, for point estimates and fixed precisions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import choice, number
+from bayesfed.families import PointMass
+from bayesfed.schedule import Schedule
+from clients.local import LocalProblem, LocalSolution, Solver, check_training
+
+
+class PointSolver(Solver):
+    """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
+
+    This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's (federated ADMM,
+    spec 1.4). For point-estimate strategies it is ``l_k(w)/N_k + proximal/2 ||w - w_g||^2``.
+
+    Uploads the mean, and the server's precision unchanged.
+
+    Args:
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        lr: learning rate.
+        epochs: passes over the client's data in a round.
+        batch_size: examples per step.
+        momentum: of SGD; ignored by Adam.
+        beta1, beta2: of Adam; ignored by SGD.
+        weight_decay: coupled (L2) for SGD and Adam, decoupled for AdamW.
+        clip_norm: bound on the norm of the whole gradient; null for none.
+        schedule, schedule_rounds, schedule_decay: learning rate over communication rounds.
+        local_schedule: learning rate over the steps of a round.
+        keep_momentum: keep the optimizer's state between rounds instead of restarting it.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
+
+    def __init__(
+        self,
+        optimizer: str,
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        momentum: float = 0.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        schedule: str = "constant",
+        schedule_rounds: int | None = None,
+        schedule_decay: float = 0.1,
+        local_schedule: str = "constant",
+        keep_momentum: bool = False,
+    ):
+        choice("optimizer", optimizer, ("sgd", "adam", "adamw"))
+        check_training(lr, epochs, batch_size, local_schedule)
+        Schedule(schedule, schedule_rounds or 1, schedule_decay)
+        for name, value in (("momentum", momentum), ("beta1", beta1), ("beta2", beta2)):
+            number(name, value, at_least=0, at_most=1 - 1e-9)
+        number("weight_decay", weight_decay, at_least=0)
+        number("clip_norm", clip_norm, above=0, optional=True)
+        self.optimizer, self.lr, self.epochs, self.batch_size = optimizer, lr, epochs, batch_size
+        self.momentum, self.beta1, self.beta2, self.weight_decay = momentum, beta1, beta2, weight_decay
+        self.clip_norm, self.local_schedule, self.keep_momentum = clip_norm, local_schedule, keep_momentum
+
+    def solve(self, problem: LocalProblem) -> LocalSolution:
+        model = problem.model
+        model.load(problem.start())
+        model.module.train()
+        weights = torch.nn.Parameter(model.vector)
+        weights.grad = model.grad
+        optimizer = self._build(weights, self.lr * problem.lr_factor)
+        if problem.memory:
+            optimizer.state[weights] = {name: value.clone() for name, value in problem.memory.items()}
+        slope, offset = quadratic_terms(problem)
+
+        rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
+        total = torch.zeros((), dtype=problem.dtype, device=problem.device)
+        step = 0
+        for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
+            model.zero_grad()
+            loss = problem.likelihood.loss(model(x), y)
+            loss.backward()
+            if slope is not None:
+                extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
+                model.grad.add_(extra).add_(offset)
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_([weights], self.clip_norm)
+            optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
+            optimizer.step()
+            total += loss.detach()
+
+        mean = model.vector.clone()
+        server = problem.server
+        posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
+        memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
+        return LocalSolution(posterior, {"loss": float(total) / max(step, 1)}, memory)
+
+    def _build(self, weights: torch.nn.Parameter, lr: float) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD([weights], lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        fused = weights.device.type in ("cpu", "cuda")
+        betas = (self.beta1, self.beta2)
+        return kind([weights], lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+
+
+def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of site and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if there are none.
+
+    ``slope = (rho S_g - V)/(N_k/tau)`` has the shape of the precision, ``offset = (v - rho S_g m_g)/(N_k/tau)`` shape (P,).
+    """
+    server = problem.server
+    if isinstance(server, PointMass):
+        if problem.proximal == 0:
+            return None, None
+        slope = server.mean.new_full((), problem.proximal)
+        return slope, -slope * server.mean
+    slope = problem.rho * server.precision
+    offset = -problem.rho * server.multiply(server.precision, server.mean)
+    site = problem.site_terms()
+    if site is not None:
+        slope, offset = slope - site[1], offset + site[0]
+    return slope / problem.data_weight, offset / problem.data_weight

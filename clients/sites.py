@@ -1,0 +1,134 @@
+"""Where a client keeps its site: durable, round-tagged, committed only when the server says so.
+
+A site ``eta_k`` must change exactly when the server counted the reply it belongs to, or ``sum_k eta_k`` on the server and
+on the clients drift apart for good. A client can't know whether its reply arrived. So it never overwrites: training in
+round r writes a *new* record tagged r beside the one it started from, and the next message from the server names the
+last round of this client that was ``accepted``, and the one that lies in the server's last ``durable`` checkpoint. The client
+continues from the accepted record and drops all others but the durable one (which a resumed server would ask for).
+
+The same rule covers a lost reply, a duplicate message, a crash of either side at any point, and a resumed run; and as any
+process that sees the files can serve any client, results don't depend on which worker a client lands on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Record = dict[str, Tensor]
+
+
+class SiteLost(RuntimeError):
+    """The server counts on a site that this client no longer has; going on would corrupt the server's sum of sites."""
+
+
+class SiteStore(ABC):
+    """Round-tagged records of clients: what a record holds is up to the handler."""
+
+    @abstractmethod
+    def save(self, client: int, round: int, record: Record) -> None:
+        """Keep ``record`` as what ``client`` has after ``round``, replacing an earlier attempt at that round."""
+
+    @abstractmethod
+    def read(self, client: int, round: int) -> Record | None:
+        """The record of that round, or None."""
+
+    @abstractmethod
+    def rounds(self, client: int) -> list[int]:
+        """Rounds of which a record exists, ascending."""
+
+    @abstractmethod
+    def drop(self, client: int, round: int) -> None:
+        """Forget that record."""
+
+    def open(self, client: int, accepted: int, durable: int) -> Record | None:
+        """What ``client`` continues from: the record of round ``accepted``; None if it was never accepted (0).
+
+        Records other than ``accepted`` and ``durable`` are dropped.
+
+        Raises:
+            SiteLost: the accepted record is missing.
+        """
+        found = self.rounds(client)
+        for round in found:
+            if round not in (accepted, durable):
+                self.drop(client, round)
+        if accepted == 0:
+            return None
+        record = self.read(client, accepted)
+        if record is None:
+            raise SiteLost(
+                f"client {client} has no site of round {accepted}, which the server accepted (it has: {found or 'none'})"
+            )
+        return record
+
+
+class MemorySites(SiteStore):
+    """Sites in this process: gone when it ends."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, dict[int, Record]] = {}
+
+    def save(self, client: int, round: int, record: Record) -> None:
+        self._records.setdefault(client, {})[round] = {name: value.clone() for name, value in record.items()}
+
+    def read(self, client: int, round: int) -> Record | None:
+        record = self._records.get(client, {}).get(round)
+        return None if record is None else {name: value.clone() for name, value in record.items()}
+
+    def rounds(self, client: int) -> list[int]:
+        return sorted(self._records.get(client, {}))
+
+    def drop(self, client: int, round: int) -> None:
+        del self._records[client][round]
+
+
+class DiskSites(SiteStore):
+    """One safetensors file per client and round under ``root``, written atomically.
+
+    Args:
+        root: folder of one experiment; made when the first site is written.
+    """
+
+    _pattern = re.compile(r"round-(\d{6,})\.safetensors")
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def save(self, client: int, round: int, record: Record) -> None:
+        folder = self._folder(client)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
+        os.close(handle)
+        try:
+            save_file({name: value.contiguous() for name, value in record.items()}, temporary)
+            os.replace(temporary, self._path(client, round))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def read(self, client: int, round: int) -> Record | None:
+        path = self._path(client, round)
+        return load_file(path) if path.exists() else None
+
+    def rounds(self, client: int) -> list[int]:
+        folder = self._folder(client)
+        if not folder.is_dir():
+            return []
+        matches = (self._pattern.fullmatch(name) for name in os.listdir(folder))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def drop(self, client: int, round: int) -> None:
+        self._path(client, round).unlink(missing_ok=True)
+
+    def _folder(self, client: int) -> Path:
+        return self.root / f"client-{client:05d}"
+
+    def _path(self, client: int, round: int) -> Path:
+        return self._folder(client) / f"round-{round:06d}.safetensors"
