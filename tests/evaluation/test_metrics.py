@@ -31,7 +31,8 @@ def test_bins_are_closed_on_the_right_and_hold_certainty():
     assert count.tolist() == [0, 1, 1, 2]
     assert confidence[1:].tolist() == pytest.approx([0.5, 0.75, 0.88])
     assert accuracy[1:].tolist() == [1.0, 1.0, 0.5]
-    assert confidence[0].isnan() and accuracy[0].isnan()
+    assert confidence[0].isnan()
+    assert accuracy[0].isnan()
 
 
 def test_agrees_with_torchmetrics():

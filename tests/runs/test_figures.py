@@ -98,7 +98,8 @@ def test_regression_shows_rmse_instead():
 def test_a_point_estimate_has_one_line():
     rounds = [{"round": t, "mean/nll": 1.0, "bayes/nll": 1.0} for t in range(3)]
     figure = learning_curves(rounds)
-    assert len(figure.axes[0].get_lines()) == 1 and not figure.legends
+    assert len(figure.axes[0].get_lines()) == 1
+    assert not figure.legends
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (10, 10), (100, 10), (10, 100), (500, 62)])

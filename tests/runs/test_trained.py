@@ -132,7 +132,8 @@ def test_a_negative_number_of_samples_is_refused(make_run):
 
 
 def test_summary_and_rounds_come_along_even_after_a_crash(make_run, tmp_path):
-    assert make_run().summary == {} and make_run().rounds == []
+    assert make_run().summary == {}
+    assert make_run().rounds == []
     (tmp_path / "summary.json").write_text(json.dumps({"status": "interrupted"}))
     (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n{"rou')
     run = load(tmp_path)
