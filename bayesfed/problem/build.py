@@ -37,9 +37,9 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     if validation >= 1:
         raise InputError("eval.validation", validation, "must be below 1")
     configs = {group: plain(group, cfg) for group in ("data", "partition", "model", "likelihood")}
-    source = construct("data", configs["data"], Source)
-    partitioner = construct("partition", configs["partition"], Partitioner)
-    likelihood = construct("likelihood", configs["likelihood"], Likelihood)
+    source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
+    partitioner = construct("partition", configs["partition"], Partitioner)  # type: ignore[type-abstract]
+    likelihood = construct("likelihood", configs["likelihood"], Likelihood)  # type: ignore[type-abstract]
     with naming("data"):
         data = source.load(seed)
     y, test_y, num_classes = _targets(data, likelihood)
@@ -111,7 +111,7 @@ def _training_rows(
         return rows, rows[:0]
     validated, kept = hold_out(rows, strata, validation, numpy_generator(seed, "data", "validation"))
     if len(validated) == 0 or len(kept) == 0:
-        fix = f"holds out {len(validated)} of {len(rows)} training examples and leaves {len(kept)}; both need at least one"
+        fix = f"holds out {len(validated)} of {len(rows)} training examples, keeps {len(kept)}; both need at least one"
         raise InputError("eval.validation", validation, fix)
     return kept, validated
 
@@ -132,7 +132,7 @@ def _partition(
         parts = np.split(order, np.searchsorted(data.client[order], ids)[1:])
     kept = [part for part in parts if len(part)]
     if not kept:
-        raise InputError("partition", type(partitioner).__name__, "gave no client any example")
+        raise InputError("partition", partitioner.name, "gave no client any example")
     if len(kept) < len(parts):
         text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out; {len(kept)} remain"
         warnings.warn(text, stacklevel=3)

@@ -43,7 +43,8 @@ class Examples:
             device: where both go.
 
         Returns:
-            x (B, ...) and y (B,) or (B, D). Where nothing has to be cast or scaled a slice gives a view: don't write to it.
+            x (B, ...) and y (B,) or (B, D). Where nothing has to be cast or scaled a slice gives a view:
+            don't write to it.
         """
         rows = positions if self.index is None else self.index[positions]
         if isinstance(rows, slice):

@@ -83,7 +83,7 @@ class Gaussian(Likelihood):
             raise InputError("likelihood", self.name, fix)
         if y.ndim not in (1, 2) or 0 in y.shape:
             raise InputError("likelihood", self.name, f"needs y of shape (N,) or (N, D), got {y.shape}")
-        return y if y.dtype in (np.float32, np.float64) else y.astype(np.float32)
+        return y.astype(np.float32 if y.itemsize <= 4 else np.float64, copy=False)
 
     def num_outputs(self, y: Tensor | np.ndarray) -> int:
         return 1 if y.ndim == 1 else int(y.shape[1])

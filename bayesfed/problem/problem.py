@@ -50,7 +50,7 @@ class Problem:
     likelihood_config: dict[str, Any]
 
     def build_model(self, seed: int) -> nn.Module:
-        """The model in float32 on the CPU; its parameters depend on ``seed`` alone and the global generator is left as it was."""
+        """The model in float32 on the CPU; drawn from ``seed`` alone, torch's global generator is left as it was."""
         return _build_model(self.model, self.input_shape, self.num_outputs, derive(seed, "init"))
 
     def description(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def restore_model(description: dict[str, Any]) -> tuple[nn.Module, Scaling, Like
     """
     shape = tuple(description["input_shape"])
     model = _build_model(description["model"], shape, description["num_outputs"], 0)
-    likelihood = construct("likelihood", description["likelihood"], Likelihood)
+    likelihood = construct("likelihood", description["likelihood"], Likelihood)  # type: ignore[type-abstract]
     return model, Scaling.from_description(description["scaling"]), likelihood
 
 

@@ -89,8 +89,8 @@ def fit_scaling(kind: str, x: np.ndarray, rows: np.ndarray, maximum: float | Non
     that are constant on the training rows are centred (or moved to 0) but not stretched.
 
     Args:
-        kind: ``raw`` (values as stored), ``unit`` (divide by ``maximum``; without one, map the training range to [0, 1]) or
-            ``standardize`` (training mean 0, standard deviation 1).
+        kind: ``raw`` (values as stored), ``unit`` (divide by ``maximum``; without one, map the training range to
+            [0, 1]) or ``standardize`` (training mean 0, standard deviation 1).
         x: (N, ...) all rows.
         rows: (n,) the training rows.
         maximum: the largest value the source can hold (255 for 8-bit images), if it has one.

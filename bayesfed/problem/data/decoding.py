@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from bayesfed.errors import InputError
 
 _LAYOUT = "NCHW-1"  # part of the key: change it when the stored layout changes
+_BATCH = 256  # images a thread decodes at a time
 
 
 def cache_folder() -> Path:
@@ -74,18 +76,15 @@ def _decode(name: str, images: list[bytes]) -> np.ndarray:
         grey = False  # the loop below names the row
     mode = "L" if grey else "RGB"
 
-    def read(image: bytes) -> np.ndarray | str:
-        try:
-            return np.asarray(Image.open(io.BytesIO(image)).convert(mode), dtype=np.uint8)
-        except Exception as error:  # PIL raises errors of many kinds on damaged files
-            return str(error)
+    def read(images: list[bytes]) -> list[np.ndarray | str]:
+        return [_pixels(image, mode) for image in images]
 
     out: np.ndarray | None = None
+    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
     with ThreadPoolExecutor() as pool:  # decompression runs outside the interpreter lock
-        for row, pixels in enumerate(pool.map(read, images, chunksize=256)):
+        for row, pixels in enumerate(chain.from_iterable(pool.map(read, batches))):
             if isinstance(pixels, str):
                 raise InputError("path", name, f"image in row {row} cannot be decoded ({pixels})")
-            pixels = pixels[None] if grey else pixels.transpose(2, 0, 1)
             if out is None:
                 out = np.empty((len(images), *pixels.shape), dtype=np.uint8)
             if pixels.shape != out.shape[1:]:
@@ -94,3 +93,14 @@ def _decode(name: str, images: list[bytes]) -> np.ndarray:
             out[row] = pixels
     assert out is not None
     return out
+
+
+def _pixels(image: bytes, mode: str) -> np.ndarray | str:
+    """(C, H, W) uint8, or what is wrong with the image."""
+    from PIL import Image
+
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(image)).convert(mode), dtype=np.uint8)
+    except Exception as error:  # PIL raises errors of many kinds on damaged files
+        return str(error) or type(error).__name__
+    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)

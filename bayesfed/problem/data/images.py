@@ -34,8 +34,8 @@ class Images(Source):
 
     Args:
         dataset: ``mnist``, ``fashion_mnist``, ``cifar10`` or ``cifar100``.
-        path: folder with ``train.parquet`` and ``test.parquet`` (columns ``image`` or ``img`` = {bytes, path}, ``label`` or
-            ``fine_label``). null = ``$BAYESFED_DATA/<dataset>`` if that variable is set, else download from Hugging Face.
+        path: folder with ``train.parquet`` and ``test.parquet`` (columns ``image`` or ``img`` = {bytes, path},
+            ``label`` or ``fine_label``). null = ``$BAYESFED_DATA/<dataset>`` if that is set, else Hugging Face.
         fraction: see ``Source``.
         scaling: see ``Source``; ``unit`` divides by 255.
 
@@ -77,6 +77,9 @@ class Images(Source):
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError("path", file, f"not a readable Parquet table ({error})") from error
 
+        if len(labels) == 0:
+            raise InputError("path", file, "holds no images")
+
         def encoded() -> list[bytes]:
             table = pyarrow.parquet.read_table(file, columns=[image])
             column = table.column(image).combine_chunks()
@@ -100,8 +103,9 @@ class Images(Source):
         except Exception as error:  # the library lets errors of a dozen kinds through
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             fix = (
-                f"could not fetch '{repository}' from Hugging Face ({reason}). Offline: data.path=DIR with train.parquet and "
-                f"test.parquet, or set BAYESFED_DATA=ROOT with them in ROOT/{self.dataset}/; data=digits needs no download"
+                f"could not fetch '{repository}' from Hugging Face ({reason}). Offline: set data.path=DIR with "
+                f"train.parquet and test.parquet, or BAYESFED_DATA=ROOT with them in ROOT/{self.dataset}/; "
+                "data=digits needs no download"
             )
             raise InputError("path", self.path, fix) from error
 

@@ -16,8 +16,9 @@ REQUIRED, OPTIONAL = ("x", "y"), ("client", "x_test", "y_test")
 class Npz(Source):
     """A NumPy ``.npz`` file.
 
-    Arrays: ``x`` (N, ...) numbers (images as (N, C, H, W)), ``y`` (N,) whole-number labels or (N,) / (N, D) floats; optional
-    ``client`` (N,) ids (the partitioner is then skipped), ``x_test`` and ``y_test`` (else ``test_fraction`` is held out).
+    Arrays: ``x`` (N, ...) numbers (images as (N, C, H, W)), ``y`` (N,) whole-number labels or (N,) / (N, D) floats;
+    optional ``client`` (N,) ids (the partitioner is then skipped), ``x_test`` and ``y_test`` (else ``test_fraction`` is
+    held out).
 
     Args:
         path: the file.
@@ -54,9 +55,10 @@ class Npz(Source):
     def _read(self) -> dict[str, np.ndarray]:
         known = (*REQUIRED, *OPTIONAL)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise InputError("path", self.path, "holds a single array; needs an .npz file with arrays x and y")
+            file = np.load(self.path, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError("path", self.path, "holds a single array; needs an .npz file with arrays x and y")
+            with file:
                 names = list(file.files)
                 for name in names:
                     if name not in known:

@@ -94,7 +94,8 @@ def _numbers(table: pyarrow.Table, option: str, name: str) -> np.ndarray:
     values = table.column(name).to_numpy()  # a missing value becomes nan and is refused with its row
     if values.dtype.kind not in "fiub":
         raise InputError(option, name, f"column must hold numbers, holds {table.column(name).type}")
-    return values.astype(np.int64) if values.dtype.kind == "b" else values
+    values = values.astype(np.int64) if values.dtype.kind == "b" else values
+    return np.require(values, requirements="W")  # Arrow's buffers are read-only, which torch warns about
 
 
 def _ids(table: pyarrow.Table, name: str) -> np.ndarray:

@@ -12,8 +12,8 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split ``rows`` at random into ``fraction`` of them and the rest.
 
-    Systematic sampling over shuffled rows sorted by stratum: the total is round(n * fraction) and every stratum of n_c rows
-    gives n_c * fraction up to one row, without the drift that rounding each stratum on its own has.
+    Systematic sampling over shuffled rows sorted by stratum: the total is round(n * fraction) and every stratum of n_c
+    rows gives n_c * fraction up to one row, without the drift that rounding each stratum on its own has.
 
     Args:
         rows: (n,) row numbers.

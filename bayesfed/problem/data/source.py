@@ -42,9 +42,9 @@ class Source(ABC):
     """A data source.
 
     Args:
-        fraction: of the training data to keep, in (0, 1]; drawn per class (or per client) with the run's seed.
-        scaling: ``raw`` (as stored), ``unit`` (divide by the source's largest value; tables: training range to [0, 1]) or
-            ``standardize`` (training mean 0, standard deviation 1 per feature or channel).
+        fraction: of the training data to keep, in (0, 1]; drawn per client and class with the run's seed.
+        scaling: ``raw`` (as stored), ``unit`` (divide by the source's largest value; tables: training range to [0, 1])
+            or ``standardize`` (training mean 0, standard deviation 1 per feature or channel).
 
     Raises:
         InputError: naming the option.

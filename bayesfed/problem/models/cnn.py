@@ -13,12 +13,13 @@ from bayesfed.problem.models.perceptron import check_bool
 class CNNZenke(nn.Module):
     """CifarNet of Zenke et al. (2017): 2x(conv3-32), pool, 2x(conv3-64), pool, fc512; dropout .25, .25, .5.
 
-    The first convolution of each pair keeps the image size, the second does not pad: 1,250,858 parameters on 3x32x32, 10 classes.
+    The first convolution of each pair keeps the image size, the second does not pad: 1,250,858 parameters on
+    3x32x32, 10 classes.
 
     Args:
         input_shape: (channels, height, width).
         num_outputs: columns of the output.
-        dropout: whether dropout is on in training mode. It draws from torch's global generator; seed that around a step.
+        dropout: whether dropout is on in training mode. It draws from torch's global generator: seed it at each step.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, *, dropout: bool = True):

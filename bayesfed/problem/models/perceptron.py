@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class MLP(nn.Module):
             integer("hidden", width, at_least=1)
         sizes = [math.prod(input_shape), *hidden, num_outputs]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out, bias=bias), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers[:-1])
 

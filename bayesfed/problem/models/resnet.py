@@ -32,7 +32,7 @@ class FilterResponseNorm(nn.Module):
 
 
 class ThresholdedLinearUnit(nn.Module):
-    """``max(x, threshold)`` with a learned threshold per channel: the activation that belongs to filter response norm."""
+    """``max(x, threshold)`` with a learned threshold per channel: the activation that filter response norm needs."""
 
     def __init__(self, channels: int):
         super().__init__()

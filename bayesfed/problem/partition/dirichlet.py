@@ -17,8 +17,8 @@ class DirichletSizesAndClasses(Partitioner):
     .. math:: p \sim Dir(\alpha_{sizes} 1_K), \quad c_k \sim Dir(\alpha_{classes} 1_C), \quad
         n_{kc} = round(n_c \, p_k c_{kc} / \sum_j p_j c_{jc})
 
-    and a count of 1 becomes 2. Client k receives a slice of n_kc rows of a shuffled list of class c. The client with the
-    largest count of a class absorbs what rounding leaves over or lacks, so every row has exactly one owner.
+    and a count of 1 becomes 2. Client k receives a slice of n_kc rows of a shuffled list of class c. The largest
+    counts of a class absorb what rounding leaves over or lacks, so every row has exactly one owner.
 
     Args:
         num_clients: K; null = 10.
@@ -29,6 +29,7 @@ class DirichletSizesAndClasses(Partitioner):
         InputError: naming the option.
     """
 
+    name = "dirichlet_sizes_and_classes"
     needs_labels = True
 
     def __init__(self, num_clients: int | None = None, *, alpha_sizes: float = 1.0, alpha_classes: float = 0.5):

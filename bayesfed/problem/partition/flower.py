@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.problem.partition.partitioner import Partitioner
-from bayesfed.seeding import derive
+from bayesfed.seeding import derive, numpy_generator
 
 
 class FlowerPartitioner(Partitioner):
@@ -25,17 +26,14 @@ class FlowerPartitioner(Partitioner):
         if labels is not None:
             columns["label"] = labels
         try:
-            partitioner = self.build(flower, clients, stream)
-            partitioner.dataset = datasets.Dataset.from_dict(columns)
-            # columns[...] instead of rows: a partition is a lazy selection of the table
-            return [np.sort(np.asarray(partitioner.load_partition(k)["index"])) for k in range(clients)]
-        except InputError:
-            raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # from inside datasets; nothing a user can do
+                partitioner = self.build(flower, clients, stream)
+                partitioner.dataset = datasets.Dataset.from_dict(columns)
+                return [np.sort(np.asarray(partitioner.load_partition(k)["index"])) for k in range(clients)]
         except (ValueError, IndexError) as error:  # e.g. Dirichlet gives up after ten draws
             lines = " ".join(str(error).split())
-            raise InputError(
-                "partition", type(self).__name__, f"flwr-datasets cannot split the data: {lines}"
-            ) from error
+            raise InputError("partition", self.name, f"flwr-datasets cannot split the data: {lines}") from error
 
     @abstractmethod
     def build(self, flower: Any, clients: int, seed: int) -> Any:
@@ -52,6 +50,7 @@ class Dirichlet(FlowerPartitioner):
         self_balancing: whether clients above the average size stop receiving examples.
     """
 
+    name = "dirichlet"
     needs_labels = True
 
     def __init__(
@@ -88,6 +87,7 @@ class Pathological(FlowerPartitioner):
         class_assignment: ``random``, ``deterministic`` or ``first-deterministic``.
     """
 
+    name = "pathological"
     needs_labels = True
 
     def __init__(
@@ -110,13 +110,14 @@ class Pathological(FlowerPartitioner):
 
 
 class Shard(FlowerPartitioner):
-    """Label-sorted rows cut into shards, a few shards per client (flwr-datasets' ShardPartitioner; McMahan et al., 2017).
+    """Label-sorted rows cut into shards, a few per client (flwr-datasets' ShardPartitioner; McMahan et al., 2017).
 
     Args:
         num_clients: K; null = 10.
         num_shards_per_client: shards each client draws.
     """
 
+    name = "shard"
     needs_labels = True
 
     def __init__(self, num_clients: int | None = None, *, num_shards_per_client: int = 2):
@@ -140,7 +141,7 @@ class _BySize(FlowerPartitioner):
     kind: str
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
-        order = np.random.default_rng(derive(seed, "partition", "order")).permutation(num_examples)
+        order = numpy_generator(seed, "partition", "order").permutation(num_examples)
         return [np.sort(order[part]) for part in super().assign(None, num_examples, clients, seed)]
 
     def build(self, flower: Any, clients: int, seed: int) -> Any:
@@ -150,16 +151,19 @@ class _BySize(FlowerPartitioner):
 class Linear(_BySize):
     """Client k's size is proportional to k + 1."""
 
+    name = "linear"
     kind = "LinearPartitioner"
 
 
 class Square(_BySize):
     """Client k's size is proportional to (k + 1)^2."""
 
+    name = "square"
     kind = "SquarePartitioner"
 
 
 class Exponential(_BySize):
     """Client k's size is proportional to exp(k + 1)."""
 
+    name = "exponential"
     kind = "ExponentialPartitioner"

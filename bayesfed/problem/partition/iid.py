@@ -18,6 +18,8 @@ class Iid(Partitioner):
         num_clients: K; null = 10.
     """
 
+    name = "iid"
+
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         order = numpy_generator(seed, "partition", "iid").permutation(num_examples)
         return [np.sort(part) for part in np.array_split(order, clients)]
@@ -30,6 +32,8 @@ class NaturalId(Partitioner):
         num_clients: null, or the number of distinct ids.
     """
 
+    name = "natural_id"
+
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         fix = "the data have no client column: add one (npz: array 'client', parquet: data.client) or use partition=iid"
-        raise InputError("partition", "natural_id", fix)
+        raise InputError("partition", self.name, fix)

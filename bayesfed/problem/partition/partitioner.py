@@ -17,9 +17,11 @@ class Partitioner(ABC):
         num_clients: K >= 1; null = ``default_clients``, or the number of ids if the data bring a client column.
 
     Attributes:
+        name: as in the configuration.
         needs_labels: whether it works on class labels only.
     """
 
+    name: str
     default_clients = 10
     needs_labels = False
 
@@ -45,9 +47,8 @@ class Partitioner(ABC):
         if clients > num_examples:
             raise InputError("num_clients", clients, f"there are only {num_examples} training examples")
         if self.needs_labels and labels is None:
-            name = type(self).__name__
             raise InputError(
-                "partition", name, "needs class labels; for regression use partition=iid or a client column"
+                "partition", self.name, "needs class labels; for regression use partition=iid or a client column"
             )
         return [np.asarray(part, dtype=np.int64) for part in self.assign(labels, num_examples, clients, seed)]
 

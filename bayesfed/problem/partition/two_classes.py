@@ -15,10 +15,10 @@ from bayesfed.seeding import numpy_generator
 class TwoClassesPerClient(Partitioner):
     """Each client holds equally many examples of two classes (``hetmnist`` in spec/bayes_admm.md 3.3).
 
-    A client's first class is the least used one so far, its second a random other class with fewer than 2K/C uses; if no
-    other class has room (where the reference loops for ever), the least used other class. When a class has too few unused
-    rows left, its last ``examples_per_class`` rows are handed out again, with a warning: those clients share data.
-    Rows beyond what the clients need stay unused.
+    A client's first class is the least used one so far, its second a random other class with fewer than 2K/C uses; if
+    no other class has room (where the reference loops for ever), the least used other class. When a class has too few
+    unused rows left, its last ``examples_per_class`` rows are handed out again, with a warning: those clients share
+    data. Rows beyond what the clients need stay unused.
 
     Args:
         num_clients: K; null = 100.
@@ -28,6 +28,7 @@ class TwoClassesPerClient(Partitioner):
         InputError: naming the option, or the class that is too small.
     """
 
+    name = "two_classes_per_client"
     default_clients = 100
     needs_labels = True
 
@@ -40,7 +41,7 @@ class TwoClassesPerClient(Partitioner):
         assert labels is not None
         classes, sizes = np.unique(labels, return_counts=True)
         if len(classes) < 2:
-            raise InputError("partition", "two_classes_per_client", "needs at least two classes")
+            raise InputError("partition", self.name, "needs at least two classes")
         if sizes.min() < self.examples_per_class:
             smallest = int(np.argmin(sizes))
             fix = f"class {classes[smallest]} has only {sizes[smallest]} training examples"

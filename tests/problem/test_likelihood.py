@@ -1,0 +1,70 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bayesfed.errors import InputError
+from bayesfed.problem import Categorical, Gaussian
+
+
+def test_categorical_loss_is_the_mean_negative_log_probability():
+    outputs = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    loss = Categorical().loss(outputs, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 2)])
+def test_gaussian_loss_is_the_mean_negative_log_density(shape):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(3, *(shape[1:] or (1,)), generator=generator, dtype=torch.float64)
+    y = torch.randn(shape, generator=generator, dtype=torch.float64)
+    density = torch.distributions.Normal(outputs, 0.5).log_prob(y.reshape(outputs.shape)).sum(1)
+    loss = Gaussian(precision=4.0).loss(outputs, y)
+    assert loss.item() == pytest.approx(-density.mean().item(), rel=1e-12)
+
+
+def test_gaussian_loss_refuses_to_broadcast():
+    with pytest.raises(ValueError, match=r"outputs \(3, 2\) do not match targets \(3,\)"):
+        Gaussian().loss(torch.zeros(3, 2), torch.zeros(3))
+
+
+def test_number_of_outputs():
+    assert Categorical().num_outputs(torch.tensor([0, 4, 1])) == 5
+    assert Gaussian().num_outputs(torch.zeros(7)) == 1
+    assert Gaussian().num_outputs(torch.zeros(7, 3)) == 3
+
+
+@pytest.mark.parametrize("precision", [0, -1.0, float("nan"), float("inf"), "1", True])
+def test_gaussian_needs_a_positive_precision(precision):
+    with pytest.raises(InputError, match=r"precision=.*> 0"):
+        Gaussian(precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.array([0, 1, -2]), "y of row 2 is -2"),
+        (np.array([0.0, 1.5, 0.5]), "y of row 1 is 1.5.*likelihood=gaussian"),
+        (np.zeros((3, 2), dtype=int), r"one label per example.*\(3, 2\)"),
+    ],
+)
+def test_categorical_refuses_targets_that_are_no_labels(y, message):
+    with pytest.raises(InputError, match=message):
+        Categorical().targets(y)
+
+
+def test_categorical_accepts_whole_floats_and_small_integers():
+    for dtype in (np.float32, np.uint8, np.bool_):
+        labels = Categorical().targets(np.array([0, 1], dtype=dtype))
+        assert labels.dtype == np.int64
+        assert labels.tolist() == [0, 1]
+
+
+def test_gaussian_refuses_labels_and_keeps_float_precision():
+    with pytest.raises(InputError, match=r"likelihood=gaussian: .*likelihood=categorical"):
+        Gaussian().targets(np.array([1, 2]))
+    with pytest.raises(InputError, match="shape"):
+        Gaussian().targets(np.zeros((2, 2, 2)))
+    assert Gaussian().targets(np.zeros(2, dtype=">f8")).dtype == np.float64
+    assert Gaussian().targets(np.zeros(2, dtype=np.float16)).dtype == np.float32
