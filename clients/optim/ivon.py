@@ -42,6 +42,7 @@ class _Group:
     hess: Tensor
     root: Tensor  # 1 / sqrt(hess + damping)
     initial: Tensor  # hess at the start; () if it was constant
+    floor: float = 0.0  # of h + damping: below the rounding error of the sum
     slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
     offset: float | Tensor = 0.0
     extra: Tensor | None = None  # gradient of the second and later samples of a step
@@ -58,14 +59,16 @@ class _Group:
         """Recompute what follows from hess, delta, the prior mean and the sites."""
         self.slope = self.delta - self.site_quadratic
         self.offset = self.delta * self.prior_mean - self.site_linear
+        least = self.damping.min() if isinstance(self.damping, Tensor) else torch.tensor(self.damping)
+        info = torch.finfo(self.hess.dtype)
+        known = not least.is_meta and (isinstance(self.damping, Tensor) or self.damping > 0)
+        self.floor = max(info.eps * float(least), info.tiny) if known else 0.0
         torch.add(self.hess, self.damping, out=self.root).rsqrt_()
 
     def denominator(self, out: Tensor) -> Tensor:
         """hess + damping, kept above the rounding error of the sum."""
         torch.add(self.hess, self.damping, out=out)
-        if isinstance(self.damping, Tensor):
-            return torch.maximum(out, self.damping * torch.finfo(out.dtype).eps, out=out)
-        return out.clamp_(min=self.damping * torch.finfo(out.dtype).eps) if self.damping else out
+        return out.clamp_(min=self.floor) if self.floor else out
 
 
 class IVON(torch.optim.Optimizer):
@@ -453,18 +456,21 @@ class IVON(torch.optim.Optimizer):
             torch.add(g.momentum, vector, alpha=g.slope * debias, out=direction)
         denominator = g.work if self.hess_structure == "diagonal" else g.denominator(torch.empty_like(g.hess))
         rate = -group["lr"] / debias
-        factor = group["hess_init"] + g.damping if self.rescale_lr else 1.0
         if group["clip_radius"] < math.inf:
             bound = group["clip_radius"] * debias
             direction.div_(denominator).clamp_(-bound, bound)
-            if isinstance(factor, Tensor):
-                vector.addcmul_(direction, factor, value=rate)
+        if self.rescale_lr and isinstance(g.damping, Tensor):
+            if group["hess_init"]:
+                direction.addcmul_(direction, g.damping, value=1 / group["hess_init"])
+                rate *= group["hess_init"]
             else:
-                vector.add_(direction, alpha=rate * factor)
-        elif isinstance(factor, Tensor):
-            vector.addcdiv_(direction.mul_(factor), denominator, value=rate)
+                direction.mul_(g.damping)
+        elif self.rescale_lr:
+            rate *= group["hess_init"] + g.damping
+        if group["clip_radius"] < math.inf:
+            vector.add_(direction, alpha=rate)
         else:
-            vector.addcdiv_(direction, denominator, value=rate * factor)
+            vector.addcdiv_(direction, denominator, value=rate)
 
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]

@@ -91,6 +91,7 @@ VECTORS = {
         "site_linear": vector("v", -1, 1),
         "site_quadratic": vector("V", -0.05, 0.05),
     },
+    "h0 = 0": {"prior_precision": vector("s0", 4, 9), "hess_init": 0.0},
     "linear site": {"site_linear": vector("v", -1, 1)},
 }
 SWITCHES = [
