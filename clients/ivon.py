@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bayesfed.errors import integer, number
+from bayesfed.errors import choice, integer, number
 from bayesfed.schedule import Schedule
 from clients.local import LocalProblem, LocalSolution, Solver, check_training
 from clients.optim import IVON
@@ -33,6 +33,7 @@ class IVONSolver(Solver):
         clip_norm: bound on the norm of each sampled gradient; null for none.
         schedule, schedule_rounds, schedule_decay: learning rate over communication rounds.
         local_schedule: learning rate over the steps of a round.
+        noise: ``quantile`` (fast on CPUs) or ``normal``, see :mod:`clients.optim.noise`.
         keep_momentum: keep momentum and debias counter between rounds instead of restarting them.
 
     Raises:
@@ -56,6 +57,7 @@ class IVONSolver(Solver):
         schedule_rounds: int | None = None,
         schedule_decay: float = 0.1,
         local_schedule: str = "constant",
+        noise: str = "quantile",
         keep_momentum: bool = False,
     ):
         check_training(lr, epochs, batch_size, local_schedule)
@@ -66,10 +68,11 @@ class IVONSolver(Solver):
         integer("mc_samples", mc_samples, at_least=1)
         number("clip_radius", clip_radius, above=0, finite=False)
         number("clip_norm", clip_norm, above=0, optional=True)
+        choice("noise", noise, ("quantile", "normal"))
         self.lr, self.epochs, self.batch_size = lr, epochs, batch_size
         self.beta1, self.beta2, self.hess_init = beta1, beta2, hess_init
         self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
-        self.local_schedule, self.keep_momentum = local_schedule, keep_momentum
+        self.local_schedule, self.noise, self.keep_momentum = local_schedule, noise, keep_momentum
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model, server = problem.model, problem.server
@@ -90,6 +93,7 @@ class IVONSolver(Solver):
             prior_precision=server.precision,
             site_linear=None if site is None else site[0] / problem.data_weight,
             site_quadratic=None if site is None else site[1] / problem.data_weight,
+            noise=self.noise,
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
         )

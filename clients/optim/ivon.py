@@ -542,6 +542,18 @@ class IVON(torch.optim.Optimizer):
             for g in self._groups:
                 g.momentum.zero_()
 
+    def momentum(self) -> tuple[Tensor, int]:
+        """The momentum (P,), a copy, and how many steps it has seen (its debiasing needs both)."""
+        return self._join([g.momentum for g in self._groups]), self._steps
+
+    @torch.no_grad()
+    def load_momentum(self, momentum: Tensor, steps: int) -> None:
+        """Go on with a momentum from :meth:`momentum`."""
+        sizes = [g.momentum.numel() for g in self._groups]
+        for g, part in zip(self._groups, momentum.split(sizes), strict=True):
+            g.momentum.copy_(part)
+        self._steps = steps
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters (the mean) that the next step depends on, the noise stream included.
 

@@ -1,0 +1,77 @@
+"""Flower's own simulation runtime, in a child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bayesfed.errors import InputError, RunFailed, integer, number
+
+if TYPE_CHECKING:
+    from bayesfed.runs.session import Session
+
+
+class FlowerEngine:
+    """``engine=flower``: the reference to compare with, and a check that bayesfed's apps are plain Flower apps.
+
+    The runtime runs the ServerApp in a thread and ends with ``ray.shutdown()``, so it gets a process of its own, which
+    reads the run directory and writes its results there.
+
+    Args:
+        num_workers: limits the ClientApps that run at once (cores / num_workers CPUs each); None is one per core.
+        num_gpus: GPU share of each ClientApp.
+        address: must be None: the runtime starts its own Ray.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    def __init__(self, num_workers: int | None = None, num_gpus: float = 0.0, address: str | None = None):
+        integer("num_workers", num_workers, at_least=1, optional=True)
+        number("num_gpus", num_gpus, at_least=0)
+        if address is not None:
+            raise InputError("address", address, "engine=flower starts its own Ray; use engine=ray to join a cluster")
+        self.num_workers, self.num_gpus = num_workers, float(num_gpus)
+
+    def run(self, session: Session) -> None:
+        """Run ``session`` to its end.
+
+        Raises:
+            RunFailed: the child failed.
+        """
+        command = [sys.executable, "-m", "bayesfed.engine.flower_engine", str(session.directory.path.resolve())]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
+        child = subprocess.Popen(command, start_new_session=True, env=environment)
+        try:
+            code = child.wait()
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            # the files of a killed run are always those of its last checkpoint or newer
+            session.directory.write_summary(session.summary("interrupted", 0.0))
+            raise
+        if code != 0:
+            raise RunFailed(f"Flower's runtime ended with code {code}")
+
+    def serve(self, directory: Path) -> None:
+        """What the child does."""
+        from bayesfed.engine.flower_version import simulate
+        from bayesfed.runs.session import resume_session
+
+        session = resume_session(directory)
+        cpus = 1.0 if self.num_workers is None else max(1, (os.cpu_count() or 1) // self.num_workers)
+        resources = {"num_cpus": cpus, "num_gpus": self.num_gpus}
+        simulate(session.server_app(), session.client_app(), session.num_clients, resources)
+
+
+if __name__ == "__main__":
+    from bayesfed.config import build
+    from bayesfed.runs.directory import RunDirectory
+
+    run_path = Path(sys.argv[1])
+    build(RunDirectory.open(run_path).config().engine, "engine").serve(run_path)
