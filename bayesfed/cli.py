@@ -66,7 +66,9 @@ def _outcome(summary: dict) -> str:
     names = {"accuracy": "accuracy {:.2f} %", "rmse": "RMSE {:.4f}", "nll": "NLL {:.4f}", "ece": "ECE {:.2f} %"}
     parts = []
     for kind, label in (("mean", "at the mean"), ("bayes", "model-averaged")):
-        found = [text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None]
+        found = [
+            text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None
+        ]
         if found:
             parts.append(f"{label}: " + ", ".join(found))
     return f"{summary['method']}, {summary['rounds']} rounds; " + "; ".join(parts)

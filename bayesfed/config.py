@@ -113,12 +113,16 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     assert isinstance(tuned, dict)
     strategy = first.strategy.name
     settings = dict(tuned.get(strategy) or {})
-    if any(o.key_or_group == "client" for o in parse(overrides)):
-        client = first.client.name
-        settings.pop("client", None)
-    else:
-        client = settings.pop("client", None) or _default_client(first)
-    extra = [f"client={client}", *_as_overrides("strategy", settings)]
+    preferred = settings.pop("client", None)
+    extra = _as_overrides("strategy", settings)
+    if extra:  # the tuned values may choose the family
+        first = _compose([*extra, *overrides])
+    family = tuned.get(f"{strategy}/{first.strategy.get('family')}") or {}
+    extra += _as_overrides("strategy", family)
+    client = first.client.name
+    if not any(o.key_or_group == "client" for o in parse(overrides)):
+        client = preferred or _default_client(first)
+        extra.insert(0, f"client={client}")
     for key in (client, f"{strategy}/{client}"):
         extra += _as_overrides("client", tuned.get(key) or {})
     for group in ("data", "partition", "model", "likelihood"):
@@ -233,6 +237,11 @@ def validate(cfg: DictConfig) -> None:
         build(cfg[group], group)
 
 
+def plain_section(section: DictConfig) -> dict[str, Any]:
+    """A group's keys and values as plain Python."""
+    return {str(key): value for key, value in OmegaConf.to_container(section, resolve=True).items()}  # type: ignore[union-attr]
+
+
 def check_types(section: DictConfig, group: str) -> None:
     """Check a group's keys and values against the constructor its ``_target_`` names.
 
@@ -240,17 +249,19 @@ def check_types(section: DictConfig, group: str) -> None:
         InputError: an unknown key or a value of the wrong type.
     """
     target = resolve(section, group)
-    parameters = inspect.signature(target.__init__).parameters
-    hints = get_type_hints(target.__init__)
+    parameters = inspect.signature(target.__init__).parameters  # type: ignore[misc]
+    hints = get_type_hints(target.__init__)  # type: ignore[misc]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key, value in OmegaConf.to_container(section, resolve=True).items():  # type: ignore[union-attr]
+    for key, value in plain_section(section).items():
         if key in _RESERVED:
             continue
         if key not in parameters:
             if open_ended:
                 continue
             names = [name for name in parameters if name != "self"]
-            raise InputError(f"{group}.{key}", value, f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}")
+            raise InputError(
+                f"{group}.{key}", value, f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
+            )
         if key in hints and not fits(value, hints[key]):
             raise InputError(f"{group}.{key}", value, f"must be {_describe(hints[key])}")
 
@@ -300,8 +311,9 @@ def build(section: DictConfig, group: str, **extra: Any) -> Any:
     Raises:
         InputError: from the constructor, with the group's name before the field.
     """
-    settings = {k: v for k, v in OmegaConf.to_container(section, resolve=True).items() if k not in _RESERVED}  # type: ignore[union-attr]
+    settings = {key: value for key, value in plain_section(section).items() if key not in _RESERVED}
     try:
         return resolve(section, group)(**settings, **extra)
     except InputError as error:
-        raise error.within(group) if not error.field.startswith(f"{group}.") and error.field != group else error
+        named = error.field == group or error.field.startswith(f"{group}.")
+        raise (error if named else error.within(group)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def nbytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
-def value(record: object, name: str, kind: type) -> float | int | str | bool:
+def value(record: object, name: str, kind: type) -> Any:
     """A plain value of a ``ConfigRecord``.
 
     Raises:

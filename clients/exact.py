@@ -25,7 +25,9 @@ class ExactSolver(Solver):
     def check(self, model: str, likelihood: str) -> None:
         if model != "linear" or likelihood != "gaussian":
             raise InputError(
-                "client", "exact", f"needs model=linear and likelihood=gaussian (got model={model}, likelihood={likelihood})"
+                "client",
+                "exact",
+                f"needs model=linear and likelihood=gaussian (got model={model}, likelihood={likelihood})",
             )
 
     def solve(self, problem: LocalProblem) -> LocalSolution:

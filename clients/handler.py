@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -50,7 +51,8 @@ class Method:
             wire.BadMessage: a value is missing, of the wrong type or out of range.
         """
         kinds = {"str": str, "int": int, "float": float, "bool": bool}
-        method = cls(**{name: wire.value(record, name, kinds[str(kind)]) for name, kind in cls.__annotations__.items()})
+        values: dict[str, Any] = {n: wire.value(record, n, kinds[str(kind)]) for n, kind in cls.__annotations__.items()}
+        method = cls(**values)
         ranges = {
             "round": method.round >= 1,
             "accepted": 0 <= method.accepted < method.round,
@@ -104,7 +106,7 @@ class Trainer:
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites
         self.model = FlatModel(problem.build_model(seed), dtype, device)
         self.initial = self.model.vector.clone()
-        shapes = {"mean": (self.model.dim,)}
+        shapes: dict[str, tuple[int, ...]] = {"mean": (self.model.dim,)}
         if issubclass(self.family, Gaussian):
             shapes["precision"] = tuple(self.family.precision_shape(self.model.dim))
         self.shapes = shapes
@@ -121,7 +123,9 @@ class Trainer:
         client = self._partition(context)
         method = Method.parse(message.content.get("method"))
         if method.name != self.name:
-            raise wire.BadMessage(f"this client is set up for strategy '{self.name}', the message is of '{method.name}'")
+            raise wire.BadMessage(
+                f"this client is set up for strategy '{self.name}', the message is of '{method.name}'"
+            )
         received = wire.unpack(message.content.get("posterior"), self.shapes, self.dtype)
         server = self.family.from_arrays(received)
 
@@ -129,8 +133,8 @@ class Trainer:
         stateful = keeps_site or bool(getattr(self.solver, "keep_momentum", False))
         record = self.sites.open(client, method.accepted, method.durable) if stateful else None
         memory = dict(record) if record else {}
-        site = None
-        if keeps_site:
+        site: NaturalParameters | None = None
+        if keeps_site and isinstance(server, Gaussian):
             site = server.zero(server.mean.to(torch.float64))
             if record:
                 site = NaturalParameters(site.family, memory.pop("site.first"), memory.pop("site.second"))
@@ -160,7 +164,7 @@ class Trainer:
         posterior = solution.posterior.to(dtype=self.dtype, device="cpu")
         metrics = {**solution.metrics, "num-examples": len(local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
-        if site is not None:
+        if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
             increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
             site = site.clone().add_(increment, method.damping * method.rho)
             kept |= {"site.first": site.first, "site.second": site.second}
@@ -168,7 +172,7 @@ class Trainer:
         if stateful:
             self.sites.save(client, method.round, kept)
         metrics["seconds"] = time.perf_counter() - started
-        content = RecordDict({"posterior": self._arrays(posterior), "metrics": MetricRecord(metrics)})
+        content = RecordDict({"posterior": self._arrays(posterior), "metrics": MetricRecord(dict(metrics))})
         return Message(content, reply_to=message)
 
     @staticmethod

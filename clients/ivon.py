@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bayesfed.errors import choice, integer, number
+from bayesfed.families import gaussian
 from bayesfed.schedule import Schedule
 from clients.local import LocalProblem, LocalSolution, Solver, check_training
 from clients.optim import IVON
@@ -93,7 +94,7 @@ class IVONSolver(Solver):
             prior_precision=server.precision,
             site_linear=None if site is None else site[0] / problem.data_weight,
             site_quadratic=None if site is None else site[1] / problem.data_weight,
-            noise=self.noise,
+            noise=self.noise,  # type: ignore[arg-type]
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
         )
@@ -117,7 +118,7 @@ class IVONSolver(Solver):
             optimizer.step()
 
         precision = optimizer.precision
-        posterior = type(server).from_mean_precision(
+        posterior = gaussian(server.name).from_mean_precision(
             optimizer.mean.clone(), precision.mean() if server.name == "isotropic" else precision.clone()
         )
         metrics = {

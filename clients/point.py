@@ -86,7 +86,7 @@ class PointSolver(Solver):
             model.zero_grad()
             loss = problem.likelihood.loss(model(x), y)
             loss.backward()
-            if slope is not None:
+            if slope is not None and offset is not None:
                 extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
                 model.grad.add_(extra).add_(offset)
             if self.clip_norm is not None:

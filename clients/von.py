@@ -61,7 +61,7 @@ class VONSolver(Solver):
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         loss = LocalLoss(problem)
-        server = problem.server.to(torch.float64)
+        server = FullGaussian.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)
         linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
         rho, tau = problem.rho, problem.temperature

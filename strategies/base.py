@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import getLogger
-from typing import Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -20,6 +20,7 @@ from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
 
 log = getLogger("bayesfed")
+Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 
 
 class Callbacks(Protocol):
@@ -53,7 +54,7 @@ class Tally:
     up: int = 0
 
 
-class FederatedStrategy(Strategy):
+class FederatedStrategy(Strategy, Generic[Posterior]):
     """Base of bayesfed's strategies: a subclass says what it sends and how it combines what comes back.
 
     A subclass implements :meth:`prepare`, :meth:`local_settings`, :meth:`begin`, :meth:`accumulate`, :meth:`combine` and names
@@ -69,7 +70,7 @@ class FederatedStrategy(Strategy):
         InputError: a value out of range.
     """
 
-    name: str
+    name: ClassVar[str]
     family: str = PointMass.name
 
     def __init__(self, *, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
@@ -77,7 +78,7 @@ class FederatedStrategy(Strategy):
         integer("min_replies", min_replies, at_least=1)
         number("timeout", timeout, above=0)
         self.fraction, self.min_replies, self.timeout = float(fraction), min_replies, float(timeout)
-        self.posterior: Gaussian | PointMass
+        self.posterior: Posterior
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
         self.num_clients = 0
@@ -102,7 +103,7 @@ class FederatedStrategy(Strategy):
         """Reset this round's sums."""
 
     @abstractmethod
-    def accumulate(self, posterior: Gaussian | PointMass, num_examples: int) -> dict[str, float]:
+    def accumulate(self, posterior: Posterior, num_examples: int) -> dict[str, float]:
         """Add one client's posterior (float64, CPU); returns numbers to log for this client."""
 
     @abstractmethod
@@ -227,7 +228,8 @@ class FederatedStrategy(Strategy):
                     reason = str(error)
                 else:
                     tally.up += wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
-                    metrics |= self.accumulate(posterior.to(torch.float64), int(metrics["num-examples"]))
+                    wide = cast(Posterior, posterior.to(torch.float64))
+                    metrics |= self.accumulate(wide, int(metrics["num-examples"]))
                     tally.replied[client] = metrics
                     client_metrics.append(metrics)
                     self._report(server_round, client, metrics, "")
@@ -257,7 +259,7 @@ class FederatedStrategy(Strategy):
         }
         if self._callbacks:
             self._callbacks.end_round(server_round, metrics)
-        return wire.pack(self.posterior.arrays()), MetricRecord(metrics)
+        return wire.pack(self.posterior.arrays()), MetricRecord(dict(metrics))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -279,7 +281,7 @@ class FederatedStrategy(Strategy):
 
     # -- details ----------------------------------------------------------------------------------------------------
 
-    def _read(self, reply: Message, server_round: int) -> tuple[Gaussian | PointMass, dict[str, float]]:
+    def _read(self, reply: Message, server_round: int) -> tuple[Posterior, dict[str, float]]:
         """Check a reply before any state changes."""
         if reply.has_error():
             raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
@@ -293,7 +295,7 @@ class FederatedStrategy(Strategy):
             raise wire.BadMessage(f"reply is of round {metrics.get('round')}")
         if not metrics.get("num-examples", 0) >= 1:
             raise wire.BadMessage(f"num-examples is {metrics.get('num-examples')}")
-        return type(self.posterior).from_arrays(arrays), metrics
+        return cast(Posterior, type(self.posterior).from_arrays(arrays)), metrics
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:

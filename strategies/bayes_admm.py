@@ -15,7 +15,7 @@ from strategies.base import FederatedStrategy
 log = getLogger("bayesfed")
 
 
-class BayesADMM(FederatedStrategy):
+class BayesADMM(FederatedStrategy[Gaussian]):
     r"""Bayesian-duality ADMM for isotropic, diagonal and full-covariance Gaussians (arXiv 2506.13150; spec 1.3).
 
     Solves ``min_q sum_k E_q[l_k]/tau + KL(q || p_0)`` over an exponential family with natural parameters lambda:
@@ -94,7 +94,7 @@ class BayesADMM(FederatedStrategy):
     def prepare(self, initial: Tensor) -> None:
         """The server starts at N(0, 1/init_precision); clients start their first iterations at the network initialisation."""
         zero = torch.zeros_like(initial)
-        self.posterior: Gaussian = self.gaussian.isotropic(zero, self.init_precision)
+        self.posterior = self.gaussian.isotropic(zero, self.init_precision)
         self.prior = self.gaussian.isotropic(zero.to(torch.float64), self.prior_precision).natural
         self.hsum = self.prior.zeros_like()  # sum_k eta_k
 

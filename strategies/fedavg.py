@@ -11,7 +11,7 @@ from bayesfed.families import PointMass
 from strategies.base import FederatedStrategy
 
 
-class FedAvg(FederatedStrategy):
+class FedAvg(FederatedStrategy[PointMass]):
     """FedAvg (McMahan et al. 2017): ``w_g = sum_{k in P} N_k w_k / sum_{k in P} N_k``.
 
     Clients minimise their mean loss ``l_k/N_k`` from ``w_g``. The server starts at the network initialisation. In bayesfed's
@@ -26,7 +26,7 @@ class FedAvg(FederatedStrategy):
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation."""
-        self.posterior: PointMass = PointMass(initial.clone())
+        self.posterior = PointMass(initial.clone())
 
     def local_settings(self) -> dict[str, float | bool]:
         """Nothing but the client's own loss."""

@@ -29,7 +29,7 @@ def error_reply(message: Message, error: BaseException) -> Message:
     return Message(Error(code=CLIENT_RAISED, reason=text), reply_to=message)
 
 
-def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: dict[str, float]) -> None:
+def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: dict[str, Any]) -> None:
     """Run both apps on Flower's simulation runtime (its successor ``flwr run`` wants an app bundle and a SuperLink)."""
     from flwr.simulation import run_simulation
 

@@ -206,7 +206,11 @@ class RayEngine:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
         grid = RayGrid(
-            session.config, session.directory.sites, session.num_clients, self._workers(session.num_clients), self.num_gpus
+            session.config,
+            session.directory.sites,
+            session.num_clients,
+            self._workers(session.num_clients),
+            self.num_gpus,
         )
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
@@ -235,7 +239,9 @@ class RayEngine:
                 count = int(available.get("GPU", 0) / self.num_gpus)
         if self.num_gpus * max(count, 1) > available.get("GPU", 0):
             raise InputError(
-                "engine.num_gpus", self.num_gpus, f"times {count} workers is more than Ray's {available.get('GPU', 0):g} GPUs"
+                "engine.num_gpus",
+                self.num_gpus,
+                f"times {count} workers is more than Ray's {available.get('GPU', 0):g} GPUs",
             )
         if count > available.get("CPU", 0):
             raise InputError("engine.num_workers", count, f"Ray has {available.get('CPU', 0):g} CPU slots only")

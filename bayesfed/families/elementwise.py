@@ -83,7 +83,6 @@ class DiagonalGaussian(ElementwiseGaussian):
         return cls.from_mean_precision(first, variance.reciprocal())
 
 
-
 class IsotropicGaussian(ElementwiseGaussian):
     """``N(m, I/S)``, precision (); ``T(theta) = (theta, theta^T theta)``."""
 

@@ -43,7 +43,8 @@ class FullGaussian(Gaussian):
 
     @classmethod
     def solve(cls, precision: Tensor, vector: Tensor) -> Tensor:
-        return torch.cholesky_solve(vector[:, None], torch.linalg.cholesky(precision))[:, 0]
+        factor: Tensor = torch.linalg.cholesky(precision)
+        return torch.cholesky_solve(vector[:, None], factor).squeeze(1)
 
     @classmethod
     def multiply(cls, precision: Tensor, vector: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ class FullGaussian(Gaussian):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.empty(self.dim, n, dtype=self.mean.dtype, device=self.mean.device).normal_(generator=generator)
-        return self.mean + torch.linalg.solve_triangular(self.factor.mT, noise, upper=True).mT
+        offsets: Tensor = torch.linalg.solve_triangular(self.factor.mT, noise, upper=True)
+        return self.mean + offsets.mT
 
     def log_prob(self, theta: Tensor) -> Tensor:
         squares = ((theta - self.mean) @ self.factor).square().sum(-1)
@@ -82,7 +84,8 @@ class FullGaussian(Gaussian):
     def kl(self, other: Self) -> Tensor:
         self._require_same(other)
         # trace(S2 S1^-1) = ||L1^-1 L2||_F^2
-        trace = torch.linalg.solve_triangular(self.factor, other.factor, upper=False).square().sum()
+        ratio: Tensor = torch.linalg.solve_triangular(self.factor, other.factor, upper=False)
+        trace = ratio.square().sum()
         distance = ((self.mean - other.mean) @ other.factor).square().sum()
         return 0.5 * (trace + distance - self.dim) + self._half_log_det() - other._half_log_det()
 

@@ -29,7 +29,11 @@ class NaturalParameters:
     def _pair(self, other: NaturalParameters) -> NaturalParameters:
         if not isinstance(other, NaturalParameters):
             raise TypeError(f"expected natural parameters, got {type(other).__name__}")
-        if other.family != self.family or other.second.shape != self.second.shape or other.first.shape != self.first.shape:
+        if (
+            other.family != self.family
+            or other.second.shape != self.second.shape
+            or other.first.shape != self.first.shape
+        ):
             raise ValueError(
                 f"cannot combine natural parameters of {self.family} {tuple(self.first.shape)} "
                 f"and {other.family} {tuple(other.first.shape)}"

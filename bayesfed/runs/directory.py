@@ -38,7 +38,9 @@ class RunDirectory:
         """
         run = cls(path)
         if run.config_path.exists():
-            raise InputError("hydra.run.dir", path, f"already holds a run; continue it with resume={path}, or name another folder")
+            raise InputError(
+                "hydra.run.dir", path, f"already holds a run; continue it with resume={path}, or name another folder"
+            )
         run.path.mkdir(parents=True, exist_ok=True)
         plain = {key: value for key, value in cfg.items() if key not in ("hydra", "resume")}
         write_text(run.config_path, OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True))
@@ -136,7 +138,7 @@ def clean(record: dict[str, Any]) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Git commit of bayesfed's checkout (if it is one) and versions of the packages that matter."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -66,7 +66,9 @@ def run_config(cfg: DictConfig, overrides: Sequence[str]) -> RunResult:
         session.open(directory, resumed=True)
         if session.round >= cfg.rounds:
             if session.round > cfg.rounds:
-                raise InputError("rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more")
+                raise InputError(
+                    "rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more"
+                )
             if directory.summary().get("status") == "finished":
                 return RunResult.read(directory)
         write_text(directory.config_path, OmegaConf.to_yaml(cfg, resolve=True))

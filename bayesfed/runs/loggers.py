@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class WandbLogger(NoLogger):
     ):
         if mode is not None:
             choice("mode", mode, ("online", "offline", "disabled"))
-        self.settings = {"project": project, "entity": entity, "group": group, "tags": list(tags)}
+        self.settings: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": list(tags)}
         self.mode = mode
         self._run: Any = None
 
@@ -54,11 +55,11 @@ class WandbLogger(NoLogger):
             import wandb
         except ImportError as error:
             raise InputError("logger", "wandb", "install wandb, or use logger=none") from error
-        mode = self.mode or ("online" if _has_key() else "offline")
+        mode: Any = self.mode or ("online" if _has_key() else "offline")
         id_file = run_dir / "wandb" / "id"
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             **self.settings,
             mode=mode,

@@ -170,8 +170,9 @@ class Session:
     def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         """A line in ``clients.jsonl``."""
         self.display.client_done(round, client, metrics is not None)
-        record = {"round": round, "client": client, "accepted": metrics is not None}
-        self.directory.append("clients", record | (metrics or {"reason": reason}))
+        record: dict[str, Any] = {"round": round, "client": client, "accepted": metrics is not None}
+        record.update(metrics if metrics is not None else {"reason": reason})
+        self.directory.append("clients", record)
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         """Evaluate, record, checkpoint, show."""
