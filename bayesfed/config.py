@@ -217,7 +217,7 @@ def validate(cfg: DictConfig) -> None:
     """
     for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "eval", "checkpoint"):
         try:
-            OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg[key]})
+            OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
         except OmegaConfBaseException as error:
             full = getattr(error, "full_key", None) or key
             raise InputError(full, OmegaConf.select(cfg, full), str(error).splitlines()[0]) from error
