@@ -30,6 +30,9 @@ class IVONSolver(Solver):
         beta1, beta2: decay of momentum and of the curvature estimate. A round of T steps learns a fraction ``1 - beta2**T``.
         hess_init: curvature ``h`` at the start of round 1, in mean-loss units.
         mc_samples: posterior samples (gradients) per step.
+        min_precision: smallest precision a client may reach, relative to the server's. Where the local problem asks for less
+            (expected Hessians are indefinite, and the site can exceed the curvature), the precision is held there and
+            counted (``guard/clients``).
         clip_radius: elementwise bound on the preconditioned step, before ``lr``.
         clip_norm: bound on the norm of each sampled gradient; null for none.
         schedule, schedule_rounds, schedule_decay: learning rate over communication rounds.
@@ -54,6 +57,7 @@ class IVONSolver(Solver):
         mc_samples: int = 1,
         clip_radius: float = math.inf,
         clip_norm: float | None = None,
+        min_precision: float = 0.1,
         schedule: str = "constant",
         schedule_rounds: int | None = None,
         schedule_decay: float = 0.1,
@@ -69,10 +73,12 @@ class IVONSolver(Solver):
         integer("mc_samples", mc_samples, at_least=1)
         number("clip_radius", clip_radius, above=0, finite=False)
         number("clip_norm", clip_norm, above=0, optional=True)
+        number("min_precision", min_precision, at_least=0, at_most=0.99)
         choice("noise", noise, ("quantile", "normal"))
         self.lr, self.epochs, self.batch_size = lr, epochs, batch_size
         self.beta1, self.beta2, self.hess_init = beta1, beta2, hess_init
         self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
+        self.min_precision = min_precision
         self.local_schedule, self.noise, self.keep_momentum = local_schedule, noise, keep_momentum
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
@@ -94,6 +100,7 @@ class IVONSolver(Solver):
             prior_precision=server.precision,
             site_linear=None if site is None else site[0] / problem.data_weight,
             site_quadratic=None if site is None else site[1] / problem.data_weight,
+            min_precision=self.min_precision,
             noise=self.noise,  # type: ignore[arg-type]
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
@@ -124,6 +131,7 @@ class IVONSolver(Solver):
         metrics = {
             "loss": float(total) / max(step * self.mc_samples, 1),
             "hessian-moved": float(optimizer.hessian_moved()),
+            "floored": float(optimizer.floored()),
         }
         memory = {}
         if self.keep_momentum:

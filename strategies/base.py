@@ -250,7 +250,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics |= _mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
         metrics |= _mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
         metrics |= _mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
+        held = int(sum(m.get("floored", 0) for m in client_metrics))
+        if held:
+            log.warning("round %d: %d client precisions were held at their floor (client.min_precision)", server_round, held)
         metrics |= {
+            "guard/clients": held,
             "clients/sampled": len(self.sample(server_round)),
             "clients/replied": len(tally.replied),
             "clients/failed": len(tally.failed),

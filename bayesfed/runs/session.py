@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import getLogger
+from logging import Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,15 @@ class Session:
             KeyboardInterrupt, Exception: what ended the run early, after the summary was written.
         """
         title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
-        status = "failed"
+        status, shown = "failed", _Shown()
         started = time.perf_counter()
         with single_thread(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
         ) as self.display:  # fmt: skip
             try:
+                if self.cfg.display:
+                    shown.display, log.propagate = self.display, False
+                    log.addHandler(shown)
                 self.logger.begin(self.directory.path, self.config)
                 if self.round == 0:
                     self._finish_round(0, {})
@@ -142,6 +145,8 @@ class Session:
                 status = "interrupted"
                 raise
             finally:
+                log.removeHandler(shown)
+                log.propagate = True
                 self.end(status, time.perf_counter() - started)
 
     def end(self, status: str, seconds: float) -> None:
@@ -266,8 +271,18 @@ class Session:
                 summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
         if rounds:
             summary |= {key: value for key, value in rounds[-1].items() if key != "round"}
-        summary["guard/total"] = sum(r.get("guard/count") or 0 for r in rounds)
+        for key in ("guard/count", "guard/clients"):
+            summary[f"total/{key}"] = sum(r.get(key) or 0 for r in rounds)
         return summary
+
+
+class _Shown(Handler):
+    """Shows log records where they don't tear the live display."""
+
+    display: Display
+
+    def emit(self, record: LogRecord) -> None:
+        self.display.message(self.format(record))
 
 
 @contextmanager

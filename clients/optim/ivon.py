@@ -43,6 +43,7 @@ class _Group:
     root: Tensor  # 1 / sqrt(hess + damping)
     initial: Tensor  # hess at the start; () if it was constant
     floor: float = 0.0  # of h + damping: below the rounding error of the sum
+    bound: float | Tensor | None = None  # smallest hess, from min_precision
     slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
     offset: float | Tensor = 0.0
     extra: Tensor | None = None  # gradient of the second and later samples of a step
@@ -55,8 +56,9 @@ class _Group:
             torch._foreach_copy_(self.flat.split(self.gradient), self.released)
             self.released = None
 
-    def refresh(self) -> None:
+    def refresh(self, min_precision: float) -> None:
         """Recompute what follows from hess, delta, the prior mean and the sites."""
+        self.bound = self.damping * (min_precision - 1) if min_precision else None
         self.slope = self.delta - self.site_quadratic
         self.offset = self.delta * self.prior_mean - self.site_linear
         least = self.damping.min() if isinstance(self.damping, Tensor) else torch.tensor(self.damping)
@@ -64,6 +66,13 @@ class _Group:
         known = not least.is_meta and (isinstance(self.damping, Tensor) or self.damping > 0)
         self.floor = max(info.eps * float(least), info.tiny) if known else 0.0
         torch.add(self.hess, self.damping, out=self.root).rsqrt_()
+
+    def hold(self) -> None:
+        """Keep hess at its bound or above."""
+        if isinstance(self.bound, Tensor):
+            torch.maximum(self.hess, self.bound, out=self.hess)
+        elif self.bound is not None:
+            self.hess.clamp_(min=self.bound)
 
     def denominator(self, out: Tensor) -> Tensor:
         """hess + damping, kept above the rounding error of the sum."""
@@ -115,6 +124,9 @@ class IVON(torch.optim.Optimizer):
         hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
         hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
             is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
+        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1). Sites, and
+            expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink towards 0
+            without end, and noise and steps grow. :meth:`floored` counts the entries held there.
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.optim.noise`.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
@@ -144,6 +156,7 @@ class IVON(torch.optim.Optimizer):
         site_quadratic: Any = None,
         hess: Any = None,
         hess_structure: Literal["diagonal", "scalar"] = "diagonal",
+        min_precision: float = 0.0,
         noise: Literal["quantile", "normal"] = "quantile",
         generator: torch.Generator | None = None,
     ):
@@ -151,6 +164,10 @@ class IVON(torch.optim.Optimizer):
         choice("hess_approx", hess_approx, ["price"])
         choice("hess_structure", hess_structure, ["diagonal", "scalar"])
         choice("noise", noise, ["quantile", "normal"])
+        number("min_precision", min_precision, at_least=0)
+        if min_precision >= 1:
+            raise InputError("min_precision", min_precision, "must be a number >= 0 and < 1")
+        self.min_precision = min_precision
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
         self.hess_structure = hess_structure
         self._groups: list[_Group] = []
@@ -262,7 +279,7 @@ class IVON(torch.optim.Optimizer):
         for g in self._groups:
             if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
                 raise InputError(field, "not positive definite", "h + delta must be > 0 everywhere")
-            g.refresh()
+            g.refresh(self.min_precision)
 
     def _average(self, values: list[float | Tensor]) -> Tensor:
         """Mean over all parameters of one number or vector per group, as a tensor of shape ()."""
@@ -419,6 +436,7 @@ class IVON(torch.optim.Optimizer):
         else:
             g.work.add_(g.noise, alpha=-scale / samples)
         g.hess.addcdiv_(g.work, g.root, value=-c).addcmul_(g.work, g.work, value=0.5 * c * c)
+        g.hold()
         torch.rsqrt(g.denominator(g.work), out=g.root)
 
     def _update_shared_hess(self, samples: int) -> None:
@@ -431,6 +449,7 @@ class IVON(torch.optim.Optimizer):
         hhat = torch.stack([p.to(g.root.dtype) for p in products]).sum().mul_(scale / count).div_(g.root)
         excess = hhat - self._average([g.site_quadratic for g in self._groups]) - g.hess
         g.hess.add_(c * excess + 0.5 * (c * excess * g.root) ** 2)
+        g.hold()
         torch.rsqrt(g.denominator(torch.empty_like(g.root)), out=g.root)
 
     def _update_mean(self, group: dict[str, Any], g: _Group, samples: int) -> None:
@@ -503,6 +522,11 @@ class IVON(torch.optim.Optimizer):
             [((g.hess - g.initial).abs() > threshold * g.initial.abs()).float() for g in self._groups]
         ).mean()
 
+    def floored(self) -> Tensor:
+        """How many entries of h are at the bound that ``min_precision`` sets, shape ()."""
+        held = [g.hess <= g.bound if g.bound is not None else torch.zeros_like(g.hess) for g in self._groups]
+        return self._join([h.float() for h in held]).sum()
+
     @torch.no_grad()
     def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
         """Continue from another Gaussian: the parameters become ``mean`` and h = precision / ess - delta.
@@ -535,7 +559,7 @@ class IVON(torch.optim.Optimizer):
             for g in self._groups:
                 if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
                     raise InputError("precision", "lost to rounding", "too small next to the prior precision")
-                g.refresh()
+                g.refresh(self.min_precision)
         self._samples = 0
         if reset:
             self._steps = 0
@@ -586,7 +610,7 @@ class IVON(torch.optim.Optimizer):
             for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic"):
                 value = saved[name]
                 setattr(g, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
-            g.refresh()
+            g.refresh(self.min_precision)
         self._steps, self._samples = own["steps"], 0
         if self.generator is not None and own["generator"] is not None:
             self.generator.set_state(own["generator"].cpu())
