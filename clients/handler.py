@@ -131,7 +131,7 @@ class Trainer:
 
         keeps_site = method.damping > 0 and isinstance(server, Gaussian)
         stateful = keeps_site or bool(getattr(self.solver, "keep_momentum", False))
-        record = self.sites.open(client, method.accepted, method.durable) if stateful else None
+        record = self.sites.open(client, method.round, method.accepted, method.durable) if stateful else None
         memory = dict(record) if record else {}
         site: NaturalParameters | None = None
         if keeps_site and isinstance(server, Gaussian):

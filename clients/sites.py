@@ -4,10 +4,12 @@ A site ``eta_k`` must change exactly when the server counted the reply it belong
 on the clients drift apart for good. A client can't know whether its reply arrived. So it never overwrites: training in
 round r writes a *new* record tagged r beside the one it started from, and the next message from the server names the
 last round of this client that was ``accepted``, and the one that lies in the server's last ``durable`` checkpoint. The client
-continues from the accepted record and drops all others but the durable one (which a resumed server would ask for).
+continues from the accepted record and drops all older others but the durable one (which a resumed server would ask for).
 
-The same rule covers a lost reply, a duplicate message, a crash of either side at any point, and a resumed run; and as any
-process that sees the files can serve any client, results don't depend on which worker a client lands on.
+The same rule covers a lost reply, a duplicate or late message, a crash of either side at any point, and a resumed run; and as
+any process that sees the files can serve any client, results don't depend on which worker a client lands on. Records of later
+rounds stay: a message that was delayed beyond its successor must not drop what that one saved, and after going back to a
+checkpoint they are overwritten before a server can ask for them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,18 +50,18 @@ class SiteStore(ABC):
     def drop(self, client: int, round: int) -> None:
         """Forget that record."""
 
-    def open(self, client: int, accepted: int, durable: int) -> Record | None:
-        """What ``client`` continues from: the record of round ``accepted``; None if it was never accepted (0).
+    def open(self, client: int, round: int, accepted: int, durable: int) -> Record | None:
+        """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
 
-        Records other than ``accepted`` and ``durable`` are dropped.
+        Records before ``round`` other than ``accepted`` and ``durable`` are dropped.
 
         Raises:
             SiteLost: the accepted record is missing.
         """
         found = self.rounds(client)
-        for round in found:
-            if round not in (accepted, durable):
-                self.drop(client, round)
+        for old in found:
+            if old < round and old not in (accepted, durable):
+                self.drop(client, old)
         if accepted == 0:
             return None
         record = self.read(client, accepted)
@@ -115,7 +118,10 @@ class DiskSites(SiteStore):
 
     def read(self, client: int, round: int) -> Record | None:
         path = self._path(client, round)
-        return load_file(path) if path.exists() else None
+        try:
+            return load_file(path)
+        except (FileNotFoundError, SafetensorError):  # a torn file is a lost one
+            return None
 
     def rounds(self, client: int) -> list[int]:
         folder = self._folder(client)
