@@ -85,6 +85,7 @@ class IVONSolver(Solver):
         model, server = problem.model, problem.server
         model.load(problem.start())
         model.module.train()
+        model.drop_grad()
         site = problem.site_terms()
         optimizer = IVON(
             model.parameters,

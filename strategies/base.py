@@ -84,6 +84,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.num_clients = 0
         self.seed = 0
         self._callbacks: Callbacks | None = None
+        self._held = 0
         self._tally = Tally()
         self._nodes: dict[int, int] = {}
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
@@ -251,8 +252,9 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics |= _mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
         metrics |= _mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
         held = int(sum(m.get("floored", 0) for m in client_metrics))
-        if held:
-            log.warning("round %d: %d client precisions were held at their floor (client.min_precision)", server_round, held)
+        if held > 2 * self._held:  # every count is in the log of rounds; say it again only when it grows
+            self._held = held
+            log.warning("round %d: %d client precisions held at their floor (client.min_precision)", server_round, held)
         metrics |= {
             "guard/clients": held,
             "clients/sampled": len(self.sample(server_round)),

@@ -1,4 +1,4 @@
-"""A module whose parameters, and their gradients, are views of one vector."""
+"""A module whose parameters are views of one vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FlatModel:
     Attributes:
         module: the wrapped module, moved to ``device`` and ``dtype``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
-        grad: (P,) the gradients; ``backward()`` accumulates into it through the parameters' ``.grad`` views.
+        grad: (P,) the gradients after :meth:`zero_grad`: ``backward()`` then accumulates into it.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
@@ -28,11 +28,9 @@ class FlatModel:
         self.sizes = [p.numel() for p in self.parameters]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.grad = torch.zeros_like(self.vector)
-        for parameter, values, gradient in zip(
-            self.parameters, self.vector.split(self.sizes), self.grad.split(self.sizes), strict=True
-        ):
+        for parameter, values in zip(self.parameters, self.vector.split(self.sizes), strict=True):
             parameter.data = values.view_as(parameter)
-            parameter.grad = gradient.view_as(parameter)
+        self._gradients = [g.view_as(p) for g, p in zip(self.grad.split(self.sizes), self.parameters, strict=True)]
 
     @property
     def dim(self) -> int:
@@ -45,8 +43,15 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def zero_grad(self) -> None:
-        """Set the gradients to zero, keeping the views."""
+        """Set the gradients to zero and make the parameters' ``.grad`` views of :attr:`grad`."""
         self.grad.zero_()
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def drop_grad(self) -> None:
+        """Leave the gradients to autograd, for optimizers that take them as it made them (one pass over memory less)."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
