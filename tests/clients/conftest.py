@@ -1,0 +1,54 @@
+"""A small quadratic problem: linear regression, five clients, float64."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from bayesfed.engine.flower_version import node_context, set_identity
+from bayesfed.problem import Problem, build_problem
+from clients.exact import ExactSolver
+from clients.handler import Trainer
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@pytest.fixture(scope="session")
+def quadratic() -> Problem:
+    def group(kind: str, name: str, **values: Any) -> dict[str, Any]:
+        return yaml.safe_load((CONF / kind / f"{name}.yaml").read_text()) | values
+
+    config = {
+        "data": group("data", "linreg", num_clients=5, num_features=3, examples_per_client=20),
+        "partition": group("partition", "natural_id"),
+        "model": group("model", "linear"),
+        "likelihood": group("likelihood", "gaussian", precision=4.0),
+    }
+    return build_problem(config, 1, 0.0)
+
+
+@pytest.fixture
+def trainer(quadratic):
+    """``trainer(sites, family="diagonal", solver=ExactSolver(), name="bayes_admm")``."""
+
+    def make(sites, family: str = "diagonal", solver=None, name: str = "bayes_admm") -> Trainer:
+        return Trainer(
+            name=name,
+            family=family,
+            solver=solver or ExactSolver(),
+            problem=quadratic,
+            sites=sites,
+            seed=1,
+            dtype=torch.float64,
+            device=torch.device("cpu"),
+        )
+
+    return make
+
+
+@pytest.fixture
+def context():
+    set_identity()
+    return lambda client: node_context(client + 1, client, 5)

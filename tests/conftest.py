@@ -1,0 +1,33 @@
+"""What tests of whole runs share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+QUIET = ["display=false", "figures=false"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Callable[..., object]:
+    """``run("rounds=2", to="a")``: a run of the linear-regression experiment in ``tmp_path/a``, a fraction of a second."""
+
+    def start(*overrides: str, to: str = "run"):
+        import bayesfed
+
+        quick = [] if any(o.startswith("resume=") for o in overrides) else [
+            "experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=4", *QUIET,
+            f"hydra.run.dir={tmp_path / to}",
+        ]  # fmt: skip
+        return bayesfed.run([*quick, *overrides])
+
+    return start
+
+
+@pytest.fixture
+def digest() -> Callable[[Path], str]:
+    """SHA-256 of a run's ``posterior.safetensors``."""
+    return lambda run_dir: hashlib.sha256((Path(run_dir) / "posterior.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,105 @@
+"""Equal seed and configuration give equal bits: in process, on Ray with any number of workers, on Flower, and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bayesfed
+
+DIGITS = ["experiment=digits_het10", "eval.every=9", "eval.samples=2", "display=false", "figures=false"]
+SAMPLED = [*DIGITS, "strategy.fraction=0.5", "client.keep_momentum=true", "client.epochs=1"]
+
+
+def digits(path: Path, *overrides: str, base: list[str] = DIGITS) -> Path:
+    return bayesfed.run([*base, *overrides, f"hydra.run.dir={path}"]).run_dir
+
+
+@pytest.fixture(scope="session")
+def ray_with_three_slots():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def inline(tmp_path_factory) -> Path:
+    return digits(tmp_path_factory.mktemp("inline") / "run", "rounds=3", "engine=inline")
+
+
+@pytest.fixture(scope="session")
+def inline_sampled(tmp_path_factory) -> Path:
+    return digits(tmp_path_factory.mktemp("inline") / "sampled", "rounds=3", "engine=inline", base=SAMPLED)
+
+
+def test_inline_again(inline, tmp_path, digest):
+    assert digest(digits(tmp_path / "again", "rounds=3", "engine=inline")) == digest(inline)
+
+
+def test_another_seed_gives_other_bits(inline, tmp_path, digest):
+    assert digest(digits(tmp_path / "seed", "rounds=3", "engine=inline", "seed=2", "client.epochs=1")) != digest(inline)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray(inline, tmp_path, digest, ray_with_three_slots, workers):
+    assert digest(digits(tmp_path / "ray", "rounds=3", "engine=ray", f"engine.num_workers={workers}")) == digest(inline)
+
+
+@pytest.mark.engines
+def test_flower(inline, tmp_path, digest):
+    assert digest(digits(tmp_path / "flower", "rounds=3", "engine=flower")) == digest(inline)
+
+
+@pytest.mark.engines
+def test_ray_with_client_sampling_and_kept_momentum(inline_sampled, tmp_path, digest, ray_with_three_slots):
+    run_dir = digits(tmp_path / "ray", "rounds=3", "engine=ray", "engine.num_workers=2", base=SAMPLED)
+    assert digest(run_dir) == digest(inline_sampled)
+
+
+@pytest.mark.engines
+def test_resumed_on_another_engine(inline, tmp_path, digest, ray_with_three_slots):
+    run_dir = digits(tmp_path / "half", "rounds=2", "engine=inline")
+    bayesfed.run([f"resume={run_dir}", "rounds=3", "engine=ray", "engine.num_workers=2"])
+    assert digest(run_dir) == digest(inline)
+
+
+@pytest.mark.parametrize("base", ["all", "sampled"])
+def test_resumed_after_round_2(inline, inline_sampled, tmp_path, digest, base):
+    base, whole = (DIGITS, inline) if base == "all" else (SAMPLED, inline_sampled)
+    run_dir = digits(tmp_path / "half", "rounds=2", "engine=inline", base=base)
+    assert digest(run_dir) != digest(whole)
+    bayesfed.run([f"resume={run_dir}", "rounds=3"])
+    assert digest(run_dir) == digest(whole)
+
+
+def test_killed_in_round_3_and_resumed(inline, tmp_path, digest):
+    run_dir = tmp_path / "killed"
+    kill_in_round([*DIGITS, "rounds=3", "engine=inline", f"hydra.run.dir={run_dir}"], run_dir, 3)
+    assert digest(run_dir) != digest(inline)
+    bayesfed.run([f"resume={run_dir}"])
+    assert digest(run_dir) == digest(inline)
+
+
+def kill_in_round(overrides: list[str], run_dir: Path, round: int) -> None:
+    """Run in a process of its own; SIGKILL it when a client has finished ``round``."""
+    code = "import sys; from bayesfed.cli import main; main(sys.argv[1:])"
+    child = subprocess.Popen([sys.executable, "-c", code, *overrides], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        clients = run_dir / "clients.jsonl"
+        while not (clients.exists() and clients.read_text().count(f'"round": {round}, "client":')):
+            assert child.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
