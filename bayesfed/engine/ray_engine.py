@@ -6,18 +6,21 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
+from bayesfed.app import client_app
 from bayesfed.engine.flower_version import error_reply, node_context, set_identity
 from bayesfed.engine.grid import LocalGrid
-from bayesfed.errors import InputError, integer, number
+from bayesfed.errors import InputError, RunFailed, integer, number
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session
@@ -40,15 +43,13 @@ class Task:
 class Worker:
     """A process that keeps the ClientApp, and with it data, model and site store, between rounds."""
 
-    def __init__(self, config: dict[str, Any], sites: str, num_clients: int, path: list[str]):
+    def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
         sys.path.extend(entry for entry in path if entry not in sys.path)
         import torch
 
-        from bayesfed.app import client_app
-
         torch.set_num_threads(1)
         set_identity()
-        self.app = client_app(config, sites)
+        self.app = build()
         self.num_clients = num_clients
         self.contexts: dict[int, Any] = {}
         self.arrays: dict[str, ArrayRecord] = {}
@@ -96,20 +97,19 @@ class RayGrid(LocalGrid):
     batch whose worker dies is given to a new worker (solving a round again gives the same site and the same reply).
 
     Args:
-        config: plain configuration, from which workers build the ClientApp.
-        sites: folder of the site store.
+        build: makes the ClientApp, once in each worker; picklable.
         num_clients: number of nodes.
         num_workers: actors to start.
         num_gpus: of each actor.
     """
 
-    def __init__(self, config: dict[str, Any], sites: Path, num_clients: int, num_workers: int, num_gpus: float = 0.0):
+    def __init__(self, build: Callable[[], ClientApp], num_clients: int, num_workers: int, num_gpus: float = 0.0):
         super().__init__(num_clients)
         here = str(Path.cwd())
         path = [entry for entry in sys.path if entry and Path(entry).exists()]
         remote = ray.remote(Worker)
         options = remote.options(num_cpus=1, num_gpus=num_gpus)
-        self._start = lambda: options.remote(config, str(sites.resolve()), num_clients, [*path, here])
+        self._start = lambda: options.remote(build, num_clients, [*path, here])
         self.pool = Pool([self._start() for _ in range(num_workers)])
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -164,7 +164,9 @@ class RayGrid(LocalGrid):
 
     def _replace(self, worker: int, batch: Batch, queue: deque[Batch], error: Exception) -> list[Message]:
         """A worker died: start another and hand the batch on, or give up on it."""
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
+        if isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error):
+            raise RunFailed(f"a Ray worker could not start: {reason}") from error
         log.warning("worker %d died (%s); starting another", worker, reason)
         self.pool.actors[worker] = self._start()
         batch.attempts += 1
@@ -183,6 +185,12 @@ class RayGrid(LocalGrid):
             ray.kill(self.pool.actors[worker])
             self.pool.actors[worker] = self._start()
         self.pool.busy.clear()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of Ray's report: the exception itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 class RayEngine:
@@ -205,13 +213,8 @@ class RayEngine:
     def run(self, session: Session) -> None:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
-        grid = RayGrid(
-            session.config,
-            session.directory.sites,
-            session.num_clients,
-            self._workers(session.num_clients),
-            self.num_gpus,
-        )
+        build = partial(client_app, session.config, str(session.directory.sites.resolve()))
+        grid = RayGrid(build, session.num_clients, self._workers(session.num_clients), self.num_gpus)
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
         finally:
@@ -221,6 +224,7 @@ class RayEngine:
         """Start Ray or join the cluster, once per process."""
         if ray.is_initialized():
             return
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about a future default
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
         if self.address is None:
             # a worker needs a CPU slot each, and a slot more than there are cores costs nothing
