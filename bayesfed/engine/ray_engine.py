@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -13,8 +14,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from bayesfed.app import client_app
@@ -27,6 +29,19 @@ if TYPE_CHECKING:
 
 log = getLogger("bayesfed")
 ATTEMPTS = 3  # a task whose worker died is given to a new worker this many times in all
+BATCH_SECONDS = 0.02  # short tasks share a call, which costs about a millisecond by itself
+
+
+def share_memory() -> None:
+    """Let this process copy arrays straight to and from Ray's shared memory; pickled inside messages they cost thrice that."""
+
+    def parts(array: Array) -> tuple[Any, ...]:
+        return array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, np.uint8)
+
+    def array(values: tuple[Any, ...]) -> Array:
+        return Array(*values[:3], values[3].tobytes())
+
+    ray.util.register_serializer(Array, serializer=parts, deserializer=array)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Worker:
 
         torch.set_num_threads(1)
         set_identity()
+        share_memory()
         self.app = build()
         self.num_clients = num_clients
         self.contexts: dict[int, Any] = {}
@@ -79,6 +95,7 @@ class Batch:
 
     tasks: list[Task]
     attempts: int = 0
+    sent: float = 0.0
 
 
 @dataclass
@@ -110,17 +127,21 @@ class RayGrid(LocalGrid):
         remote = ray.remote(Worker)
         options = remote.options(num_cpus=1, num_gpus=num_gpus)
         self._start = lambda: options.remote(build, num_clients, [*path, here])
+        share_memory()
         self.pool = Pool([self._start() for _ in range(num_workers)])
+        self._task_seconds = math.inf  # mean of the last call
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._abandon()
-        queue = self._batches(list(messages))
+        tasks = self._tasks(list(messages))
+        queue, seconds = self._batches(tasks), 0.0
         pool = self.pool
         free = deque(range(len(pool.actors)))
         while queue or pool.busy:
             while queue and free:
                 worker, batch = free.popleft(), queue.popleft()
+                batch.sent = time.monotonic()
                 pool.busy[pool.actors[worker].run.remote(batch.tasks)] = (worker, batch)
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(pool.busy), num_returns=1, timeout=wait)
@@ -132,7 +153,9 @@ class RayGrid(LocalGrid):
             except ray.exceptions.RayActorError as error:
                 replies = self._replace(worker, batch, queue, error)
             free.append(worker)
+            seconds += time.monotonic() - batch.sent
             yield from replies
+        self._task_seconds = seconds / max(len(tasks), 1)
 
     def close(self) -> None:
         """Stop the workers; Ray itself stays up for the next run of this process."""
@@ -140,7 +163,14 @@ class RayGrid(LocalGrid):
             ray.kill(actor)
         self.pool.actors = []
 
-    def _batches(self, messages: list[Message]) -> deque[Batch]:
+    def _batches(self, tasks: list[Task]) -> deque[Batch]:
+        """As many tasks together as take ``BATCH_SECONDS``; longer ones go out singly, which evens out unequal clients."""
+        share = math.ceil(len(tasks) / len(self.pool.actors))
+        size = max(1, min(32, share, int(BATCH_SECONDS / max(self._task_seconds, 1e-6))))
+        return deque(Batch(tasks[i : i + size]) for i in range(0, len(tasks), size))
+
+    @staticmethod
+    def _tasks(messages: list[Message]) -> list[Task]:
         counts: dict[int, int] = {}
         for message in messages:
             for record in message.content.values():
@@ -158,9 +188,7 @@ class RayGrid(LocalGrid):
                     records[name] = record
             meta = message.metadata
             tasks.append(Task(meta.dst_node_id, meta.message_type, meta.group_id, records, shared))
-        # several batches per worker even out unequal clients; large ones save round trips
-        size = max(1, min(32, len(tasks) // (8 * len(self.pool.actors))))
-        return deque(Batch(tasks[i : i + size]) for i in range(0, len(tasks), size))
+        return tasks
 
     def _replace(self, worker: int, batch: Batch, queue: deque[Batch], error: Exception) -> list[Message]:
         """A worker died: start another and hand the batch on, or give up on it."""
