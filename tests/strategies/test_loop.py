@@ -1,0 +1,345 @@
+"""What all strategies share: sampling, order, bad replies, bookkeeping."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import weakref
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Result, Strategy
+
+from bayesfed import wire
+from bayesfed.errors import RunFailed
+from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
+from bayesfed.seeding import torch_generator
+from strategies import BayesADMM, FedAvg, FedProx
+
+P = 5
+
+
+def posterior(family: str, client: int, round: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Arrays that differ by client and round."""
+    g = torch_generator(1, family, client, round)
+    mean = torch.randn(P, generator=g)
+    if family == "point":
+        return {"mean": mean.to(dtype)}
+    precision = torch.rand(P, generator=g) + 0.5
+    if family == "isotropic":
+        precision = precision[0]
+    elif family == "full":
+        root = torch.randn(P, P, generator=g)
+        precision = root @ root.T + torch.eye(P)
+    return {"mean": mean.to(dtype), "precision": precision.to(dtype)}
+
+
+def strategy(kind: str = "diagonal", clients: int = 6, seed: int = 1, **options):
+    made = FedAvg(**options) if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5, **options)
+    made.setup(torch.zeros(P), clients, seed)
+    return made
+
+
+KINDS = ("point", "isotropic", "diagonal", "full")
+
+
+# -- participants -------------------------------------------------------------------------------------------------------
+
+
+def test_participants_are_a_function_of_seed_and_round() -> None:
+    a, b, other = (strategy(clients=50, seed=seed, fraction=0.2) for seed in (1, 1, 2))
+    rounds = range(1, 40)
+    drawn = [a.sample(t) for t in rounds]
+    assert drawn == [b.sample(t) for t in rounds]
+    assert drawn == [a.sample(t) for t in rounds]
+    assert drawn != [other.sample(t) for t in rounds]
+    assert len({tuple(s) for s in drawn}) > 35
+    for sample in drawn:
+        assert sample == sorted(set(sample))
+        assert len(sample) == 10
+    assert set().union(*drawn) == set(range(50))
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(1.0, 7), (0.01, 1), (0.5, 4), (0.43, 3), (0.99, 7)])
+def test_number_of_participants(fraction: float, count: int) -> None:
+    assert len(strategy(clients=7, fraction=fraction).sample(3)) == count
+
+
+def test_only_participants_get_messages(scripted, callbacks) -> None:
+    made = strategy(fraction=0.5)
+    grid = scripted(6, lambda client, round: posterior("diagonal", client, round))
+    made.start(grid, num_rounds=4, callbacks=callbacks)
+    for round in range(1, 5):
+        assert sorted(grid.methods[round]) == made.sample(round) == callbacks.sampled[round]
+        assert callbacks.metrics[round]["clients/sampled"] == 3
+    size = 3 * 2 * P * 4
+    assert {m["bytes/up"] for m in callbacks.metrics.values()} == {m["bytes/down"] for m in callbacks.metrics.values()}
+    assert callbacks.metrics[1]["bytes/up"] >= size
+
+
+# -- order of arrival ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrival_order_does_not_change_a_bit(scripted, kind: str) -> None:
+    """Replies of very different size, so that float sums in another order would differ."""
+
+    def answer(client: int, round: int) -> dict[str, torch.Tensor]:
+        arrays = posterior(kind, client, round)
+        return {name: value * 10.0 ** (client - 4) for name, value in arrays.items()}
+
+    ends = []
+    for seed in range(5):
+        shuffler = random.Random(seed)
+
+        def arrange(replies: list[Message], shuffler=shuffler) -> list[Message]:
+            return shuffler.sample(replies, len(replies))
+
+        made = strategy(kind, clients=8)
+        made.start(scripted(8, answer, iter if seed == 0 else arrange), num_rounds=3)
+        ends.append(made)
+    for other in ends[1:]:
+        for name, value in ends[0].posterior.arrays().items():
+            assert torch.equal(other.posterior.arrays()[name], value)
+        for name, value in ends[0].tensors().items():
+            assert torch.equal(other.tensors()[name], value)
+
+
+def test_replies_are_consumed_as_they_come(scripted) -> None:
+    """Of replies in order at most two are alive at a time: there is no list of them."""
+    alive, most = [], [0]
+
+    class Lazy(scripted):
+        def stream(self, messages, *, timeout=None):
+            for message in messages:
+                for reply in super().stream([message]):
+                    if "posterior" in reply.content:
+                        alive.append(weakref.ref(reply.content["posterior"]))
+                    yield reply
+                    del reply
+                    most[0] = max(most[0], sum(ref() is not None for ref in alive))
+
+    strategy(clients=12).start(Lazy(12, lambda c, r: posterior("diagonal", c, r)), num_rounds=1)
+    assert len(alive) == 12
+    assert 0 < most[0] <= 2
+
+
+# -- bad replies --------------------------------------------------------------------------------------------------------
+
+
+def bad_arrays(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    return posterior("diagonal", 2, 1) | changes
+
+
+def without_metrics() -> RecordDict:
+    return RecordDict({"posterior": wire.pack(posterior("diagonal", 2, 1))})
+
+
+def garbled() -> RecordDict:
+    arrays = wire.pack(posterior("diagonal", 2, 1))
+    arrays["mean"] = Array(dtype="float32", shape=(P,), stype="numpy.ndarray", data=b"no array")
+    return RecordDict({"posterior": arrays, "metrics": MetricRecord({"num-examples": 1, "round": 1})})
+
+
+NAN = torch.tensor([0, 0, math.nan, 0, 0.0])
+BAD = {
+    "nan": (lambda make: bad_arrays(mean=NAN), "mean is not finite in 1 of 5 entries, first entry 2: nan"),
+    "negative": (lambda make: bad_arrays(precision=torch.tensor([1, 1, 1, -4.0, 1])), "precision is not positive in 1 of 5 entries, first entry 3: -4"),
+    "infinite": (lambda make: bad_arrays(precision=torch.full((P,), math.inf)), "precision is not finite"),
+    "shape": (lambda make: bad_arrays(mean=torch.zeros(P + 1)), r"array 'mean' has shape \(6,\), expected \(5,\)"),
+    "dtype": (lambda make: bad_arrays(mean=torch.zeros(P).double()), "array 'mean' has dtype float64, expected torch.float32"),
+    "name": (lambda make: {"mu": torch.zeros(P), "precision": torch.ones(P)}, r"expected arrays \['mean', 'precision'\], got \['mu', 'precision'\]"),
+    "missing array": (lambda make: {"mean": torch.zeros(P)}, r"got \['mean'\]"),
+    "extra array": (lambda make: bad_arrays(more=torch.zeros(1)), "got .*'more'"),
+    "no arrays": (lambda make: RecordDict(), r"expected arrays \['mean', 'precision'\], got NoneType"),
+    "garbled": (lambda make: garbled(), "array 'mean' cannot be read"),
+    "no metrics": (lambda make: without_metrics(), "metrics are missing"),
+    "wrong round": (lambda make: make(bad_arrays(), 3, 7), "reply is of round 7"),
+    "no examples": (lambda make: make(bad_arrays(), 0, 1), "num-examples is 0"),
+    "error": (lambda make: RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    "silence": (lambda make: None, "no reply before the timeout"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_reply_is_left_out(scripted, reply_content, callbacks, case: str) -> None:
+    """Named with its reason, counted, and the others give what they give without it."""
+    make, reason = BAD[case]
+
+    def answer(client: int, round: int):
+        return make(reply_content) if client == 2 else posterior("diagonal", client, round)
+
+    made = strategy()
+    made.start(scripted(6, answer), num_rounds=1, callbacks=callbacks)
+    assert list(callbacks.reasons(1)) == [2]
+    assert re.search(reason, callbacks.reasons(1)[2])
+    assert callbacks.metrics[1]["clients/failed"] == 1
+    assert callbacks.metrics[1]["clients/replied"] == 5
+    assert sorted(made.accepted) == [0, 1, 3, 4, 5]
+
+    others = strategy()
+    others.start(scripted(6, lambda c, r: None if c == 2 else posterior("diagonal", c, r)), num_rounds=1)
+    assert torch.equal(made.posterior.mean, others.posterior.mean)
+    assert torch.equal(made.posterior.precision, others.posterior.precision)
+    assert torch.equal(made.hsum.first, others.hsum.first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "reason"),
+    [("full", -torch.eye(P), "not positive definite"), ("isotropic", torch.tensor(-1.0), "precision is not positive")],
+)
+def test_bad_precision_of_other_families(scripted, callbacks, kind: str, precision, reason: str) -> None:
+    def answer(client: int, round: int) -> dict[str, torch.Tensor]:
+        arrays = posterior(kind, client, round)
+        return arrays | {"precision": precision} if client == 1 else arrays
+
+    strategy(kind).start(scripted(6, answer), num_rounds=1, callbacks=callbacks)
+    assert list(callbacks.reasons(1)) == [1]
+    assert reason in callbacks.reasons(1)[1]
+
+
+@pytest.mark.parametrize("kind", ["duplicate", "unknown"])
+@pytest.mark.parametrize("early", [True, False])
+def test_unasked_replies_are_ignored(scripted, callbacks, caplog, kind: str, early: bool) -> None:
+    """A second, different reply of a client, or one of a node that was not asked: the first one counts."""
+
+    def arrange(replies: list[Message]) -> list[Message]:
+        if not replies:  # the queries before round 1
+            return []
+        other = replies[4] if kind == "duplicate" else replies[5]
+        extra = Message(other.content, reply_to=_message(5 if kind == "duplicate" else 99))
+        if kind == "duplicate":
+            changed = {name: value + 1 for name, value in posterior("diagonal", 4, 1).items()}
+            extra.content = RecordDict(
+                {"posterior": wire.pack(changed), "metrics": MetricRecord({"num-examples": 1, "round": 1})}
+            )
+        return [replies[4], extra, *replies[:4], replies[5]] if early else [*replies, extra]
+
+    made, plain = strategy(), strategy()
+    made.start(scripted(6, lambda c, r: posterior("diagonal", c, r), arrange), num_rounds=1, callbacks=callbacks)
+    plain.start(scripted(6, lambda c, r: posterior("diagonal", c, r)), num_rounds=1)
+    assert torch.equal(made.posterior.mean, plain.posterior.mean)
+    assert torch.equal(made.hsum.second, plain.hsum.second)
+    assert callbacks.metrics[1]["clients/replied"] == 6
+    assert [client for client, _ in callbacks.done[1]] == list(range(6))
+    if early:
+        assert "was not asked for" in caplog.text
+
+
+def _message(node: int) -> Message:
+    return Message(RecordDict(), node, "train", group_id="1")
+
+
+def test_too_few_replies_stop_the_run(scripted, callbacks) -> None:
+    """Nothing of the failed round is kept: posterior, sum of sites and bookkeeping are those of the round before."""
+
+    def answer(client: int, round: int):
+        return ValueError("broken") if round == 3 and client < 4 else posterior("diagonal", client, round)
+
+    made = strategy(min_replies=3)
+    made.start(scripted(6, answer), num_rounds=2)
+    before = made.posterior, made.hsum.clone(), dict(made.accepted)
+    with pytest.raises(
+        RunFailed, match=r"round 3: 2 of 6 clients replied, strategy.min_replies=3 .*client 0: .*broken"
+    ):
+        made.start(scripted(6, answer), num_rounds=3, first_round=3, callbacks=callbacks)
+    assert made.posterior is before[0]
+    assert torch.equal(made.hsum.first, before[1].first)
+    assert made.accepted == before[2] == dict.fromkeys(range(6), 2)
+    assert callbacks.metrics == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_reply_at_all_is_a_failure(scripted, kind: str) -> None:
+    with pytest.raises(RunFailed, match="0 of 6 clients replied"):
+        strategy(kind).start(scripted(6, lambda c, r: None), num_rounds=1)
+
+
+# -- bookkeeping --------------------------------------------------------------------------------------------------------
+
+
+def test_accepted_and_durable_rounds_travel(scripted) -> None:
+    """A client hears of its own last counted round, and of the one in the last checkpoint."""
+
+    def answer(client: int, round: int):
+        return None if (client, round) in {(1, 1), (1, 2), (3, 2)} else posterior("diagonal", client, round)
+
+    made, grid = strategy(clients=4), scripted(4, answer)
+    made.start(grid, num_rounds=2)
+    made.durable = dict(made.accepted)  # what the session does when it writes a checkpoint
+    made.start(grid, num_rounds=4, first_round=3)
+    heard = {t: [(m["accepted"], m["durable"]) for _, m in sorted(grid.methods[t].items())] for t in grid.methods}
+    assert heard == {
+        1: [(0, 0)] * 4,
+        2: [(1, 0), (0, 0), (1, 0), (1, 0)],
+        3: [(2, 2), (0, 0), (2, 2), (1, 1)],
+        4: [(3, 2), (3, 0), (3, 2), (3, 1)],
+    }
+
+
+def test_messages_hold_the_posterior_and_plain_values(scripted) -> None:
+    made = BayesADMM("diagonal", rho=0.3, damping=0.2, temperature=0.7, covariance="fixed", prior_precision=3.0)
+    made.setup(torch.ones(P), 2)
+    made.lr_factor = lambda round: 0.5**round
+    grid = scripted(2, lambda c, r: posterior("diagonal", c, r))
+    made.start(grid, num_rounds=2, train_config=ConfigRecord({"more": 1}))
+    assert grid.methods[2][1] == {
+        "name": "bayes_admm", "round": 2, "accepted": 1, "durable": 0, "rho": 0.3, "damping": 0.2, "temperature": 0.7,
+        "proximal": 0.0, "learn_precision": False, "lr_factor": 0.25, "more": 1,
+    }  # fmt: skip
+    assert torch.equal(grid.sent[1][0]["mean"], torch.zeros(P))  # the prior's mean, not the initialisation
+    assert torch.equal(grid.sent[1][0]["precision"], torch.full((P,), 3.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_for_checkpoints_is_complete(scripted, kind: str) -> None:
+    """Posterior, tensors() and accepted, loaded into a new strategy, continue with the same bits."""
+    grid = scripted(4, lambda c, r: posterior(kind, c, r))
+    whole, first, second = (strategy(kind, clients=4, fraction=0.5) for _ in range(3))
+    whole.start(grid, num_rounds=6)
+    first.start(grid, num_rounds=3)
+    second.posterior = type(first.posterior).from_arrays({n: v.clone() for n, v in first.posterior.arrays().items()})
+    second.load_tensors({name: value.clone() for name, value in first.tensors().items()})
+    second.accepted = dict(first.accepted)
+    second.start(grid, num_rounds=6, first_round=4)
+    for name, value in whole.posterior.arrays().items():
+        assert torch.equal(second.posterior.arrays()[name], value)
+    assert second.accepted == whole.accepted
+
+
+# -- as a Flower strategy ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [FedAvg(), FedProx(mu=0.1), BayesADMM("diagonal", rho=0.5)], ids=lambda s: s.name)
+def test_plain_flower_strategy(scripted, made: Strategy) -> None:
+    """Only a grid and initial arrays: no setup, no callbacks; Flower's Result comes back."""
+    kind = "diagonal" if isinstance(made, BayesADMM) else "point"
+    grid, seen = scripted(3, lambda c, r: posterior(kind, c, r)), []
+
+    def evaluate(round: int, arrays: ArrayRecord) -> MetricRecord:
+        seen.append((round, arrays["mean"].numpy().copy()))
+        return MetricRecord({"score": float(round)})
+
+    result = made.start(grid, ArrayRecord({"mean": Array(torch.ones(P).numpy())}), num_rounds=2, evaluate_fn=evaluate)
+    assert isinstance(made, Strategy)
+    assert isinstance(result, Result)
+    assert torch.equal(torch.from_numpy(result.arrays["mean"].numpy()), made.posterior.mean)
+    assert sorted(result.train_metrics_clientapp) == [1, 2]
+    assert result.train_metrics_clientapp[2]["clients/replied"] == 3
+    assert result.evaluate_metrics_serverapp[2]["score"] == 2.0
+    assert [round for round, _ in seen][-2:] == [1, 2]
+    assert made.num_clients == 3
+    assert made.configure_evaluate(1, result.arrays, ConfigRecord(), grid) == []
+    assert made.aggregate_evaluate(1, []) is None
+
+
+def test_start_without_arrays_says_what_is_missing(scripted) -> None:
+    with pytest.raises(ValueError, match="initial_arrays with an array 'mean'"):
+        FedAvg().start(scripted(2, lambda c, r: None), num_rounds=1)
+
+
+def test_gaussian_families_by_name() -> None:
+    kinds = {name: type(strategy(name).posterior) for name in ("isotropic", "diagonal", "full")}
+    assert kinds == {"isotropic": IsotropicGaussian, "diagonal": DiagonalGaussian, "full": FullGaussian}
