@@ -91,7 +91,7 @@ def _hydra(args: list[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from bayesfed.config import conf_dir, search_path, with_tuned
+    from bayesfed.config import compose_config, conf_dir, search_path, with_tuned
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
@@ -108,6 +108,7 @@ def _hydra(args: list[str]) -> int:
     shown = any(arg in ("--cfg", "-c") or arg.startswith("--cfg=") for arg in args)
     try:
         if shown and not sweep:  # show what would run, tuned values included
+            compose_config(overrides)  # or why it would not
             args = [*[a for a in args if a not in overrides], *with_tuned(overrides)]
         local = search_path()
         sys.argv = [sys.argv[0], *args, *([f"hydra.searchpath={local}"] if local else [])]

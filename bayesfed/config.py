@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -70,6 +73,13 @@ def search_path() -> list[str]:
     return [f"file://{local}"] if local.is_dir() and local.resolve() != conf_dir().resolve() else []
 
 
+def import_from_here() -> None:
+    """Let a strategy or solver of the user's be imported from the working directory, after everything installed."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
     """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
 
@@ -83,6 +93,7 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     Raises:
         InputError: an unknown key, group or value.
     """
+    import_from_here()
     overrides = with_tuned(overrides)
     cfg = _compose(overrides)
     run_dir = run_dir or _resolved_run_dir(cfg)
@@ -162,11 +173,23 @@ def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
     return [f"{group}.{key}={text(value)}" for key, value in settings.items()]
 
 
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra's compose API on ``conf``; also inside a job of a sweep, where ``hydra.main`` holds the one global instance."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     local = search_path()
     extra = [f"hydra.searchpath={local}"] if local and not any("searchpath" in o for o in overrides) else []
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
+        with _hydra():
             return compose("config", overrides=[*overrides, *extra], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
@@ -197,7 +220,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
 def _plain(overrides: Sequence[str]) -> DictConfig:
     """The configuration with only the group choices among ``overrides`` (for listing valid keys)."""
     groups = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment")]
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
+    with _hydra():
         return compose("config", overrides=groups)
 
 
@@ -215,6 +238,12 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
+    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
+    for key in cfg:
+        if key not in known:
+            raise InputError(
+                str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
+            )
     for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "eval", "checkpoint"):
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`

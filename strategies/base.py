@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import getLogger
-from typing import ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -70,7 +70,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         InputError: a value out of range.
     """
 
-    name: ClassVar[str]
+    name: str
     family: str = PointMass.name
 
     def __init__(self, *, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):

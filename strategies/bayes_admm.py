@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from logging import getLogger
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         InputError: a value out of range.
     """
 
-    name: ClassVar[str] = "bayes_admm"
+    name: str = "bayes_admm"
 
     def __init__(
         self,

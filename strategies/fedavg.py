@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ class FedAvg(FederatedStrategy[PointMass]):
         fraction, min_replies, timeout: see :class:`FederatedStrategy`.
     """
 
-    name: ClassVar[str] = "fedavg"
+    name: str = "fedavg"
     family: str = PointMass.name
 
     def prepare(self, initial: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from bayesfed.errors import number
 from strategies.fedavg import FedAvg
 
@@ -21,7 +19,7 @@ class FedProx(FedAvg):
         InputError: ``mu`` is negative or not finite.
     """
 
-    name: ClassVar[str] = "fedprox"
+    name: str = "fedprox"
 
     def __init__(self, mu: float = 0.01, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,6 @@ def run(overrides: Sequence[str] = ()) -> RunResult:
 
 def run_config(cfg: DictConfig, overrides: Sequence[str]) -> RunResult:
     """Run a composed configuration; ``overrides`` are what the user gave (a resumed run accepts only some)."""
-    import_from_here()
     if cfg.resume is not None:
         directory = RunDirectory.open(cfg.resume)
         cfg = resumed_config(directory, cfg, overrides)
@@ -107,10 +105,3 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     validate(stored)
     return stored
-
-
-def import_from_here() -> None:
-    """Let a strategy or solver of the user's be imported from the working directory, after everything installed."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)

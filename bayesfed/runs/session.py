@@ -50,6 +50,7 @@ class Session:
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
         self.strategy = build(cfg.strategy, "strategy")
+        self.strategy.name = cfg.strategy.name
         self.solver = build(cfg.client, "client")
         self.logger = build(cfg.logger, "logger")
         self.num_clients = len(self.problem.clients)
