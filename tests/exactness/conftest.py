@@ -175,6 +175,7 @@ class Federation:
     posteriors: list[Gaussian] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     accepted: list[list[int]] = field(default_factory=list)  # clients by round
+    refused: list[str] = field(default_factory=list)  # reasons
 
     def __post_init__(self) -> None:
         self.trainer = Trainer(
@@ -206,6 +207,8 @@ class Federation:
     def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is not None:
             self.accepted[-1].append(client)
+        else:
+            self.refused.append(reason)
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         self.posteriors.append(self.strategy.posterior)

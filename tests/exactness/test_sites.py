@@ -59,7 +59,7 @@ def test_server_sum_with_sampling_and_lost_replies(quadratics, federation, tmp_p
 
     strategy = BayesADMM("diagonal", rho=0.7, damping=0.6, prior_precision=20.0, fraction=0.5, absent=absent)
     run = federation(data.problem(), strategy, sites=DiskSites(tmp_path), intercept=lose).run(20)
-    assert sum(m["clients/failed"] for m in run.metrics) >= 10
+    assert run.refused == ["no reply before the timeout"] * 15
     assert {len(clients) for clients in run.accepted} > {2}
     check_sum(run, 1e-12)
 
