@@ -167,6 +167,8 @@ class Trainer:
         if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
             increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
             site = site.clone().add_(increment, method.damping * method.rho)
+            if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
+                raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}
             metrics["dual-norm"] = float(site.norm())
         if stateful:

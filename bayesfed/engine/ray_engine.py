@@ -35,11 +35,12 @@ BATCH_SECONDS = 0.02  # short tasks share a call, which costs about a millisecon
 def share_memory() -> None:
     """Let this process copy arrays straight to and from Ray's shared memory; pickled inside messages they cost thrice that."""
 
-    def parts(array: Array) -> tuple[Any, ...]:
+    def parts(array: Any) -> Any:
         return array.dtype, tuple(array.shape), array.stype, np.frombuffer(array.data, np.uint8)
 
-    def array(values: tuple[Any, ...]) -> Array:
-        return Array(*values[:3], values[3].tobytes())
+    def array(values: Any) -> Array:
+        dtype, shape, stype, data = values
+        return Array(dtype, shape, stype, data.tobytes())
 
     ray.util.register_serializer(Array, serializer=parts, deserializer=array)
 

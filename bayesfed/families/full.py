@@ -44,7 +44,8 @@ class FullGaussian(Gaussian):
     @classmethod
     def solve(cls, precision: Tensor, vector: Tensor) -> Tensor:
         factor: Tensor = torch.linalg.cholesky(precision)
-        return torch.cholesky_solve(vector[:, None], factor).squeeze(1)
+        solution: Tensor = torch.cholesky_solve(vector[:, None], factor)
+        return solution.squeeze(1)
 
     @classmethod
     def multiply(cls, precision: Tensor, vector: Tensor) -> Tensor:
