@@ -345,7 +345,7 @@ def _in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[t
     due = next(order, None)
     for reply in replies:
         client = clients.get(reply.metadata.src_node_id)
-        if client is None or client in waiting or (due is not None and client < due):
+        if client is None or client in waiting or due is None or client < due:
             log.warning("reply of node %d was not asked for", reply.metadata.src_node_id)
             continue
         waiting[client] = reply
