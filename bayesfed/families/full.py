@@ -45,7 +45,7 @@ class FullGaussian(Gaussian):
     def solve(cls, precision: Tensor, vector: Tensor) -> Tensor:
         factor: Tensor = torch.linalg.cholesky(precision)
         solution: Tensor = torch.cholesky_solve(vector[:, None], factor)
-        return solution.squeeze(1)
+        return solution.reshape(-1)
 
     @classmethod
     def multiply(cls, precision: Tensor, vector: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ class FullGaussian(Gaussian):
     @cached_property
     def factor(self) -> Tensor:
         """Lower Cholesky factor L of the precision, (P, P)."""
-        return torch.linalg.cholesky(self.precision)
+        factor: Tensor = torch.linalg.cholesky(self.precision)
+        return factor
 
     @property
     def covariance(self) -> Tensor:
