@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class TrainedRun:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
 
         Args:
-            x: (N, *input_shape) array, tensor or nested list, in the units of the data source.
+            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source.
             samples: posterior draws; 0 predicts at the posterior mean.
             seed: of the draws; equal seeds give equal predictions.
 
@@ -114,6 +115,9 @@ class TrainedRun:
             rows = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
         except (TypeError, ValueError) as error:
             raise InputError("x", type(x).__name__, f"{expected} and hold numbers") from error
+        size = math.prod(self.input_shape)
+        if rows.dim() >= 2 and len(rows) > 0 and rows[0].numel() == size:
+            rows = rows.reshape(-1, *self.input_shape)  # flattened rows, or images without the channel, are as good
         if tuple(rows.shape[1:]) != self.input_shape or rows.dim() == 0 or len(rows) == 0:
             raise InputError("x", f"array of shape {tuple(rows.shape)}", f"{expected}, N >= 1")
         rows = rows.detach().cpu()
