@@ -66,4 +66,4 @@ class Checkpoint:
 
 def _files(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: path.name)
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("server-")))

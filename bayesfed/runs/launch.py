@@ -86,6 +86,7 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
     """
     stored = directory.config()
     OmegaConf.set_struct(stored, True)
+    before = stored.rounds
     parsed = parse(overrides)
     for override in parsed:
         key = override.key_or_group
@@ -104,4 +105,6 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
         except OmegaConfBaseException as error:
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     validate(stored)
+    if stored.rounds < before:
+        raise InputError("rounds", stored.rounds, f"can only grow when resuming; this run was started for {before}")
     return stored

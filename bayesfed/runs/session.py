@@ -137,7 +137,7 @@ class Session:
                     shown.display, log.propagate = self.display, False
                     log.addHandler(shown)
                 self.logger.begin(self.directory.path, self.config)
-                if self.round == 0:
+                if not self.directory.rounds():
                     self._finish_round(0, {})
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
