@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,14 +18,6 @@ SAMPLED = [*DIGITS, "strategy.fraction=0.5", "client.keep_momentum=true", "clien
 
 def digits(path: Path, *overrides: str, base: list[str] = DIGITS) -> Path:
     return bayesfed.run([*base, *overrides, f"hydra.run.dir={path}"]).run_dir
-
-
-@pytest.fixture(scope="session")
-def ray_with_three_slots():
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
