@@ -33,7 +33,14 @@ def test_rounds_hold_the_documented_keys(run):
 
 def test_classification_keys(tmp_path):
     result = bayesfed.run(
-        ["rounds=1", "client.epochs=1", "eval.samples=2", "display=false", "figures=false", f"hydra.run.dir={tmp_path}/r"]
+        [
+            "rounds=1",
+            "client.epochs=1",
+            "eval.samples=2",
+            "display=false",
+            "figures=false",
+            f"hydra.run.dir={tmp_path}/r",
+        ]
     )
     assert set(result.rounds[1]) >= CLASSIFICATION | {"hessian/moved"}
     assert 0 <= result.rounds[1]["mean/accuracy"] <= 100
@@ -197,6 +204,8 @@ def test_tuning_never_sees_the_test_set(tmp_path):
 
 
 def test_figures_are_drawn(tmp_path):
-    result = bayesfed.run(["rounds=2", "client.epochs=1", "eval.samples=2", "display=false", f"hydra.run.dir={tmp_path}/r"])
+    result = bayesfed.run(
+        ["rounds=2", "client.epochs=1", "eval.samples=2", "display=false", f"hydra.run.dir={tmp_path}/r"]
+    )
     names = {path.name for path in (result.run_dir / "figures").iterdir()}
     assert names == {"learning_curves.png", "label_distribution.png", "reliability.png", "precision.png"}
