@@ -111,6 +111,7 @@ class IVONSolver(Solver):
         if problem.memory:
             optimizer.load_momentum(problem.memory["momentum"], int(problem.memory["steps"]))
 
+        start = optimizer.precision
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
@@ -131,7 +132,7 @@ class IVONSolver(Solver):
         )
         metrics = {
             "loss": float(total) / max(step * self.mc_samples, 1),
-            "hessian-moved": float(optimizer.hessian_moved()),
+            "hessian-moved": float(((precision - start).abs() > 0.1 * start).to(problem.dtype).mean()),
             "floored": float(optimizer.floored()),
         }
         memory = {}
