@@ -51,7 +51,10 @@ def test_own_data(folder):
 
 
 def test_own_strategy_and_solver(folder):
-    for name, start in (("my_strategy.py", "import torch\nfrom strategies"), ("my_solver.py", "from bayesfed.families")):
+    for name, start in (
+        ("my_strategy.py", "import torch\nfrom strategies"),
+        ("my_solver.py", "from bayesfed.families"),
+    ):
         text = block(start)
         assert len(text.strip().splitlines()) < 30
         (folder / name).write_text(text)
