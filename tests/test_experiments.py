@@ -14,7 +14,22 @@ from bayesfed.families import DiagonalGaussian
 from bayesfed.problem.flat import FlatModel
 from clients.local import LocalProblem
 
-COLUMNS = ["rounds", "epochs", "batch", "lr", "schedule", "beta2", "h0", "tau", "S0", "gamma", "rho", "fraction", "scaling", "parameters"]
+COLUMNS = [
+    "rounds",
+    "epochs",
+    "batch",
+    "lr",
+    "schedule",
+    "beta2",
+    "h0",
+    "tau",
+    "S0",
+    "gamma",
+    "rho",
+    "fraction",
+    "scaling",
+    "parameters",
+]
 MLP, ZENKE, ACAR, RESNET = 178_110, 1_250_858, 797_962, 275_572
 TABLE = {
     "fmnist_homog10": (50, 10, 32, 5e-5, "constant", 0.9998, 0.001, 0.001, 0.5, 0.001, 0.1, 0.1, "raw", MLP),
