@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
@@ -42,24 +43,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
-    from bayesfed.config import compose_config
-    from bayesfed.runs.launch import run_config
-
     where = None
     try:
+        from bayesfed.config import compose_config
+        from bayesfed.runs.launch import run_config
+
         cfg = compose_config(overrides, directory)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides)
     except InputError as error:
         return _report(error)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: bayesfed resume={where}", file=sys.stderr)
+        print(f"\ninterrupted; {_resume(where)}", file=sys.stderr)
         return 130
     except RunFailed as error:
-        print(f"failed: {error}\ncontinue with: bayesfed resume={where}", file=sys.stderr)
+        print(f"failed: {error}", _resume(where), sep="\n", file=sys.stderr)
         return 1
     print(_outcome(result.summary), f"results in {result.run_dir}", sep="\n")
     return 0
+
+
+def _resume(where: str | None) -> str:
+    if where is None or not any((Path(where) / "checkpoint").glob("server-*.safetensors")):
+        return "nothing to resume: no checkpoint was written"
+    return f"continue with: bayesfed resume={where}"
 
 
 def _outcome(summary: dict) -> str:
