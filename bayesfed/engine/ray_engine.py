@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import ray
@@ -234,6 +234,8 @@ class RayEngine:
         InputError: a value out of range, or the cluster can't be joined.
     """
 
+    _started: ClassVar[bool] = False  # whether this process's Ray is ours, not the user's or a cluster's
+
     def __init__(self, num_workers: int | None = None, num_gpus: float = 0.0, address: str | None = None):
         integer("num_workers", num_workers, at_least=1, optional=True)
         number("num_gpus", num_gpus, at_least=0)
@@ -250,9 +252,11 @@ class RayEngine:
             grid.close()
 
     def connect(self) -> None:
-        """Start Ray or join the cluster, once per process."""
+        """Start Ray or join the cluster, once per process (a job of a sweep that wants more workers starts its own Ray anew)."""
         if ray.is_initialized():
-            return
+            if not (RayEngine._started and (self.num_workers or 0) > ray.cluster_resources().get("CPU", 0)):
+                return
+            ray.shutdown()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about a future default
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
         if self.address is None:
@@ -262,6 +266,7 @@ class RayEngine:
             ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError("engine.address", self.address, f"can't join Ray: {str(error).splitlines()[0]}") from error
+        RayEngine._started = self.address is None
 
     def _workers(self, num_clients: int) -> int:
         available = ray.cluster_resources()
