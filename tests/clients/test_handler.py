@@ -264,7 +264,7 @@ def quiet(caplog):
     ],
 )
 def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every):
-    """300 rounds of losses, crashes, repeats and returns to a checkpoint: both sides agree on the sum of sites."""
+    """200 rounds of losses, crashes, repeats and returns to a checkpoint: both sides agree on the sum of sites."""
     draw = random.Random(seed)
     sites = DiskSites(tmp_path / "sites") if store == "disk" else MemorySites()
     grid = FaultyGrid(trainer(sites, family, Quadratic()), draw, rate=0.4)
@@ -292,7 +292,7 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every):
 
     strategy, round, returns = fresh(), 0, 0
     checkpoint(strategy, 0)
-    for _ in range(300):
+    for _ in range(200):
         try:
             strategy.start(grid, num_rounds=round + 1, first_round=round + 1)
         except RunFailed:
@@ -310,7 +310,7 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every):
         total, scale = committed(sites, strategy)
         assert float((total - strategy.hsum).norm()) <= 1e-12 * max(scale, 1.0)
     assert returns > 10
-    assert round > 100
+    assert round > 60
     assert grid.seen == {"", *FAULTS}
     assert scale > 10
 
