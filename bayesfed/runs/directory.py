@@ -106,13 +106,19 @@ class RunDirectory:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that was cut off in writing is left out."""
+    """The objects of a JSON-lines file; [] if there is none. A last line that was cut off in writing is left out.
+
+    Raises:
+        InputError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for position, line in enumerate(lines):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if position < len(lines) - 1:
+                raise InputError("run_dir", path.parent, f"line {position + 1} of {path.name} is not JSON") from error
     return records
 
 

@@ -15,8 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
-from bayesfed.runs.trained import read_rounds
 
 # Okabe and Ito's palette, told apart with any colour vision; mean and Bayes also differ in line style
 COLOURS = {"mean": "#0072B2", "bayes": "#D55E00"}
@@ -43,7 +43,7 @@ def make_figures(run_dir: Path, *, label_counts: np.ndarray | None, reliability:
         the files written.
     """
     run_dir = Path(run_dir)
-    rounds = read_rounds(run_dir)
+    rounds = RunDirectory(run_dir).rounds()
     figures = {
         "learning_curves": learning_curves(rounds),
         "label_distribution": None if label_counts is None else label_distribution(np.asarray(label_counts)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from bayesfed.evaluation.predictive import (
     parameter_draws,
 )
 from bayesfed.problem.flat import FlatModel
+from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
 from bayesfed.seeding import torch_generator
 
@@ -56,8 +56,8 @@ class TrainedRun:
             )
         self._model.load(posterior.mean)
         self._model.module.eval()
-        self.summary = read_summary(run_dir)
-        self.rounds = read_rounds(run_dir)
+        self.summary = RunDirectory(run_dir).summary()
+        self.rounds = RunDirectory(run_dir).rounds()
 
     def predict(self, x: Any, samples: int = 32, seed: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
@@ -142,23 +142,3 @@ def load(run_dir: str | Path) -> TrainedRun:
     if not (run_dir / FILE_NAME).is_file():
         raise InputError("run_dir", run_dir, f"has no {FILE_NAME}: not a finished or interrupted bayesfed run")
     return TrainedRun(run_dir, *load_posterior(run_dir / FILE_NAME))
-
-
-def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
-    """``rounds.jsonl`` as a list; [] if there is none. A last line cut off by a crash is left out."""
-    path = run_dir / "rounds.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = []
-    for position, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if position < len(lines) - 1:
-                raise InputError("run_dir", run_dir, f"line {position + 1} of rounds.jsonl is not JSON") from error
-    return records
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """``summary.json``; {} if there is none."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
