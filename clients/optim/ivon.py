@@ -194,7 +194,7 @@ class IVON(torch.optim.Optimizer):
         ).clone()
         made = Group(
             flat=flat,
-            mean=torch.empty_like(like),
+            sample=torch.empty_like(like),
             noise=torch.empty_like(like),
             work=torch.empty_like(like),
             gradient=torch.empty_like(like),
@@ -208,6 +208,7 @@ class IVON(torch.optim.Optimizer):
             root=torch.empty_like(like),
             initial=initial,
         )
+        made.sample_views = flat.split(made.sample)
         made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
         self._groups.append(made)
 
@@ -262,10 +263,9 @@ class IVON(torch.optim.Optimizer):
         """
         if self._inside:
             raise RuntimeError("sampled_params() cannot be nested")
-        noises = self._draw(train)
         self._inside = True
         try:
-            self._perturb(noises)
+            self._draw(train)
             yield
             if train:
                 self._collect()
@@ -276,18 +276,16 @@ class IVON(torch.optim.Optimizer):
             raise
         finally:
             for g in self._groups:
-                g.flat.vector.copy_(g.mean)
+                g.flat.show(g.flat.views)
             self._inside = False
 
     @torch.no_grad()
-    def _draw(self, train: bool) -> list[Tensor]:
-        """Save the mean and draw the noise of a sample; only the first training sample's has to outlive the context."""
-        noises = []
-        for g in self._groups:
+    def _draw(self, train: bool) -> None:
+        """Show the parameters at a sample; the noise of the first training sample has to outlive the context."""
+        for group, g in zip(self.param_groups, self._groups, strict=True):
             g.flat.attach()
             if train:
                 g.flat.clear_gradients()
-            g.mean.copy_(g.flat.vector)
             noise = g.noise if train and self._samples == 0 else g.work
             if train and g.pair is not None:
                 torch.neg(g.pair, out=noise)
@@ -295,13 +293,8 @@ class IVON(torch.optim.Optimizer):
             else:
                 self._noise.fill(noise)
                 g.pair = noise.clone() if train and self.antithetic else None
-            noises.append(noise)
-        return noises
-
-    @torch.no_grad()
-    def _perturb(self, noises: list[Tensor]) -> None:
-        for group, g, noise in zip(self.param_groups, self._groups, noises, strict=True):
-            g.flat.vector.addcmul_(noise, g.root, value=group["ess"] ** -0.5)
+            torch.addcmul(g.flat.vector, noise, g.root, value=group["ess"] ** -0.5, out=g.sample)
+            g.flat.show(g.sample_views)
 
     def _clear(self) -> None:
         for g in self._groups:
@@ -400,7 +393,7 @@ class IVON(torch.optim.Optimizer):
     @property
     def mean(self) -> Tensor:
         """The mean of q over all trainable parameters, (P,), a copy."""
-        return self._join([g.mean if self._inside else g.flat.vector for g in self._groups])
+        return self._join([g.flat.vector for g in self._groups])
 
     @property
     def hess(self) -> Tensor:

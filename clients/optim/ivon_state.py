@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Group:
     """Buffers of one parameter group; vectors are (P,), numbers stand for constant vectors."""
 
     flat: FlatParameters
-    mean: Tensor  # the mean while a context is open, work space otherwise
+    sample: Tensor  # what the parameters are while a context is open, work space otherwise
     noise: Tensor  # z of the last training sample; afterwards part of the Hessian statistics
     work: Tensor
     gradient: Tensor
@@ -35,6 +35,7 @@ class Group:
     extra: Tensor | None = None  # gradient of the second and later samples of a step
     released: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
     pair: Tensor | None = None  # noise of the last sample, whose mirror image is due (antithetic)
+    sample_views: list[Tensor] = field(default_factory=list)  # pieces of it, shaped like the parameters
     views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # noise, work, momentum shaped like it
 
     def gather_released(self) -> None:

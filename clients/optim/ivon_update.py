@@ -54,7 +54,7 @@ def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, re
         debias: ``1 - beta1^t``, or 1.
         rescale: multiply the learning rate by ``hess_init + delta``.
     """
-    beta1, vector, direction = group["beta1"], g.flat.vector, g.mean
+    beta1, vector, direction = group["beta1"], g.flat.vector, g.sample
     if g.released is not None:
         torch._foreach_lerp_(g.views[2], g.released, 1 - beta1)
         g.released = None
