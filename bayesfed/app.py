@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,28 @@ def _trainer(text: str, sites: str) -> Any:
     )
 
 
-def client_app(config: Plain, sites: Path | str) -> ClientApp:
+@lru_cache(maxsize=2)
+def _strategy(text: str, sites: str) -> Any:
+    """The strategy, to sum replies where they are made."""
+    cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites)
+    strategy = build(cfg.strategy, "strategy")
+    strategy.setup(trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed)
+    return strategy
+
+
+class FoldingApp(ClientApp):
+    """A ClientApp that can also sum replies as the strategy does, for engines that run many clients in one process.
+
+    Args:
+        fold: takes a message and the replies of a group of clients to such messages, see ``FederatedStrategy.fold``.
+    """
+
+    def __init__(self, fold: Callable[[Message, list[Message]], list[Message]]):
+        super().__init__()
+        self.fold = fold
+
+
+def client_app(config: Plain, sites: Path | str) -> FoldingApp:
     """The ClientApp of a run: which solver it uses is decided here, from local configuration, never by a message.
 
     Args:
@@ -71,7 +93,7 @@ def client_app(config: Plain, sites: Path | str) -> ClientApp:
         sites: folder for the durable sites of the clients that this process serves.
     """
     text, folder = json.dumps(config), str(sites)
-    app = ClientApp()
+    app = FoldingApp(lambda message, replies: _strategy(text, folder).fold(message, replies))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -94,7 +94,8 @@ def inline_and_ray(clients: int, params: int, workers: int, rounds: int) -> dict
     import ray
 
     from bayesfed.engine.inline import InlineGrid
-    from bayesfed.engine.ray_engine import RayEngine, RayGrid
+    from bayesfed.engine.ray_engine import RayEngine
+    from bayesfed.engine.ray_grid import RayGrid
 
     RayEngine(num_workers=workers).connect()
     grids = {"inline": InlineGrid(echo_app(), clients), "ray": RayGrid(echo_app, clients, workers)}

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -95,46 +96,88 @@ class MemorySites(SiteStore):
 class DiskSites(SiteStore):
     """One safetensors file per client and round under ``root``, written atomically.
 
+    Small records that this process wrote last are also kept in memory, so that a client that comes back to it costs no read, unless
+    the file was changed since. (Large ones are read as fast as they can be copied.)
+
     Args:
         root: folder of one experiment; made when the first site is written.
+        cache_bytes: memory for such records.
     """
+
+    small = 1 << 20  # bytes
 
     _pattern = re.compile(r"round-(\d{6,})\.safetensors")
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root)
+    def __init__(self, root: Path | str, cache_bytes: int = 1 << 28):
+        self.root, self.cache_bytes = Path(root), cache_bytes
+        self._cache: OrderedDict[tuple[int, int], tuple[tuple[int, int], Record]] = OrderedDict()
+        self._cached = 0
 
     def save(self, client: int, round: int, record: Record) -> None:
-        folder = self._folder(client)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-        os.close(handle)
+        path = self._path(client, round)
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+        values = {name: value.contiguous() for name, value in record.items()}
         try:
-            save_file({name: value.contiguous() for name, value in record.items()}, temporary)
-            os.replace(temporary, self._path(client, round))
+            try:
+                save_file(values, temporary)
+            except (OSError, SafetensorError):
+                if path.parent.is_dir():
+                    raise
+                path.parent.mkdir(parents=True, exist_ok=True)  # the client's first record
+                save_file(values, temporary)
+            os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+        self._forget(client, round)
+        self._remember(client, round, record)
 
     def read(self, client: int, round: int) -> Record | None:
         path = self._path(client, round)
         try:
+            if (client, round) in self._cache:
+                stamp, record = self._cache[client, round]
+                if stamp == _stamp(path):
+                    return {name: value.clone() for name, value in record.items()}
             return load_file(path)
         except (FileNotFoundError, SafetensorError):  # a torn file is a lost one
             return None
 
     def rounds(self, client: int) -> list[int]:
-        folder = self._folder(client)
-        if not folder.is_dir():
+        try:
+            names = os.listdir(self._folder(client))
+        except FileNotFoundError:
             return []
-        matches = (self._pattern.fullmatch(name) for name in os.listdir(folder))
+        matches = (self._pattern.fullmatch(name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 
     def drop(self, client: int, round: int) -> None:
+        self._forget(client, round)
         self._path(client, round).unlink(missing_ok=True)
+
+    def _remember(self, client: int, round: int, record: Record) -> None:
+        size = sum(value.nbytes for value in record.values())
+        if size > min(self.small, self.cache_bytes):
+            return
+        copy = {name: value.clone() for name, value in record.items()}
+        self._cache[client, round] = _stamp(self._path(client, round)), copy
+        self._cached += size
+        while self._cached > self.cache_bytes:
+            self._forget(*next(iter(self._cache)))
+
+    def _forget(self, client: int, round: int) -> None:
+        found = self._cache.pop((client, round), None)
+        if found is not None:
+            self._cached -= sum(value.nbytes for value in found[1].values())
 
     def _folder(self, client: int) -> Path:
         return self.root / f"client-{client:05d}"
 
     def _path(self, client: int, round: int) -> Path:
         return self._folder(client) / f"round-{round:06d}.safetensors"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino

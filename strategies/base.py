@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -16,11 +15,14 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
+from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
+from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 
 log = getLogger("bayesfed")
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
+Sums = dict[str, Tensor]
 
 
 class Callbacks(Protocol):
@@ -36,30 +38,13 @@ class Callbacks(Protocol):
         """The server's posterior is the new one."""
 
 
-@dataclass
-class Tally:
-    """What happened in the current round.
-
-    Attributes:
-        sampled: partition ids, ascending, with the node each lives on.
-        replied: accepted clients with their metrics.
-        failed: refused or missing clients with the reason.
-        down, up: payload bytes.
-    """
-
-    sampled: dict[int, int] = field(default_factory=dict)
-    replied: dict[int, dict[str, float]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    down: int = 0
-    up: int = 0
-
-
 class FederatedStrategy(Strategy, Generic[Posterior]):
     """Base of bayesfed's strategies: a subclass says what it sends and how it combines what comes back.
 
-    A subclass implements :meth:`prepare`, :meth:`local_settings`, :meth:`begin`, :meth:`accumulate`, :meth:`combine` and names
-    its ``family``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival, so that
-    floating-point sums don't depend on the engine; memory is O(P) plus the replies that arrived early.
+    A subclass implements :meth:`prepare`, :meth:`local_settings`, :meth:`begin`, :meth:`empty`, :meth:`accumulate`, :meth:`combine`
+    and names its ``family``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival,
+    in groups whose size depends only on how many clients are sampled, so that floating-point sums don't depend on the engine;
+    memory is O(P) plus the replies that arrived early. An engine may sum a group where its clients run (:meth:`fold`).
 
     Args:
         fraction: share of the clients sampled each round, in (0, 1].
@@ -87,6 +72,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._held = 0
         self._tally = Tally()
         self._nodes: dict[int, int] = {}
+        self._sent: object = None  # what a fold was last prepared for
+        self._folds = False  # whether the grid sums groups
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
 
     # -- what a strategy is -----------------------------------------------------------------------------------------
@@ -101,15 +88,19 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     @abstractmethod
     def begin(self) -> None:
-        """Reset this round's sums."""
+        """Get ready for the replies to ``self.posterior`` as it was sent."""
 
     @abstractmethod
-    def accumulate(self, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (float64, CPU); returns numbers to log for this client."""
+    def empty(self) -> Sums:
+        """Sums over no clients: named float64 tensors that add up, on the CPU."""
 
     @abstractmethod
-    def combine(self, replies: int) -> dict[str, float]:
-        """Update ``self.posterior`` from the sums of ``replies`` clients; returns numbers to log."""
+    def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
+        """Add one client's posterior (float64, CPU) to ``sums`` in place; returns numbers to log for this client."""
+
+    @abstractmethod
+    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+        """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Server state besides the posterior, for checkpoints."""
@@ -157,6 +148,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         self._callbacks = callbacks
         self._nodes = self._roster(grid)
+        self._folds = bool(getattr(grid, "folds", False))
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -166,7 +158,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         arrays = wire.pack(self.posterior.arrays())
         for current in range(first_round, num_rounds + 1):
             messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
-            replies = _stream(grid, messages, timeout or self.timeout)
+            fold = group_size(len(self._tally.sampled))
+            replies = stream(grid, messages, timeout or self.timeout, fold)
             updated, metrics = self.aggregate_train(current, replies)
             if updated is not None:
                 arrays = result.arrays = updated
@@ -188,24 +181,33 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
-        settings = {"damping": 0.0, "proximal": 0.0, "rho": 0.0, "temperature": 1.0, "learn_precision": True}
+        settings: dict[str, float | bool] = {
+            "damping": 0.0,
+            "proximal": 0.0,
+            "rho": 0.0,
+            "temperature": 1.0,
+            "learn_precision": True,
+        }
         settings |= self.local_settings()
         size = wire.nbytes(arrays)
         messages = []
+        methods: dict[tuple[int, int], ConfigRecord] = {}  # most clients get the same record
         for client, node in self._tally.sampled.items():
-            method = ConfigRecord(
-                {
-                    **config,
-                    **settings,
-                    "name": self.name,
-                    "round": server_round,
-                    "accepted": self.accepted.get(client, 0),
-                    "durable": self.durable.get(client, 0),
-                    "lr_factor": self.lr_factor(server_round),
-                }
-            )
+            seen = self.accepted.get(client, 0), self.durable.get(client, 0)
+            if seen not in methods:
+                methods[seen] = ConfigRecord(
+                    {
+                        **config,
+                        **settings,
+                        "name": self.name,
+                        "round": server_round,
+                        "accepted": seen[0],
+                        "durable": seen[1],
+                        "lr_factor": self.lr_factor(server_round),
+                    }
+                )
             self._tally.down += size
-            content = RecordDict({"posterior": arrays, "method": method})
+            content = RecordDict({"posterior": arrays, "method": methods[seen]})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
 
@@ -219,24 +221,30 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         tally = self._tally
         self.begin()
+        total = self.empty()
+        size = group_size(len(tally.sampled))
+        sums = total
         client_metrics: list[dict[str, float]] = []
-        for client, reply in _in_order(tally.sampled, replies):
+        for position, (client, reply) in enumerate(in_order(tally.sampled, replies)):
+            if size > 1 and position % size == 0:
+                sums = self.empty()
             reason = "no reply before the timeout"
+            metrics: dict[str, float] | None = None
             if reply is not None:
                 try:
-                    posterior, metrics = self._read(reply, server_round)
+                    metrics = self._absorb(sums, reply, server_round)
                 except (wire.BadMessage, ValueError) as error:
                     reason = str(error)
-                else:
-                    tally.up += wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
-                    wide = cast(Posterior, posterior.to(torch.float64))
-                    metrics |= self.accumulate(wide, int(metrics["num-examples"]))
-                    tally.replied[client] = metrics
-                    client_metrics.append(metrics)
-                    self._report(server_round, client, metrics, "")
-                    continue
-            tally.failed[client] = reason
-            self._report(server_round, client, None, reason)
+            if metrics is None:
+                tally.failed[client] = reason
+            else:
+                tally.up += int(metrics.pop("bytes"))
+                tally.replied[client] = metrics
+                client_metrics.append(metrics)
+            self._report(server_round, client, metrics, "" if metrics is not None else reason)
+            if size > 1 and (position % size == size - 1 or position == len(tally.sampled) - 1):
+                for name, value in sums.items():
+                    total[name].add_(value)
 
         if len(tally.replied) < self.min_replies:
             reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(tally.failed.items())[:3])
@@ -244,13 +252,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
                 f"strategy.min_replies={self.min_replies} ({reasons})"
             )
-        metrics = self.combine(len(tally.replied))
+        metrics = self.combine(total, len(tally.replied))
         for client in tally.replied:
             self.accepted[client] = server_round
-        metrics |= _mean_and_max(client_metrics, "residual", "admm/primal")
-        metrics |= _mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
-        metrics |= _mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
-        metrics |= _mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
+        metrics |= mean_and_max(client_metrics, "residual", "admm/primal")
+        metrics |= mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
+        metrics |= mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
+        metrics |= mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
         held = int(sum(m.get("floored", 0) for m in client_metrics))
         if held > 2 * self._held:  # every count is in the log of rounds; say it again only when it grows
             self._held = held
@@ -287,12 +295,49 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- details ----------------------------------------------------------------------------------------------------
 
-    def _read(self, reply: Message, server_round: int) -> tuple[Posterior, dict[str, float]]:
-        """Check a reply before any state changes."""
+    def fold(self, message: Message, replies: Sequence[Message]) -> list[Message]:
+        """Sum a group of replies to ``message`` where they were made, as the server would.
+
+        Returns:
+            One reply per client: its numbers without its posterior, or the error the server would have found. The first
+            that holds numbers also holds the sums over the group.
+        """
+        sent = message.content["posterior"]
+        if sent is not self._sent:
+            shapes = self._shapes()
+            self.posterior = cast(Posterior, type(self.posterior).from_arrays(wire.unpack(sent, shapes, self.dtype)))
+            self._sent = sent
+            self.begin()
+        server_round = wire.value(message.content["method"], "round", int)
+        sums, folded, first = self.empty(), [], None
+        for reply in replies:
+            try:
+                metrics = self._absorb(sums, reply, server_round)
+            except (wire.BadMessage, ValueError) as error:
+                folded.append(reply if reply.has_error() else error_reply(reply, error))
+                continue
+            reply.content = RecordDict({"metrics": MetricRecord(dict(metrics))})
+            folded.append(reply)
+            first = first or reply
+        if first is not None:
+            first.content["sums"] = wire.pack(sums)
+        return folded
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
+
+    def _absorb(self, sums: Sums, reply: Message, server_round: int) -> dict[str, float]:
+        """Check a reply before any state changes, then add it to ``sums``.
+
+        Raises:
+            wire.BadMessage, ValueError: what is wrong with it.
+        """
         if reply.has_error():
             raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
-        shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
-        arrays = wire.unpack(reply.content.get("posterior"), shapes, self.dtype)
+        folded = self._folds and "posterior" not in reply.content
+        arrays = {}
+        if not folded:
+            arrays = wire.unpack(reply.content.get("posterior"), self._shapes(), self.dtype, to=torch.float64)
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
@@ -301,7 +346,16 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             raise wire.BadMessage(f"reply is of round {metrics.get('round')}")
         if not metrics.get("num-examples", 0) >= 1:
             raise wire.BadMessage(f"num-examples is {metrics.get('num-examples')}")
-        return cast(Posterior, type(self.posterior).from_arrays(arrays)), metrics
+        if folded:
+            if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
+                shapes = {name: tuple(value.shape) for name, value in sums.items()}
+                for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
+                    sums[name].add_(value)
+            return metrics
+        posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
+        metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
+        metrics["bytes"] = wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
+        return metrics
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:
@@ -329,37 +383,3 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     raise RunFailed(next(iter(refused.values()), "no client connected"))
                 return dict(sorted(nodes.items()))
             time.sleep(0.5)
-
-
-def _stream(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
-    """Replies as they arrive where the grid can (bayesfed's engines), else all at once."""
-    stream = getattr(grid, "stream", None)
-    return stream(messages, timeout=timeout) if stream else grid.send_and_receive(messages, timeout=timeout)
-
-
-def _in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
-    """Pair clients, ascending, with their replies; None for those that never came. Early replies wait."""
-    clients = {node: client for client, node in sampled.items()}
-    waiting: dict[int, Message] = {}
-    order = iter(sorted(sampled))
-    due = next(order, None)
-    for reply in replies:
-        client = clients.get(reply.metadata.src_node_id)
-        if client is None or client in waiting or due is None or client < due:
-            log.warning("reply of node %d was not asked for", reply.metadata.src_node_id)
-            continue
-        waiting[client] = reply
-        while due is not None and due in waiting:
-            yield due, waiting.pop(due)
-            due = next(order, None)
-    while due is not None:
-        yield due, waiting.pop(due, None)
-        due = next(order, None)
-
-
-def _mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
-    values = [m[key] for m in metrics if key in m]
-    if not values:
-        return {}
-    mean = sum(values) / len(values)
-    return {f"{name}_mean": mean, f"{name}_max": max(values)} if largest else {name: mean}

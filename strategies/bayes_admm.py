@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, number
 from bayesfed.families import Gaussian, NaturalParameters, gaussian
-from strategies.base import FederatedStrategy
+from strategies.base import FederatedStrategy, Sums
 
 log = getLogger("bayesfed")
 
@@ -122,23 +122,28 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     # -- one round ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """``lambda_g`` as it was sent (rounded to the wire's dtype), and an empty sum."""
+        """``lambda_g`` as it was sent (rounded to the wire's dtype)."""
         self._server = self.posterior.to(torch.float64).natural
-        self._sum = self._server.zeros_like()
 
-    def accumulate(self, posterior: Gaussian, num_examples: int) -> dict[str, float]:
+    def empty(self) -> Sums:
+        """``sum_k lambda_k``."""
+        return {"first": torch.zeros_like(self._server.first), "second": torch.zeros_like(self._server.second)}
+
+    def accumulate(self, sums: Sums, posterior: Gaussian, num_examples: int) -> dict[str, float]:
         """Add ``lambda_k``. Clients are not weighted by size: their precision does that."""
         natural = posterior.natural
-        self._sum.add_(natural)
+        sums["first"].add_(natural.first)
+        sums["second"].add_(natural.second)
         return {"residual": float((natural - self._server).norm())}
 
-    def combine(self, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """The dual sum, then the server's step."""
-        self.hsum.add_(self._sum - self._server * replies, self.damping * self.rho)
-        mean = self._sum / replies
+        total = NaturalParameters(self.family, sums["first"], sums["second"])
+        self.hsum.add_(total - self._server * replies, self.damping * self.rho)
+        mean = total / replies
         if self.absent == "agree":
             absent = self.num_clients - replies
-            mean = (self._sum + self._server * absent) / self.num_clients
+            mean = (total + self._server * absent) / self.num_clients
 
         alpha = self.server_weight
         natural = mean * (1 - alpha) + (self.prior + self.hsum) * alpha

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from strategies.base import FederatedStrategy
+from strategies.base import FederatedStrategy, Sums
 
 
 class FedAvg(FederatedStrategy[PointMass]):
@@ -31,18 +31,21 @@ class FedAvg(FederatedStrategy[PointMass]):
         return {}
 
     def begin(self) -> None:
-        """Empty sums."""
+        """The server's weights, for the residuals."""
         self._server = self.posterior.mean.to(torch.float64)
-        self._sum = torch.zeros_like(self._server)
-        self._examples = 0
+        self._difference = torch.empty_like(self._server)
 
-    def accumulate(self, posterior: PointMass, num_examples: int) -> dict[str, float]:
+    def empty(self) -> Sums:
+        """``sum_k N_k w_k`` and ``sum_k N_k``."""
+        return {"weighted": torch.zeros_like(self._server), "examples": self._server.new_zeros(())}
+
+    def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
         """Add ``N_k w_k``."""
-        self._sum.add_(posterior.mean, alpha=num_examples)
-        self._examples += num_examples
-        return {"residual": float((posterior.mean - self._server).norm())}
+        sums["weighted"].add_(posterior.mean, alpha=num_examples)
+        sums["examples"].add_(num_examples)
+        return {"residual": float(torch.sub(posterior.mean, self._server, out=self._difference).norm())}
 
-    def combine(self, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """The weighted mean."""
-        self.posterior = PointMass((self._sum / self._examples).to(self.dtype))
+        self.posterior = PointMass((sums["weighted"] / sums["examples"]).to(self.dtype))
         return {}

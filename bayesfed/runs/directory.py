@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +28,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._logs: dict[str, TextIO] = {}
 
     @classmethod
     def create(cls, path: Path | str, cfg: DictConfig) -> RunDirectory:
@@ -91,11 +92,20 @@ class RunDirectory:
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one line to ``name``.jsonl."""
-        with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(clean(record)) + "\n")
+        file = self._logs.get(name)
+        if file is None:
+            file = self._logs[name] = (self.path / f"{name}.jsonl").open("a")
+        file.write(json.dumps(clean(record)) + "\n")
+        file.flush()
+
+    def close(self) -> None:
+        """Close the logs; the next :meth:`append` opens its log anew."""
+        while self._logs:
+            self._logs.popitem()[1].close()
 
     def truncate(self, name: str, last_round: int) -> None:
         """Drop the lines of later rounds (a resumed run writes them again)."""
+        self.close()
         path = self.path / f"{name}.jsonl"
         kept = [r for r in read_jsonl(path) if r["round"] <= last_round]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

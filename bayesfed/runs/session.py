@@ -153,6 +153,7 @@ class Session:
     def end(self, status: str, seconds: float) -> None:
         """Summary, figures, logger."""
         summary = self.summary(status, seconds)
+        self.directory.close()
         self.directory.write_summary(summary)
         if status == "finished" and self.cfg.figures:
             self._figures()

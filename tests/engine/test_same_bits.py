@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 import bayesfed
+from bayesfed.runs.directory import read_jsonl
 
 DIGITS = ["experiment=digits_het10", "eval.every=9", "eval.samples=2", "display=false", "figures=false"]
 SAMPLED = [*DIGITS, "strategy.fraction=0.5", "client.keep_momentum=true", "client.epochs=1"]
+
+
+MANY = [*DIGITS, "partition=iid", "partition.num_clients=70", "rounds=2", "client.epochs=1"]  # summed in groups of two
 
 
 def digits(path: Path, *overrides: str, base: list[str] = DIGITS) -> Path:
@@ -54,6 +58,17 @@ def test_resumed_on_ray_with_client_sampling_and_kept_momentum(inline_sampled, t
     run_dir = digits(tmp_path / "half", "rounds=2", "engine=inline", base=SAMPLED)
     bayesfed.run([f"resume={run_dir}", "rounds=3", "engine=ray", "engine.num_workers=2"])
     assert digest(run_dir) == digest(inline_sampled)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("strategy", ["bayes_admm", "fedavg"])
+def test_groups_of_clients_summed_in_the_workers(tmp_path, digest, ray_with_three_slots, strategy):
+    inline = digits(tmp_path / "inline", "engine=inline", f"strategy={strategy}", base=MANY)
+    ray = digits(tmp_path / "ray", "engine=ray", "engine.num_workers=2", f"strategy={strategy}", base=MANY)
+    assert digest(ray) == digest(inline)
+    for name in ("bytes/up", "clients/replied", "admm/primal_mean"):
+        one, other = (read_jsonl(path / "rounds.jsonl")[-1][name] for path in (inline, ray))
+        assert one == pytest.approx(other, rel=1e-12), name
 
 
 @pytest.mark.parametrize("base", ["all", "sampled"])

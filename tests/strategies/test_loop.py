@@ -17,6 +17,7 @@ from bayesfed.errors import RunFailed
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
+from strategies.replies import group_size
 
 P = 5
 
@@ -342,3 +343,73 @@ def test_start_without_arrays_says_what_is_missing(scripted) -> None:
 def test_gaussian_families_by_name() -> None:
     kinds = {name: type(strategy(name).posterior) for name in ("isotropic", "diagonal", "full")}
     assert kinds == {"isotropic": IsotropicGaussian, "diagonal": DiagonalGaussian, "full": FullGaussian}
+
+
+# -- groups ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sampled", "size"), [(1, 1), (10, 1), (64, 1), (65, 2), (100, 2), (1000, 16), (10_000, 32)])
+def test_group_size_depends_on_the_sampled_clients_only(sampled: int, size: int) -> None:
+    assert group_size(sampled) == size
+
+
+class FoldingGrid:
+    """Sums groups of replies with a strategy of its own, as Ray's workers do; counts what the server gets."""
+
+    folds = True
+
+    def __init__(self, grid, worker):
+        self.grid, self.worker, self.arrays = grid, worker, 0
+
+    def __getattr__(self, name):
+        return getattr(self.grid, name)
+
+    def stream(self, messages, *, timeout=None, fold=1):
+        messages = list(messages)
+        for start in range(0, len(messages), fold):
+            group = messages[start : start + fold]
+            replies = self.worker.fold(group[0], list(self.grid.stream(group)))
+            self.arrays += sum(len(r.content) - 1 for r in replies if not r.has_error())
+            yield from replies
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_made_where_the_clients_are_give_the_same_bits(scripted, callbacks, kind: str) -> None:
+    """150 clients, groups of 3; some raise, some send nonsense, one whole group fails."""
+
+    def answer(client: int, round: int):
+        if client % 17 == 3 or 30 <= client < 33:
+            return RuntimeError(f"client {client} is broken")
+        if client % 29 == 5:
+            return {"mean": torch.zeros(P)} if kind != "point" else {"mean": torch.zeros(P + 1)}
+        return posterior(kind, client, round)
+
+    plain, folded, worker = (strategy(kind, clients=150) for _ in range(3))
+    plain.start(scripted(150, answer), num_rounds=3)
+    grid = FoldingGrid(scripted(150, answer), worker)
+    folded.start(grid, num_rounds=3, callbacks=callbacks)
+    for one, other in zip(plain.posterior.arrays().values(), folded.posterior.arrays().values(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(plain.tensors().values(), folded.tensors().values(), strict=True):
+        assert torch.equal(one, other)
+    assert plain.accepted == folded.accepted
+    assert callbacks.metrics[3]["bytes/up"] == plain._tally.up
+    assert "client 3 is broken" in callbacks.reasons(3)[3]
+    assert "array" in callbacks.reasons(3)[5]
+    assert grid.arrays == 3 * 49  # one sum for each group that has any reply
+
+
+def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(scripted, callbacks) -> None:
+    """A deployed client can't pass off numbers, or sums, as a reply."""
+
+    def answer(client: int, round: int):
+        metrics = MetricRecord({"num-examples": 1, "round": round, "bytes": 1})
+        sums = wire.pack(
+            {"weighted": torch.full((P,), 1e9, dtype=torch.float64), "examples": torch.tensor(1.0).double()}
+        )
+        return RecordDict({"metrics": metrics, "sums": sums}) if client == 2 else posterior("point", client, round)
+
+    made = strategy("point", clients=4)
+    made.start(scripted(4, answer), num_rounds=1, callbacks=callbacks)
+    assert list(callbacks.reasons(1)) == [2]
+    assert float(made.posterior.mean.abs().max()) < 10

@@ -150,9 +150,10 @@ def test_no_tensor_on_the_default_device(family: str, options: dict) -> None:
         for push in (0.0, 1e6):
             made.hsum.second.add_(push)
             made.begin()
+            sums = made.empty()
             for q in replies:
-                made.accumulate(q, 1)
-            metrics = made.combine(2)
+                made.accumulate(sums, q, 1)
+            metrics = made.combine(sums, 2)
     tensors = [*made.posterior.arrays().values(), *made.tensors().values()]
     assert {t.device.type for t in tensors} == {"cpu"}
     assert made.posterior.mean.dtype == torch.float32

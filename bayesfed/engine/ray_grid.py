@@ -1,0 +1,197 @@
+"""A Flower ``Grid`` over resident Ray workers: one broadcast of the global arrays a round, replies streamed."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, Message
+from flwr.clientapp import ClientApp
+
+from bayesfed import wire
+from bayesfed.engine.flower_version import error_reply
+from bayesfed.engine.grid import LocalGrid
+from bayesfed.engine.ray_schedule import Schedule
+from bayesfed.engine.ray_worker import Task, Worker, share_memory
+from bayesfed.errors import RunFailed
+
+log = getLogger("bayesfed")
+ATTEMPTS = 3  # a unit whose worker died is given to another this many times in all
+AHEAD_SECONDS = 0.2  # a worker gets its next call early if the one it has is shorter than this
+WAITING_BYTES = 1 << 28  # answers that may wait for older ones
+
+
+@dataclass
+class Call:
+    """Units that a worker serves in one call."""
+
+    worker: int
+    actor: Any
+    units: list[int]
+
+
+class RayGrid(LocalGrid):
+    """A Flower ``Grid`` over resident Ray actors.
+
+    Arrays that several messages share are put into the object store once a round, and read there without a copy. A unit of work
+    is one message, or a group of ``fold`` messages whose replies the worker sums (if the app offers ``fold``). Units go
+    out longest first by the time they took before (:class:`bayesfed.engine.ray_schedule.Schedule`); any worker can serve any
+    client, because the state of a client is in the site store. Units whose worker dies are given to another one (solving a
+    round again gives the same site and the same reply).
+
+    Args:
+        build: makes the ClientApp, once in each worker; picklable.
+        num_clients: number of nodes.
+        num_workers: actors to start.
+        num_gpus: of each actor.
+    """
+
+    folds = True
+
+    def __init__(self, build: Callable[[], ClientApp], num_clients: int, num_workers: int, num_gpus: float = 0.0):
+        super().__init__(num_clients)
+        here = str(Path.cwd())
+        path = [entry for entry in sys.path if entry and Path(entry).exists()]
+        remote = ray.remote(Worker)
+        options = remote.options(num_cpus=1, num_gpus=num_gpus)
+        self._start: Callable[[], Any] = lambda: options.remote(build, num_clients, [*path, here])
+        share_memory()
+        self.actors: list[Any] = [self._start() for _ in range(num_workers)]
+        self._calls: dict[ray.ObjectRef, Call] = {}
+        self._seconds: dict[tuple[str, int], float] = {}  # of a client, last time, by type of message
+        self._owners: dict[int, int] = {}  # the worker that served a client last
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None, fold: int = 1) -> Iterator[Message]:
+        """Deliver ``messages`` in units of ``fold``, yield the replies as they come until all are in or time is up."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._abandon()
+        requests = list(messages)
+        units = [requests[i : i + fold] for i in range(0, len(requests), fold)]
+        tasks, size = self._tasks(requests)
+        schedule = self._schedule(units, size)
+        attempts = [0] * len(units)
+        free = deque(range(len(self.actors)))
+        while schedule.left or self._calls:
+            self._hand_out(schedule, tasks, fold, free)
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=wait)
+            if not done:
+                return
+            call = self._calls.pop(done[0])
+            if call.worker not in free:
+                free.append(call.worker)
+            try:
+                answers = ray.get(done[0])
+            except ray.exceptions.RayActorError as error:
+                lost = [u for c in self._replace(call, error) for u in c.units]
+                for unit in call.units:
+                    attempts[unit] += 1
+                given_up = [unit for unit in call.units if attempts[unit] >= ATTEMPTS]
+                schedule.again([unit for unit in [*call.units, *lost] if unit not in given_up])
+                for unit in given_up:
+                    schedule.done(unit)
+                    reason = RuntimeError(f"its worker died {ATTEMPTS} times ({_reason(error)})")
+                    yield from (error_reply(request, reason) for request in units[unit])
+                continue
+            for unit, (replies, seconds) in zip(call.units, answers, strict=True):
+                schedule.done(unit, seconds)
+                self._remember(units[unit], call.worker, seconds)
+                for answer, request in zip(replies, units[unit], strict=True):
+                    yield answer.message(request)
+
+    def close(self) -> None:
+        """Stop the workers; Ray itself stays up for the next run of this process."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+    # -- details ------------------------------------------------------------------------------------------------------
+
+    def _hand_out(self, schedule: Schedule, tasks: list[Task], fold: int, free: deque[int]) -> None:
+        """Give every free worker a call; one whose call is short stays free for a second."""
+        sent = True
+        while free and sent:
+            sent = False
+            for _ in range(len(free)):
+                worker = free.popleft()
+                chosen = schedule.next(worker)
+                if not chosen:
+                    free.append(worker)
+                    continue
+                sent = True
+                actor = self.actors[worker]
+                call = [tasks[unit * fold : unit * fold + fold] for unit in chosen]
+                self._calls[actor.run.remote(call)] = Call(worker, actor, chosen)
+                short = sum(schedule.seconds[unit] for unit in chosen) < AHEAD_SECONDS
+                if short and sum(other.worker == worker for other in self._calls.values()) < 2:
+                    free.append(worker)
+
+    def _schedule(self, units: list[list[Message]], size: int) -> Schedule:
+        """Order ``units``, each of which is answered with about ``size`` bytes."""
+        seconds, owners = [], []
+        for unit in units:
+            keys = [(m.metadata.message_type, m.metadata.dst_node_id) for m in unit]
+            seconds.append(sum(self._seconds.get(key, math.inf) for key in keys))
+            owners.append(self._owners.get(keys[0][1]))
+        workers = len(self.actors)
+        return Schedule(seconds, owners, workers, max(3 * workers, WAITING_BYTES // max(size, 1)))
+
+    def _remember(self, unit: list[Message], worker: int, seconds: float) -> None:
+        for message in unit:
+            node = message.metadata.dst_node_id
+            self._seconds[message.metadata.message_type, node] = seconds / len(unit)
+            self._owners[node] = worker
+
+    @staticmethod
+    def _tasks(messages: list[Message]) -> tuple[list[Task], int]:
+        """Messages without the arrays that several of them share, and the bytes of arrays in one message."""
+        counts: dict[int, int] = {}
+        for message in messages:
+            for record in message.content.values():
+                counts[id(record)] = counts.get(id(record), 0) + 1
+        references: dict[int, ray.ObjectRef] = {}
+        tasks, size = [], 0
+        for message in messages:
+            records, shared = {}, {}
+            for name, record in message.content.items():
+                if isinstance(record, ArrayRecord) and counts[id(record)] > 1:
+                    if id(record) not in references:
+                        references[id(record)] = ray.put(record)
+                        size = max(size, wire.nbytes(record))
+                    shared[name] = references[id(record)]
+                else:
+                    records[name] = record
+            meta = message.metadata
+            tasks.append(Task(meta.dst_node_id, meta.message_type, meta.group_id, records, shared))
+        return tasks, size
+
+    def _replace(self, call: Call, error: Exception) -> list[Call]:
+        """A worker died: start another one in its place. Returns its other calls, which are lost too."""
+        reason = _reason(error)
+        if isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error):
+            raise RunFailed(f"a Ray worker could not start: {reason}") from error
+        log.warning("worker %d died (%s); starting another", call.worker, reason)
+        lost = [reference for reference, other in self._calls.items() if other.actor is call.actor]
+        self.actors[call.worker] = self._start()
+        return [self._calls.pop(reference) for reference in lost]
+
+    def _abandon(self) -> None:
+        """Replace workers that still work on messages of an earlier call (it timed out)."""
+        for worker in {call.worker for call in self._calls.values()}:
+            ray.kill(self.actors[worker])
+            self.actors[worker] = self._start()
+        self._calls.clear()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of Ray's report: the exception itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,80 @@
+"""Replies of a round: their stream, their order, their groups, and what is counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from logging import getLogger
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+log = getLogger("bayesfed")
+GROUPS = 64  # about as many partial sums in a round, however many clients there are
+LARGEST_GROUP = 32
+
+
+@dataclass
+class Tally:
+    """What happened in the current round.
+
+    Attributes:
+        sampled: partition ids, ascending, with the node each lives on.
+        replied: accepted clients with their metrics.
+        failed: refused or missing clients with the reason.
+        down, up: payload bytes.
+    """
+
+    sampled: dict[int, int] = field(default_factory=dict)
+    replied: dict[int, dict[str, float]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    down: int = 0
+    up: int = 0
+
+
+def group_size(sampled: int) -> int:
+    """How many clients, in the order of their ids, are summed on their own before their sum is added to the server's.
+
+    Such a group can be summed where its clients run. The size depends on nothing but the number of sampled clients, so
+    that floating-point sums, and with them all results, are the same on every engine.
+    """
+    return max(1, min(LARGEST_GROUP, math.ceil(sampled / GROUPS)))
+
+
+def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int) -> Iterable[Message]:
+    """Replies as they arrive where the grid can (bayesfed's engines), else all at once.
+
+    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run.
+    """
+    streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", grid.send_and_receive)
+    options = {"fold": fold} if getattr(grid, "folds", False) else {}
+    return streaming(messages, timeout=timeout, **options)
+
+
+def in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
+    """Pair clients, ascending, with their replies; None for those that never came. Early replies wait."""
+    clients = {node: client for client, node in sampled.items()}
+    waiting: dict[int, Message] = {}
+    order = iter(sorted(sampled))
+    due = next(order, None)
+    for reply in replies:
+        client = clients.get(reply.metadata.src_node_id)
+        if client is None or client in waiting or due is None or client < due:
+            log.warning("reply of node %d was not asked for", reply.metadata.src_node_id)
+            continue
+        waiting[client] = reply
+        while due is not None and due in waiting:
+            yield due, waiting.pop(due)
+            due = next(order, None)
+    while due is not None:
+        yield due, waiting.pop(due, None)
+        due = next(order, None)
+
+
+def mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
+    values = [m[key] for m in metrics if key in m]
+    if not values:
+        return {}
+    mean = sum(values) / len(values)
+    return {f"{name}_mean": mean, f"{name}_max": max(values)} if largest else {name: mean}
