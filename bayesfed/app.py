@@ -77,10 +77,10 @@ class FoldingApp(ClientApp):
     """A ClientApp that can also sum replies as the strategy does, for engines that run many clients in one process.
 
     Args:
-        fold: takes a message and the replies of a group of clients to such messages, see ``FederatedStrategy.fold``.
+        fold: takes the messages to a group of clients and their replies, see ``FederatedStrategy.fold``.
     """
 
-    def __init__(self, fold: Callable[[Message, list[Message]], list[Message]]):
+    def __init__(self, fold: Callable[[list[Message], list[Message]], list[Message]]):
         super().__init__()
         self.fold = fold
 
@@ -93,7 +93,7 @@ def client_app(config: Plain, sites: Path | str) -> FoldingApp:
         sites: folder for the durable sites of the clients that this process serves.
     """
     text, folder = json.dumps(config), str(sites)
-    app = FoldingApp(lambda message, replies: _strategy(text, folder).fold(message, replies))
+    app = FoldingApp(lambda messages, replies: _strategy(text, folder).fold(messages, replies))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -295,26 +295,26 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- details ----------------------------------------------------------------------------------------------------
 
-    def fold(self, message: Message, replies: Sequence[Message]) -> list[Message]:
-        """Sum a group of replies to ``message`` where they were made, as the server would.
+    def fold(self, messages: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
+        """Sum the replies of a group to ``messages`` where they were made, as the server would.
 
         Returns:
             One reply per client: its numbers without its posterior, or the error the server would have found. The first
             that holds numbers also holds the sums over the group.
         """
-        sent = message.content["posterior"]
+        sent = messages[0].content["posterior"]
         if sent is not self._sent:
             shapes = self._shapes()
             self.posterior = cast(Posterior, type(self.posterior).from_arrays(wire.unpack(sent, shapes, self.dtype)))
             self._sent = sent
             self.begin()
-        server_round = wire.value(message.content["method"], "round", int)
+        server_round = wire.value(messages[0].content["method"], "round", int)
         sums, folded, first = self.empty(), [], None
-        for reply in replies:
+        for message, reply in zip(messages, replies, strict=True):
             try:
                 metrics = self._absorb(sums, reply, server_round)
             except (wire.BadMessage, ValueError) as error:
-                folded.append(reply if reply.has_error() else error_reply(reply, error))
+                folded.append(reply if reply.has_error() else error_reply(message, error))
                 continue
             reply.content = RecordDict({"metrics": MetricRecord(dict(metrics))})
             folded.append(reply)

@@ -101,7 +101,7 @@ class Worker:
             except Exception as error:  # whatever a client raises is that client's failure
                 replies.append(error_reply(message, error))
         fold = getattr(self.app, "fold", None)
-        return fold(messages[0], replies) if fold and len(tasks) > 1 else replies
+        return fold(messages, replies) if fold and len(tasks) > 1 else replies
 
     def _message(self, task: Task) -> Message:
         records = dict(task.records)

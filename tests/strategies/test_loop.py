@@ -368,7 +368,7 @@ class FoldingGrid:
         messages = list(messages)
         for start in range(0, len(messages), fold):
             group = messages[start : start + fold]
-            replies = self.worker.fold(group[0], list(self.grid.stream(group)))
+            replies = self.worker.fold(group, list(self.grid.stream(group)))
             self.arrays += sum(len(r.content) - 1 for r in replies if not r.has_error())
             yield from replies
 
