@@ -37,6 +37,7 @@ class EvalSchema:
     samples: int = 32
     validation: float = 0.0
     batch_size: int = 2048
+    at_once: int | None = None
 
 
 @dataclass
@@ -258,6 +259,7 @@ def validate(cfg: DictConfig) -> None:
     integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)
     integer("eval.samples", cfg.eval.samples, at_least=1)
     integer("eval.batch_size", cfg.eval.batch_size, at_least=1)
+    integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
     for group in GROUPS:

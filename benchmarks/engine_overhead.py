@@ -4,8 +4,8 @@
 
 Inline and Ray alternate round by round in this process; Flower's runtime, which ends with ``ray.shutdown()``, runs in a child
 process right after. Each figure is the median over rounds, after some to warm up (Ray's own processes take a while to settle).
-A round is that of a training run: messages with the posterior (mean and precision, float32) for every client, until the arrays
-of every reply can be read; what a strategy does with them is the same on every engine and left out.
+A round is that of a training run with BayesADMM: messages with the posterior (mean and precision, float32) for every client, until
+all replies are in the strategy's sums (on Ray, groups of replies are summed in the workers if more than 64 clients take part).
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from bayesfed import wire
+from bayesfed.app import FoldingApp
 from strategies import BayesADMM
+from strategies.replies import group_size, stream
 
 WARM_UP = 5
 
 
-def echo_app() -> ClientApp:
-    """A client that sends back what it got."""
-    app = ClientApp()
+def echo_app(clients: int, params: int) -> FoldingApp:
+    """A client that sends back what it got; sums replies in the worker as a run's ClientApp does."""
+    strategy = made_strategy(clients, params)
+    app = FoldingApp(strategy.fold)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -49,6 +51,13 @@ def echo_app() -> ClientApp:
     return app
 
 
+def made_strategy(clients: int, params: int) -> BayesADMM:
+    """Ready for rounds of ``clients`` clients."""
+    strategy = BayesADMM()
+    strategy.setup(torch.zeros(params), clients, 1)
+    return strategy
+
+
 class Rounds:
     """The rounds of one engine, timed.
 
@@ -58,11 +67,7 @@ class Rounds:
     """
 
     def __init__(self, clients: int, params: int):
-        generator = torch.Generator().manual_seed(1)
-        arrays = {name: torch.rand(params, generator=generator) for name in ("mean", "precision")}
-        self.arrays, self.shapes = wire.pack(arrays), dict.fromkeys(arrays, (params,))
-        self.strategy = BayesADMM()
-        self.strategy.setup(torch.zeros(1), clients, 1)
+        self.strategy = made_strategy(clients, params)
         self.clients, self.round = clients, 0
         self.milliseconds: list[float] = []
 
@@ -70,16 +75,13 @@ class Rounds:
         """One round; those that warm up do not count."""
         self.round += 1
         started = time.perf_counter()
+        arrays = wire.pack(self.strategy.posterior.arrays())
         # the first time this asks every node which partition it holds
-        messages = self.strategy.configure_train(self.round, self.arrays, ConfigRecord(), grid)
-        stream: Callable = getattr(grid, "stream", grid.send_and_receive)
-        replies = 0
-        for reply in stream(messages, timeout=600):
-            wire.unpack(reply.content["posterior"], self.shapes, torch.float32)
-            replies += 1
+        messages = self.strategy.configure_train(self.round, arrays, ConfigRecord(), grid)
+        _, metrics = self.strategy.aggregate_train(self.round, stream(grid, messages, 600, group_size(self.clients)))
         seconds = time.perf_counter() - started
-        if replies != self.clients:
-            raise RuntimeError(f"{replies} of {self.clients} clients replied")
+        if metrics is None or metrics["clients/replied"] != self.clients:
+            raise RuntimeError("some clients did not reply")
         if self.round > WARM_UP:
             self.milliseconds.append(seconds * 1e3 / self.clients)
 
@@ -98,7 +100,10 @@ def inline_and_ray(clients: int, params: int, workers: int, rounds: int) -> dict
     from bayesfed.engine.ray_grid import RayGrid
 
     RayEngine(num_workers=workers).connect()
-    grids = {"inline": InlineGrid(echo_app(), clients), "ray": RayGrid(echo_app, clients, workers)}
+    grids = {
+        "inline": InlineGrid(echo_app(clients, params), clients),
+        "ray": RayGrid(partial(echo_app, clients, params), clients, workers),
+    }
     measured = {name: Rounds(clients, params) for name in grids}
     for _ in range(rounds + WARM_UP):
         for name, grid in grids.items():
@@ -119,7 +124,7 @@ def flower(clients: int, params: int, rounds: int) -> float:
         for _ in range(rounds + WARM_UP):
             timing.run(grid)
 
-    simulate(server, echo_app(), clients, {"num_cpus": 1, "num_gpus": 0.0})
+    simulate(server, echo_app(clients, params), clients, {"num_cpus": 1, "num_gpus": 0.0})
     return timing.median
 
 
@@ -151,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=30, help="rounds measured (default: 30)")
     parser.add_argument("--workers", type=positive, default=cores, help=f"Ray workers (default: {cores})")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--no-flower", action="store_true", help="leave Flower's runtime out (null)")
     parser.add_argument("--flower-child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,9 +165,12 @@ def main() -> None:
         return
 
     result = inline_and_ray(args.clients, args.params, args.workers, args.rounds)
-    result["flower_ms"] = flower_in_child(args)
-    result["flower_over_ray"] = result["flower_ms"] / result["ray_ms"]
-    result["flower_over_inline"] = result["flower_ms"] / result["inline_ms"]
+    flowers = None if args.no_flower else flower_in_child(args)
+    result |= {
+        "flower_ms": flowers,
+        "flower_over_ray": flowers and flowers / result["ray_ms"],
+        "flower_over_inline": flowers and flowers / result["inline_ms"],
+    }
     result |= {
         "clients": args.clients, "params": args.params, "workers": args.workers, "rounds": args.rounds, "cpu_count": cores,
     }  # fmt: skip
@@ -173,10 +182,12 @@ def main() -> None:
     )
     for name in ("inline", "ray", "flower"):
         milliseconds = result[f"{name}_ms"]
-        share = result["flower_ms"] / milliseconds
-        print(
-            f"  {name:7} {milliseconds:8.3f} ms per client-round   {milliseconds * args.clients / 1e3:7.3f} s a round   {share:5.1f}x"
-        )
+        if milliseconds is not None:
+            print(
+                f"  {name:7} {milliseconds:8.3f} ms per client-round   {milliseconds * args.clients / 1e3:7.3f} s a round"
+            )
+    if flowers is not None:
+        print(f"  Flower's runtime over ray: {result['flower_over_ray']:.1f}")
 
 
 if __name__ == "__main__":

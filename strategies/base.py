@@ -148,7 +148,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         self._callbacks = callbacks
         self._nodes = self._roster(grid)
-        self._folds = bool(getattr(grid, "folds", False))
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -175,6 +174,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """One message per sampled client: the server's posterior and the values of the local problem."""
         if not self._nodes:
             self._nodes = self._roster(grid)
+        self._folds = bool(getattr(grid, "folds", False))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in self._nodes]
         self._tally = Tally(sampled={c: self._nodes[c] for c in clients if c in self._nodes})

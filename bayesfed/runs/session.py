@@ -229,6 +229,7 @@ class Session:
             samples=self.cfg.eval.samples,
             generator=self._generator(round),
             batch_size=self.cfg.eval.batch_size,
+            at_once=self.cfg.eval.at_once,
             bayes=last or round % self.cfg.eval.bayes_every == 0,
         )
 

@@ -202,3 +202,34 @@ def test_an_unknown_likelihood_is_named(classification):
     model, posterior, rows = classification
     with pytest.raises(InputError, match="likelihood=poisson"):
         evaluate(model, posterior, rows, SimpleNamespace(name="poisson"), samples=1, generator=stream())
+
+
+@pytest.mark.parametrize("at_once", [2, 5, 7, 100])
+def test_draws_evaluated_together_give_the_same_prediction(classification, at_once):
+    model, posterior, rows = classification
+
+    def predicted(size):
+        inputs = InputBatches(lambda part: rows.batch(part, torch.float64, "cpu")[0], 60, 17)
+        return class_log_probabilities(model, parameter_draws(posterior, 7, stream(3)), inputs, size)
+
+    assert torch.allclose(predicted(at_once), predicted(1), rtol=0, atol=1e-12)
+
+
+def test_a_regression_with_draws_together():
+    model = linear(2, 1)
+    posterior = DiagonalGaussian.from_mean_precision(
+        torch.tensor([1.0, -1.0]).double(), torch.tensor([3.0, 5.0]).double()
+    )
+    x, y = torch.randn(9, 2, dtype=torch.float64, generator=stream(4)), torch.zeros(9)
+    inputs = InputBatches(lambda part: x[part], 9, 4)
+    one, four = (
+        gaussian_predictive(model, parameter_draws(posterior, 6, stream(5)), inputs, 2.0, y, size) for size in (1, 4)
+    )
+    for name in ("mean", "variance", "log_density"):
+        assert torch.allclose(getattr(one, name), getattr(four, name), rtol=1e-12), name
+
+
+def test_how_many_draws_together():
+    assert predictive.together(torch.device("cpu")) == 1
+    assert predictive.together(torch.device("cuda")) == 8
+    assert predictive.together(torch.device("cpu"), 3) == 3
