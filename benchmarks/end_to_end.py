@@ -183,7 +183,7 @@ def loop(rounds: int) -> dict[str, float]:
 def in_child(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Run ``ours`` or ``loop`` in a process of its own."""
     command = [sys.executable, __file__, "--child", name, "--rounds", str(args.rounds), "--workers", str(args.workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

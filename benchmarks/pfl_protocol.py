@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,7 +42,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from pfl_contestants.protocol import PARAMETERS, Protocol
+from pfl_contestants.protocol import PARAMETERS, Protocol  # noqa: E402 - found through the line above
 
 NAMES = ("ours", "pfl", "flower", "loop", "floor")
 
@@ -65,20 +66,20 @@ class Contestant:
         self.startup = 0.0
         self.processes: list[subprocess.Popen[str]] = []
         started = time.perf_counter()
+        pipe = subprocess.PIPE
         with self.log.open("w") as log:
             for command in commands:
-                self.processes.append(
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        text=True,
-                        env=environment,
-                        cwd=work,
-                        start_new_session=True,
-                    )  # fmt: skip
+                process = subprocess.Popen(
+                    command,
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=log,
+                    text=True,
+                    env=environment,
+                    cwd=work,
+                    start_new_session=True,
                 )
+                self.processes.append(process)
         try:
             self._read()
             self.turn(1)
@@ -110,16 +111,11 @@ class Contestant:
             assert process.stdin is not None
             process.stdin.close()
         for process in self.processes:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def commands(protocol: Protocol, work: Path, pfl_python: str | None) -> dict[str, list[list[str]]]:

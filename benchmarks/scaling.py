@@ -23,10 +23,12 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets whatever else runs starve the workers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -62,7 +64,7 @@ class Case:
     def params(self) -> int:
         """The number of parameters."""
         sizes = [self.features, *self.hidden, CLASSES]
-        return sum((a + 1) * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        return sum((a + 1) * b for a, b in pairwise(sizes))
 
 
 CASES = [
@@ -141,7 +143,7 @@ def in_child(case: Case, args: argparse.Namespace) -> dict[str, object]:
     """Measure a row in a process of its own."""
     command = [sys.executable, __file__, "--child", json.dumps(asdict(case)), "--rounds", str(args.rounds)]
     command += ["--workers", str(args.workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{case} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

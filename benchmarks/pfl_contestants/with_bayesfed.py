@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,8 @@ def main() -> None:
     if (session.num_clients, session.num_parameters) != (protocol.clients, PARAMETERS):
         raise RuntimeError(f"{session.num_clients} clients, {session.num_parameters} parameters")
     session.open(RunDirectory(args.work), resumed=False)
-    try:
+    with suppress(Finished):
         build(cfg.engine, "engine").run(session)
-    except Finished:
-        pass
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
@@ -70,7 +72,7 @@ def main() -> None:
     users = [(a, b) for a, b in zip(x.split(protocol.images), y.split(protocol.images), strict=True)]
     training = FederatedDataset.from_slices(users, get_user_sampler("random", range(protocol.clients)))
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
-    try:
+    with suppress(Finished):
         FederatedAveraging().run(
             algorithm_params=NNAlgorithmParams(
                 central_num_iterations=10**9,
@@ -85,8 +87,6 @@ def main() -> None:
             ),
             callbacks=[wait],
         )
-    except Finished:
-        pass
 
 
 if __name__ == "__main__":
