@@ -1,0 +1,220 @@
+"""A whole experiment: bayesfed on its Ray engine against the sequential loop a researcher would write.
+
+    BAYESFED_DATA=... python benchmarks/end_to_end.py --json --rounds 50
+
+The experiment is ``fmnist_het10``: Bayesian ADMM, diagonal Gaussians, IVON on 10 clients, 10 % of Fashion-MNIST, evaluation every round at the
+mean and every fifth round by model averaging.
+
+- ``ours``: ``bayesfed.run`` as the experiment is configured (``engine=ray``), its whole wall-clock: data, Ray's start, training,
+  evaluation, checkpoints, logs, figures.
+- ``loop``: the same algorithm in one process with one thread: clients one after the other, plain torch operations, the parameters
+  gathered and scattered around a flat IVON step as ivon-opt does; the same data, split and evaluations; nothing is written.
+
+Each runs in a process of its own, timed after ``import torch``. Accuracies (%) are those of the last round on the test set; the two
+draw different random numbers, so they agree as two seeds do. ``speedup`` is loop_s / ours_s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+EXPERIMENT = "fmnist_het10"
+
+
+def ours(rounds: int, workers: int) -> dict[str, float]:
+    """The product, as a user runs it."""
+    import bayesfed
+
+    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
+        started = time.perf_counter()
+        result = bayesfed.run([
+            f"experiment={EXPERIMENT}", f"rounds={rounds}", f"engine.num_workers={workers}", "device=cpu",
+            f"hydra.run.dir={folder}/run",
+        ])  # fmt: skip
+        seconds = time.perf_counter() - started
+        rounds_seconds = sum(row.get("seconds/round", 0.0) for row in result.rounds)
+        summary = result.summary
+    return {
+        "seconds": seconds,
+        "in_rounds": rounds_seconds,
+        "accuracy": summary["mean/accuracy"],
+        "nll": summary["mean/nll"],
+        "bayes_accuracy": summary["bayes/accuracy"],
+        "bayes_nll": summary["bayes/nll"],
+    }
+
+
+class Loop:
+    """Bayesian ADMM with a diagonal Gaussian and IVON clients (arXiv 2506.13150), sequentially.
+
+    The server keeps lambda_g = (r, S) with r = S m, and the sum of the duals; client k keeps its dual (v, V), in float64. IVON runs in
+    float32 with h the curvature beyond the server's precision.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        from bayesfed.app import plain, problem_of
+
+        self.cfg, self.admm, self.ivon = cfg, cfg.strategy, cfg.client
+        problem = problem_of(plain(cfg))
+        torch.manual_seed(cfg.seed)
+        self.model = problem.build_model(cfg.seed)
+        self.params = list(self.model.parameters())
+        everything = slice(None)
+        self.data = [client.batch(everything, torch.float32, "cpu") for client in problem.clients]
+        self.test = problem.test.batch(everything, torch.float32, "cpu")
+        self.init = torch.cat([p.detach().flatten() for p in self.params])
+
+        zero = torch.zeros_like(self.init, dtype=torch.float64)
+        self.prior_precision = self.admm.prior_precision
+        self.mean, self.precision = zero.clone(), torch.full_like(zero, self.prior_precision)
+        self.duals = [(zero.clone(), zero.clone()) for _ in self.data]
+        self.dual_sum = (zero.clone(), zero.clone())
+
+    def load(self, vector: Tensor) -> None:
+        """Put a vector (P,) into the model."""
+        offset = 0
+        for p in self.params:
+            p.data = vector[offset : offset + p.numel()].view(p.shape)
+            offset += p.numel()
+
+    def train_client(self, k: int, round: int) -> tuple[Tensor, Tensor]:
+        """Mean and precision of client k: IVON on E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)."""
+        c = self.ivon
+        x, y = self.data[k]
+        weight = len(x) / self.admm.temperature
+        ess = weight / self.admm.rho
+        server, precision = self.mean.float(), self.precision.float()
+        delta = precision / ess
+        v, curvature = (dual.float() / weight for dual in self.duals[k])
+        lr = c.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / c.schedule_rounds))
+        mean = self.init if round == 1 else server
+        h = torch.full_like(mean, c.hess_init if round == 1 else 0.0)
+        lowest = delta * (c.min_precision - 1)
+        momentum, step = torch.zeros_like(mean), 0
+        for _ in range(c.epochs):
+            for rows in torch.randperm(len(x)).split(c.batch_size):
+                step += 1
+                noise = torch.randn_like(mean) / torch.sqrt(ess * (h + delta))
+                self.load(mean + noise)
+                for p in self.params:
+                    p.grad = None
+                nn.functional.cross_entropy(self.model(x[rows]), y[rows]).backward()
+                g = torch.cat([p.grad.flatten() for p in self.params])
+                hhat = ess * (h + delta) * noise * g - curvature
+                momentum = c.beta1 * momentum + (1 - c.beta1) * g
+                correction = 0.5 * (1 - c.beta2) ** 2 * (h - hhat) ** 2 / (h + delta)
+                h = torch.maximum(c.beta2 * h + (1 - c.beta2) * hhat + correction, lowest)
+                direction = momentum / (1 - c.beta1**step) + v - curvature * mean + delta * (mean - server)
+                mean = mean - lr * direction / (h + delta)
+        return mean, ess * (h + delta)
+
+    def train_round(self, round: int) -> None:
+        """All clients, their duals, the server's step."""
+        clients, rho, gamma = len(self.data), self.admm.rho, self.admm.damping
+        old = self.precision * self.mean, self.precision
+        total = torch.zeros_like(old[0]), torch.zeros_like(old[1])
+        for k in range(clients):
+            mean, precision = (value.double() for value in self.train_client(k, round))
+            natural = precision * mean, precision
+            for i in range(2):
+                change = gamma * rho * (natural[i] - old[i])
+                self.duals[k][i].add_(change)
+                self.dual_sum[i].add_(change)
+                total[i].add_(natural[i])
+        alpha = 1 / (1 + clients * rho)
+        first = (1 - alpha) * total[0] / clients + alpha * self.dual_sum[0]
+        precision = (1 - alpha) * total[1] / clients + alpha * (self.prior_precision + self.dual_sum[1])
+        low = precision < self.admm.precision_floor * self.prior_precision
+        self.precision = precision.clamp(min=self.admm.precision_floor * self.prior_precision)
+        self.mean = torch.where(low, total[0] / total[1], first / self.precision)
+
+    @torch.no_grad()
+    def evaluate(self, samples: int) -> tuple[float, float]:
+        """Accuracy (%) and NLL at the mean (0 samples) or averaged over samples of the posterior."""
+        x, y = self.test
+        mean, deviation = self.mean.float(), self.precision.float().rsqrt()
+        probabilities = torch.zeros(len(x), int(y.max()) + 1)
+        for _ in range(max(samples, 1)):
+            self.load(mean + deviation * torch.randn_like(mean) if samples else mean)
+            logits = torch.cat([self.model(rows) for rows in x.split(self.cfg.eval.batch_size)])
+            probabilities += logits.softmax(1) / max(samples, 1)
+        accuracy = (probabilities.argmax(1) == y).float().mean()
+        return 100 * float(accuracy), float(nn.functional.nll_loss(probabilities.log(), y))
+
+    def run(self) -> dict[str, float]:
+        """All rounds, evaluated as the experiment says."""
+        rounds = self.cfg.rounds
+        at_mean = averaged = (math.nan, math.nan)
+        for round in range(rounds + 1):
+            if round > 0:
+                self.train_round(round)
+            at_mean = self.evaluate(0)
+            if round == rounds or round % self.cfg.eval.bayes_every == 0:
+                averaged = self.evaluate(self.cfg.eval.samples)
+        return {"accuracy": at_mean[0], "nll": at_mean[1], "bayes_accuracy": averaged[0], "bayes_nll": averaged[1]}
+
+
+def loop(rounds: int) -> dict[str, float]:
+    """The loop, from reading the data to the last evaluation."""
+    from bayesfed.config import compose_config
+
+    torch.set_num_threads(1)
+    cfg = compose_config([f"experiment={EXPERIMENT}", f"rounds={rounds}"])
+    started = time.perf_counter()
+    result = Loop(cfg).run()
+    return {"seconds": time.perf_counter() - started} | result
+
+
+def in_child(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Run ``ours`` or ``loop`` in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, "--rounds", str(args.rounds), "--workers", str(args.workers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cores = os.cpu_count() or 1
+    parser.add_argument("--rounds", type=int, default=50, help="communication rounds (default: 50)")
+    parser.add_argument("--workers", type=int, default=cores, help=f"Ray workers (default: {cores})")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--child", choices=("ours", "loop"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(ours(args.rounds, args.workers) if args.child == "ours" else loop(args.rounds)))
+        return
+
+    both = {name: in_child(name, args) for name in ("ours", "loop")}
+    seconds = {name: values.pop("seconds") for name, values in both.items()}
+    result: dict[str, object] = {f"{name}_s": round(value, 2) for name, value in seconds.items()}
+    result["speedup"] = round(seconds["loop"] / seconds["ours"], 3)
+    for name, values in both.items():
+        result |= {f"{name}_{key}": round(value, 4) for key, value in values.items()}
+    result |= {"experiment": EXPERIMENT, "rounds": args.rounds, "workers": args.workers, "cpu_count": cores}
+    if args.json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        print(f"{key:<20} {value}")
+
+
+if __name__ == "__main__":
+    main()
