@@ -53,6 +53,7 @@ class RayEngine:
                 return
             ray.shutdown()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about a future default
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: they would starve beside any other busy process
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
         if self.address is None:
             # a worker needs a CPU slot each, and a slot more than there are cores costs nothing
