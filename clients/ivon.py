@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.schedule import Schedule
+from clients import batched_ivon
+from clients.batched import can_batch
 from clients.local import LocalProblem, LocalSolution, Solver, check_training
 from clients.optim import IVON
 
@@ -45,6 +48,7 @@ class IVONSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal", "isotropic"})
+    batches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -140,3 +144,6 @@ class IVONSolver(Solver):
             momentum, steps = optimizer.momentum()
             memory = {"momentum": momentum.clone(), "steps": torch.tensor(steps)}
         return LocalSolution(posterior, metrics, memory)
+
+    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        return batched_ivon.solve(self, problems) if can_batch(problems) else super().solve_many(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.schedule import Schedule
+from clients.batched import can_batch
 from clients.local import LocalProblem, LocalSolution, Solver, check_training
 
 
@@ -39,6 +41,7 @@ class PointSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
+    batches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,6 +103,11 @@ class PointSolver(Solver):
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
         return LocalSolution(posterior, {"loss": float(total) / max(step, 1)}, memory)
+
+    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        from clients import batched_point
+
+        return batched_point.solve(self, problems) if can_batch(problems) else super().solve_many(problems)
 
     def _build(self, weights: torch.nn.Parameter, lr: float) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
