@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed.config import build
+from bayesfed.engine.flower_version import error_reply
 from bayesfed.problem import Problem, build_problem
 from bayesfed.wire import DTYPES
 
+log = getLogger("bayesfed")
 Plain = dict[str, Any]
 
 
@@ -63,23 +67,55 @@ def _trainer(text: str, sites: str) -> Any:
     )
 
 
-def client_app(config: Plain, sites: Path | str) -> ClientApp:
+class BatchingClientApp(ClientApp):
+    """A ClientApp that also takes several TRAIN messages at once, for engines that have them together.
+
+    Args:
+        trainer: makes, or finds, this process's handler.
+    """
+
+    def __init__(self, trainer: Callable[[], Any]):
+        super().__init__()
+        self._trainer = trainer
+
+    def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """The replies in the order of the messages; a client that fails gives an error reply.
+
+        A handler that has no ``train_many``, or fails in it, gets the messages one by one.
+        """
+        torch.set_num_threads(1)
+        try:
+            trainer = self._trainer()
+            if hasattr(trainer, "train_many"):
+                return trainer.train_many(messages, contexts)
+        except Exception as error:
+            log.warning("%d messages are served one by one: %s: %s", len(messages), type(error).__name__, error)
+        return [self._answer(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        try:
+            return self(message, context)
+        except Exception as error:  # whatever a client raises is that client's failure
+            return error_reply(message, error)
+
+
+def client_app(config: Plain, sites: Path | str) -> BatchingClientApp:
     """The ClientApp of a run: which solver it uses is decided here, from local configuration, never by a message.
 
     Args:
         config: the composed configuration.
         sites: folder for the durable sites of the clients that this process serves.
     """
-    text, folder = json.dumps(config), str(sites)
-    app = ClientApp()
+    trainer = partial(_trainer, json.dumps(config), str(sites))
+    app = BatchingClientApp(trainer)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        return _trainer(text, folder).train(message, context)
+        return trainer().train(message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return _trainer(text, folder).query(message, context)
+        return trainer().query(message, context)
 
     return app

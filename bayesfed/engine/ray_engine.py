@@ -229,6 +229,7 @@ class RayEngine:
         num_workers: actors; None is one per core, or as many as the GPUs allow if ``num_gpus`` > 0.
         num_gpus: GPU share of each actor, e.g. 0.5.
         address: an existing cluster (``auto``, ``host:port`` or ``ray://host:port``); None starts Ray on this machine.
+        clients_per_batch: clients trained side by side; None chooses (:mod:`bayesfed.engine.batching`).
 
     Raises:
         InputError: a value out of range, or the cluster can't be joined.
@@ -236,10 +237,18 @@ class RayEngine:
 
     _started: ClassVar[bool] = False  # whether this process's Ray is ours, not the user's or a cluster's
 
-    def __init__(self, num_workers: int | None = None, num_gpus: float = 0.0, address: str | None = None):
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        num_gpus: float = 0.0,
+        address: str | None = None,
+        clients_per_batch: int | None = None,
+    ):
         integer("num_workers", num_workers, at_least=1, optional=True)
         number("num_gpus", num_gpus, at_least=0)
+        integer("clients_per_batch", clients_per_batch, at_least=1, optional=True)
         self.num_workers, self.num_gpus, self.address = num_workers, float(num_gpus), address
+        self.clients_per_batch = clients_per_batch
 
     def run(self, session: Session) -> None:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
