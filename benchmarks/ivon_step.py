@@ -1,13 +1,15 @@
 """Time of one training step: IVON here, torch's fused AdamW, and ivon-opt, measured alternately in one run.
 
 ``python benchmarks/ivon_step.py`` prints a table, ``--json`` one JSON object (times are medians in milliseconds).
-A step is zero_grad, sample, forward, backward and update. ivon-opt is left out (null) when it is not installed.
+A step is zero_grad, sample, forward, backward and update. ivon-opt is left out (null) when it is not installed, the compiled
+step where there is no C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -19,6 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bayesfed.problem.models.cnn import CNNAcar, CNNZenke
 from bayesfed.seeding import torch_generator
 from clients.optim import IVON
 
@@ -35,19 +38,34 @@ def cnn() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2304, 128), nn.ReLU(), nn.Linear(128, 10)), (3, 32, 32)
 
 
-MODELS = {"mlp": mlp, "cnn": cnn}
+def cnn_zenke() -> tuple[nn.Module, tuple[int, ...]]:
+    """``model=cnn_zenke``: 1,250,858 parameters."""
+    return CNNZenke((3, 32, 32), 10), (3, 32, 32)
+
+
+def cnn_acar() -> tuple[nn.Module, tuple[int, ...]]:
+    """``model=cnn_acar``: 797,962 parameters."""
+    return CNNAcar((3, 32, 32), 10), (3, 32, 32)
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "cnn_zenke": cnn_zenke, "cnn_acar": cnn_acar}
 TURN = 10  # consecutive steps: enough for a learner to have the caches to itself, as in training
 
 
 def learners() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]:
     """How to build each optimizer from a model's parameters."""
     found: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-        "ivon": lambda params: IVON(params, lr=0.1, ess=60_000, generator=torch_generator(0, "benchmark")),
+        "ivon": lambda params: IVON(params, lr=0.1, ess=60_000),
+        "ivon_antithetic": lambda params: IVON(params, lr=0.1, ess=60_000, antithetic=True),
         "adamw_fused": lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True),
     }
     try:
         import ivon
     except ImportError:
+        ivon = None
+    if shutil.which("g++"):
+        found["ivon_compiled"] = lambda params: IVON(params, lr=0.1, ess=60_000, compile=True)
+    if ivon is None:
         return found
     found["ivon_opt"] = lambda params: ivon.IVON(params, lr=0.1, ess=60_000)
     return found
@@ -96,6 +114,7 @@ def measure(model: str, batch: int, threads: int, repeats: int) -> dict[str, obj
         "ivon_opt_ms": None if other is None else round(other, 4),
         "ivon_over_adamw": round(ms["ivon"] / ms["adamw_fused"], 3),
         "ivon_opt_over_ivon": None if other is None else round(other / ms["ivon"], 3),
+        **{f"{name}_ms": round(ms[name], 4) for name in ("ivon_antithetic", "ivon_compiled") if name in ms},
         "model": model,
         "parameters": made["ivon"][1],
         "batch": batch,

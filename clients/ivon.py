@@ -42,6 +42,9 @@ class IVONSolver(Solver):
         local_schedule: learning rate over the steps of a round.
         noise: ``quantile`` (fast on CPUs) or ``normal``, see :mod:`clients.optim.noise`.
         keep_momentum: keep momentum and debias counter between rounds instead of restarting them.
+        amp: ``bfloat16`` runs the model in mixed precision (posterior, gradients and update stay in ``dtype``); ``none``.
+        antithetic: every second sample mirrors the one before, see :class:`clients.optim.IVON`.
+        compile: the optimizer's step as one kernel made by ``torch.compile``.
 
     Raises:
         InputError: a value out of range.
@@ -68,8 +71,11 @@ class IVONSolver(Solver):
         local_schedule: str = "constant",
         noise: str = "quantile",
         keep_momentum: bool = False,
+        amp: str = "none",
+        antithetic: bool = False,
+        compile: bool = False,
     ):
-        check_training(lr, epochs, batch_size, local_schedule)
+        check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
         number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
         number("beta2", beta2, at_least=0, at_most=1 - 1e-12)
@@ -84,6 +90,7 @@ class IVONSolver(Solver):
         self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
         self.min_precision = min_precision
         self.local_schedule, self.noise, self.keep_momentum = local_schedule, noise, keep_momentum
+        self.amp, self.antithetic, self.compile = amp, antithetic, compile
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model, server = problem.model, problem.server
@@ -107,6 +114,8 @@ class IVONSolver(Solver):
             site_quadratic=None if site is None else site[1] / problem.data_weight,
             min_precision=self.min_precision,
             noise=self.noise,  # type: ignore[arg-type]
+            antithetic=self.antithetic,
+            compile=self.compile,
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
         )
@@ -122,7 +131,7 @@ class IVONSolver(Solver):
         for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
             for _ in range(self.mc_samples):
                 with optimizer.sampled_params(train=True):
-                    loss = problem.likelihood.loss(model(x), y)
+                    loss = problem.loss(x, y, self.amp)
                     loss.backward()
                     if self.clip_norm is not None:
                         torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)

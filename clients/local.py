@@ -100,6 +100,14 @@ class LocalProblem:
             return None
         return self.site.first.to(self.server.mean), self.site.second.to(self.server.mean) * -2.0
 
+    def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
+        """Mean loss of a batch at the model's parameters; ``amp=bfloat16`` runs the model in mixed precision."""
+        if amp == "none":
+            return self.likelihood.loss(self.model(x), y)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outputs = self.model(x)
+        return self.likelihood.loss(outputs.to(self.dtype), y)
+
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:
         """Key torch's global generators, from which dropout draws, by (seed, client, round); put them back afterwards."""
@@ -171,8 +179,9 @@ class Solver(ABC):
         """Raise InputError if the solver can't work with this model and likelihood."""
 
 
-def check_training(lr: float, epochs: int, batch_size: int, local_schedule: str) -> None:
+def check_training(lr: float, epochs: int, batch_size: int, local_schedule: str, amp: str) -> None:
     """Validate what all mini-batch solvers share."""
+    choice("amp", amp, ("none", "bfloat16"))
     number("lr", lr, above=0)
     integer("epochs", epochs, at_least=1)
     integer("batch_size", batch_size, at_least=1)

@@ -35,6 +35,7 @@ class PointSolver(Solver):
         schedule, schedule_rounds, schedule_decay: learning rate over communication rounds.
         local_schedule: learning rate over the steps of a round.
         keep_momentum: keep the optimizer's state between rounds instead of restarting it.
+        amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``); ``none``.
 
     Raises:
         InputError: a value out of range.
@@ -59,9 +60,10 @@ class PointSolver(Solver):
         schedule_decay: float = 0.1,
         local_schedule: str = "constant",
         keep_momentum: bool = False,
+        amp: str = "none",
     ):
         choice("optimizer", optimizer, ("sgd", "adam", "adamw"))
-        check_training(lr, epochs, batch_size, local_schedule)
+        check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
         for name, value in (("momentum", momentum), ("beta1", beta1), ("beta2", beta2)):
             number(name, value, at_least=0, at_most=1 - 1e-9)
@@ -70,6 +72,7 @@ class PointSolver(Solver):
         self.optimizer, self.lr, self.epochs, self.batch_size = optimizer, lr, epochs, batch_size
         self.momentum, self.beta1, self.beta2, self.weight_decay = momentum, beta1, beta2, weight_decay
         self.clip_norm, self.local_schedule, self.keep_momentum = clip_norm, local_schedule, keep_momentum
+        self.amp = amp
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model = problem.model
@@ -87,7 +90,7 @@ class PointSolver(Solver):
         step = 0
         for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
             model.zero_grad()
-            loss = problem.likelihood.loss(model(x), y)
+            loss = problem.loss(x, y, self.amp)
             loss.backward()
             if slope is not None and offset is not None:
                 extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector

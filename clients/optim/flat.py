@@ -34,6 +34,7 @@ class FlatParameters:
     Attributes:
         parameters: the parameters that required a gradient at construction, in order.
         vector: their values, shape (P,).
+        views: pieces of the vector, shaped like the parameters.
 
     Raises:
         InputError: there is nothing to train, or the parameters differ in dtype or device.
@@ -49,8 +50,8 @@ class FlatParameters:
         self.sizes = [p.numel() for p in self.parameters]
         vector = consecutive([p.detach() for p in self.parameters])
         self.vector = self._move() if vector is None else vector
-        self._views = self.split(self.vector)
-        self._addresses = [view.data_ptr() for view in self._views]
+        self.views = self.split(self.vector)
+        self._addresses = [view.data_ptr() for view in self.views]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         self._grad_vector = consecutive(grads) if len(grads) == len(self.parameters) else None
         self._grad_views = grads if self._grad_vector is not None else []
@@ -74,12 +75,17 @@ class FlatParameters:
         Raises:
             RuntimeError: the dtype or device changed (build the optimizer after ``model.to(...)``).
         """
-        for p, view, address in zip(self.parameters, self._views, self._addresses, strict=True):
+        for p, view, address in zip(self.parameters, self.views, self._addresses, strict=True):
             if p.data_ptr() != address:
                 if p.dtype != view.dtype or p.device != view.device:
                     raise RuntimeError("the parameters changed dtype or device: build the optimizer after model.to()")
                 view.copy_(p.detach())
                 p.data = view
+
+    def show(self, views: Sequence[Tensor]) -> None:
+        """Let the parameters be ``views`` of another vector; ``views`` of this one bring them back."""
+        for p, view in zip(self.parameters, views, strict=True):
+            p.data = view
 
     def clear_gradients(self) -> None:
         """Make every gradient zero or absent, so that the next backward pass does not add to an old one."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,65 +18,11 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
 from clients.optim.flat import FlatParameters, spread
+from clients.optim.ivon_state import Group
+from clients.optim.ivon_update import update_compiled, update_hess, update_mean
 from clients.optim.noise import Noise
 
 _VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")
-
-
-@dataclass
-class _Group:
-    """Buffers of one parameter group; vectors are (P,), numbers stand for constant vectors."""
-
-    flat: FlatParameters
-    mean: Tensor  # the mean while a context is open, work space otherwise
-    noise: Tensor  # z of the last training sample; afterwards part of the Hessian statistics
-    work: Tensor
-    gradient: Tensor
-    momentum: Tensor
-    delta: float | Tensor  # prior precision / ess
-    prior_mean: float | Tensor
-    site_linear: float | Tensor
-    site_quadratic: float | Tensor
-    damping: float | Tensor  # delta as the curvature sees it: delta, or its mean over all parameters if isotropic
-    hess: Tensor
-    root: Tensor  # 1 / sqrt(hess + damping)
-    initial: Tensor  # hess at the start; () if it was constant
-    floor: float = 0.0  # of h + damping: below the rounding error of the sum
-    bound: float | Tensor | None = None  # smallest hess, from min_precision
-    slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
-    offset: float | Tensor = 0.0
-    extra: Tensor | None = None  # gradient of the second and later samples of a step
-    released: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
-    views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # noise, work, momentum shaped like it
-
-    def gather_released(self) -> None:
-        """Put gradients kept in pieces into the vector."""
-        if self.released is not None:
-            torch._foreach_copy_(self.flat.split(self.gradient), self.released)
-            self.released = None
-
-    def refresh(self, min_precision: float) -> None:
-        """Recompute what follows from hess, delta, the prior mean and the sites."""
-        self.bound = self.damping * (min_precision - 1) if min_precision else None
-        self.slope = self.delta - self.site_quadratic
-        self.offset = self.delta * self.prior_mean - self.site_linear
-        least = self.damping.min() if isinstance(self.damping, Tensor) else torch.tensor(self.damping)
-        info = torch.finfo(self.hess.dtype)
-        known = not least.is_meta and (isinstance(self.damping, Tensor) or self.damping > 0)
-        self.floor = max(info.eps * float(least), info.tiny) if known else 0.0
-        torch.add(self.hess, self.damping, out=self.root).rsqrt_()
-
-    def hold(self) -> None:
-        """Keep hess at its bound or above."""
-        if isinstance(self.bound, Tensor):
-            torch.maximum(self.hess, self.bound, out=self.hess)
-        elif self.bound is not None:
-            self.hess.clamp_(min=self.bound)
-
-    def denominator(self, out: Tensor) -> Tensor:
-        """hess + damping, kept above the rounding error of the sum."""
-        torch.add(self.hess, self.damping, out=out)
-        return out.clamp_(min=self.floor) if self.floor else out
 
 
 class IVON(torch.optim.Optimizer):
@@ -128,6 +73,10 @@ class IVON(torch.optim.Optimizer):
             expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink towards 0
             without end, and noise and steps grow. :meth:`floored` counts the entries held there.
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.optim.noise`.
+        antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws of
+            noise are halved, and terms of odd order in z cancel over the two samples of a pair.
+        compile: do a step after a single sample as one kernel made by ``torch.compile`` (it needs a C++ compiler on CPUs and
+            takes seconds at the first step). Results agree with the uncompiled ones to rounding.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -158,6 +107,8 @@ class IVON(torch.optim.Optimizer):
         hess_structure: Literal["diagonal", "scalar"] = "diagonal",
         min_precision: float = 0.0,
         noise: Literal["quantile", "normal"] = "quantile",
+        antithetic: bool = False,
+        compile: bool = False,
         generator: torch.Generator | None = None,
     ):
         integer("mc_samples", mc_samples, at_least=1)
@@ -169,8 +120,8 @@ class IVON(torch.optim.Optimizer):
             raise InputError("min_precision", min_precision, "must be a number >= 0 and < 1")
         self.min_precision = min_precision
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
-        self.hess_structure = hess_structure
-        self._groups: list[_Group] = []
+        self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
+        self._groups: list[Group] = []
         self._steps = self._samples = 0
         self._inside = self._built = False
         given = (prior_mean, prior_precision, site_linear, site_quadratic, hess)
@@ -241,9 +192,9 @@ class IVON(torch.optim.Optimizer):
             dtype=like.dtype,
             device=like.device,
         ).clone()
-        made = _Group(
+        made = Group(
             flat=flat,
-            mean=torch.empty_like(like),
+            sample=torch.empty_like(like),
             noise=torch.empty_like(like),
             work=torch.empty_like(like),
             gradient=torch.empty_like(like),
@@ -257,6 +208,7 @@ class IVON(torch.optim.Optimizer):
             root=torch.empty_like(like),
             initial=initial,
         )
+        made.sample_views = flat.split(made.sample)
         made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
         self._groups.append(made)
 
@@ -311,10 +263,9 @@ class IVON(torch.optim.Optimizer):
         """
         if self._inside:
             raise RuntimeError("sampled_params() cannot be nested")
-        noises = self._draw(train)
         self._inside = True
         try:
-            self._perturb(noises)
+            self._draw(train)
             yield
             if train:
                 self._collect()
@@ -325,26 +276,25 @@ class IVON(torch.optim.Optimizer):
             raise
         finally:
             for g in self._groups:
-                g.flat.vector.copy_(g.mean)
+                g.flat.show(g.flat.views)
             self._inside = False
 
     @torch.no_grad()
-    def _draw(self, train: bool) -> list[Tensor]:
-        """Save the mean and draw the noise of a sample; only the first training sample's has to outlive the context."""
-        noises = []
-        for g in self._groups:
+    def _draw(self, train: bool) -> None:
+        """Show the parameters at a sample; the noise of the first training sample has to outlive the context."""
+        for group, g in zip(self.param_groups, self._groups, strict=True):
             g.flat.attach()
             if train:
                 g.flat.clear_gradients()
-            g.mean.copy_(g.flat.vector)
             noise = g.noise if train and self._samples == 0 else g.work
-            noises.append(self._noise.fill(noise))
-        return noises
-
-    @torch.no_grad()
-    def _perturb(self, noises: list[Tensor]) -> None:
-        for group, g, noise in zip(self.param_groups, self._groups, noises, strict=True):
-            g.flat.vector.addcmul_(noise, g.root, value=group["ess"] ** -0.5)
+            if train and g.pair is not None:
+                torch.neg(g.pair, out=noise)
+                g.pair = None
+            else:
+                self._noise.fill(noise)
+                g.pair = noise.clone() if train and self.antithetic else None
+            torch.addcmul(g.flat.vector, noise, g.root, value=group["ess"] ** -0.5, out=g.sample)
+            g.flat.show(g.sample_views)
 
     def _clear(self) -> None:
         for g in self._groups:
@@ -354,7 +304,7 @@ class IVON(torch.optim.Optimizer):
     def _collect(self) -> None:
         """Add the sample's gradient g and z * g to the statistics of the step."""
         # A lone sample's gradients are used where autograd left them: one pass over the memory less.
-        alone = self.hess_structure == "diagonal" and not self.sync
+        alone = self.hess_structure == "diagonal" and not self.sync and not self.compile
         found = False
         for g in self._groups:
             if self._samples == 0:
@@ -399,9 +349,13 @@ class IVON(torch.optim.Optimizer):
         if self.hess_structure == "scalar":
             self._update_shared_hess(samples)
         for group, g in zip(self.param_groups, self._groups, strict=True):
+            debias = 1 - group["beta1"] ** self._steps if self.debias else 1.0
+            if self.compile and samples == 1 and self.hess_structure == "diagonal" and not self.sync:
+                update_compiled(group, g, debias, self.rescale_lr)
+                continue
             if self.hess_structure == "diagonal":
-                self._update_hess(group, g, samples)
-            self._update_mean(group, g, samples)
+                update_hess(group, g, samples, products=samples > 1 or self.sync)
+            update_mean(group, g, samples, debias, self.rescale_lr)
         self._samples = 0
         return loss
 
@@ -419,26 +373,6 @@ class IVON(torch.optim.Optimizer):
             torch.distributed.all_reduce(g.noise)
         return int(count)
 
-    def _update_hess(self, group: dict[str, Any], g: _Group, samples: int) -> None:
-        # With t = (hhat - h) root the recursion is h += c t / root + (c t)^2 / 2, as root^2 = 1 / (h + delta);
-        # hhat root = sqrt(ess) z g - V root. The work space holds -t.
-        c, scale = 1 - group["beta2"], math.sqrt(group["ess"])
-        torch.mul(g.hess, g.root, out=g.work)
-        if isinstance(g.site_quadratic, Tensor):
-            g.work.addcmul_(g.site_quadratic, g.root)
-        elif g.site_quadratic:
-            g.work.add_(g.root, alpha=g.site_quadratic)
-        if g.released is not None:
-            noise, work, _ = g.views
-            torch._foreach_addcmul_(work, noise, g.released, value=-scale)
-        elif samples == 1 and not self.sync:
-            g.work.addcmul_(g.noise, g.gradient, value=-scale)
-        else:
-            g.work.add_(g.noise, alpha=-scale / samples)
-        g.hess.addcdiv_(g.work, g.root, value=-c).addcmul_(g.work, g.work, value=0.5 * c * c)
-        g.hold()
-        torch.rsqrt(g.denominator(g.work), out=g.root)
-
     def _update_shared_hess(self, samples: int) -> None:
         """The same recursion for one number, with hhat averaged over all parameters."""
         group, g = self.param_groups[0], self._groups[0]
@@ -452,45 +386,6 @@ class IVON(torch.optim.Optimizer):
         g.hold()
         torch.rsqrt(g.denominator(torch.empty_like(g.root)), out=g.root)
 
-    def _update_mean(self, group: dict[str, Any], g: _Group, samples: int) -> None:
-        beta1, vector, direction = group["beta1"], g.flat.vector, g.mean
-        if g.released is not None:
-            torch._foreach_lerp_(g.views[2], g.released, 1 - beta1)
-            g.released = None
-        elif samples == 1:
-            g.momentum.lerp_(g.gradient, 1 - beta1)
-        else:
-            g.momentum.mul_(beta1).add_(g.gradient, alpha=(1 - beta1) / samples)
-        # Everything is kept multiplied by 1 - beta1^t, which the step size divides out.
-        debias = 1 - beta1**self._steps if self.debias else 1.0
-        if isinstance(g.slope, Tensor) or isinstance(g.offset, Tensor) or g.offset:
-            if isinstance(g.slope, Tensor):
-                torch.mul(g.slope, vector, out=direction).sub_(g.offset)
-            elif isinstance(g.offset, Tensor):
-                torch.sub(g.offset, vector, alpha=g.slope, out=direction).neg_()
-            else:
-                torch.mul(vector, g.slope, out=direction).sub_(g.offset)
-            torch.add(g.momentum, direction, alpha=debias, out=direction)
-        else:
-            torch.add(g.momentum, vector, alpha=g.slope * debias, out=direction)
-        denominator = g.work if self.hess_structure == "diagonal" else g.denominator(torch.empty_like(g.hess))
-        rate = -group["lr"] / debias
-        if group["clip_radius"] < math.inf:
-            bound = group["clip_radius"] * debias
-            direction.div_(denominator).clamp_(-bound, bound)
-        if self.rescale_lr and isinstance(g.damping, Tensor):
-            if group["hess_init"]:
-                direction.addcmul_(direction, g.damping, value=1 / group["hess_init"])
-                rate *= group["hess_init"]
-            else:
-                direction.mul_(g.damping)
-        elif self.rescale_lr:
-            rate *= group["hess_init"] + g.damping
-        if group["clip_radius"] < math.inf:
-            vector.add_(direction, alpha=rate)
-        else:
-            vector.addcdiv_(direction, denominator, value=rate)
-
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(memory_format=torch.contiguous_format)
@@ -498,7 +393,7 @@ class IVON(torch.optim.Optimizer):
     @property
     def mean(self) -> Tensor:
         """The mean of q over all trainable parameters, (P,), a copy."""
-        return self._join([g.mean if self._inside else g.flat.vector for g in self._groups])
+        return self._join([g.flat.vector for g in self._groups])
 
     @property
     def hess(self) -> Tensor:
@@ -583,7 +478,17 @@ class IVON(torch.optim.Optimizer):
 
         Take it between steps: samples collected for an unfinished step are not in it.
         """
-        names = ("momentum", "hess", "initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic")
+        names = (
+            "momentum",
+            "hess",
+            "initial",
+            "damping",
+            "delta",
+            "prior_mean",
+            "site_linear",
+            "site_quadratic",
+            "pair",
+        )
         own = {
             "steps": self._steps,
             "groups": [{name: getattr(g, name) for name in names} for g in self._groups],
@@ -607,7 +512,7 @@ class IVON(torch.optim.Optimizer):
             like = g.momentum
             g.momentum.copy_(saved["momentum"])
             g.hess.copy_(saved["hess"])
-            for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic"):
+            for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic", "pair"):
                 value = saved[name]
                 setattr(g, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
             g.refresh(self.min_precision)

@@ -1,8 +1,8 @@
 """Standard normal noise for the posterior samples.
 
-On a CPU, torch's ``normal_`` costs more than the forward and backward pass of a small network, since its Mersenne
-twister is not vectorised. ``quantile`` noise is about three times as fast: 16 random bits pick one of 65,536
-equally likely values, each the mean of N(0, 1) over its cell.
+On a CPU, torch's ``normal_`` costs more than the forward and backward pass of a small network. ``quantile`` noise is
+about four times as fast: 14 random bits pick one of 16,384 equally likely points in four dimensions, a scrambled Sobol
+net carried over to N(0, I) by the quantile function. The table (256 KiB) fits a core's cache, which decides the speed.
 """
 
 from __future__ import annotations
@@ -10,25 +10,37 @@ from __future__ import annotations
 from functools import lru_cache
 from math import pi, sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_CELLS = 1 << 16
-_CHUNK = 1 << 18  # values drawn at once; bounds the scratch memory
+_POINTS = 1 << 14
+_BLOCK = 4  # entries filled by one point
+_CHUNK = 1 << 18  # values at once; bounds the scratch memory
 
 
 @lru_cache
 def quantile_table(dtype: torch.dtype = torch.float64) -> Tensor:
-    """The 65,536 values, ascending: mean 0, variance 1 (rescaled by 1 + 7e-7), kurtosis 2.9998, largest 4.39.
+    """The 16,384 values of a coordinate, ascending: mean 0, variance 1 (rescaled by 1 + 2e-6), kurtosis 2.999, largest 4.06.
 
-    Their distribution function is within 2^-17 of that of N(0, 1) everywhere.
+    Each is the mean of N(0, 1) over one of as many equally likely cells; their distribution function is within 2^-15 of
+    that of N(0, 1) everywhere.
     """
-    edges = torch.special.ndtri(torch.arange(1, _CELLS // 2 + 1, dtype=torch.float64) / _CELLS)
+    edges = torch.special.ndtri(torch.arange(1, _POINTS // 2 + 1, dtype=torch.float64) / _POINTS)
     density = torch.cat([torch.zeros(1, dtype=torch.float64), torch.exp(-edges.square() / 2) / sqrt(2 * pi)])
-    lower = -_CELLS * density.diff()  # the mean over a cell is the difference of the density at its edges
+    lower = -_POINTS * density.diff()  # the mean over a cell is the difference of the density at its edges
     values = torch.cat([lower, -lower.flip(0)])
     return (values / values.square().mean().sqrt()).to(dtype)
+
+
+@lru_cache
+def quantile_points(dtype: torch.dtype = torch.float64) -> Tensor:
+    """The (16,384, 4) points: in each column every value of :func:`quantile_table` once.
+
+    The columns, and their squares, are uncorrelated to 3e-3 (independent points would leave 8e-3), which averages out over
+    blocks, since every block draws its own point.
+    """
+    net = torch.quasirandom.SobolEngine(_BLOCK, scramble=True, seed=1).draw(_POINTS, dtype=torch.float64)
+    return quantile_table(dtype)[(net * _POINTS).floor().long()].contiguous()
 
 
 class Noise:
@@ -41,20 +53,34 @@ class Noise:
 
     def __init__(self, kind: str, generator: torch.Generator | None):
         self.kind, self.generator = kind, generator
+        self._bits = torch.empty(0, dtype=torch.int64)
         self._index = torch.empty(0, dtype=torch.int32)
 
     def fill(self, out: Tensor) -> Tensor:
         """Overwrite the contiguous vector ``out`` (P,)."""
         if self.kind == "normal" or out.device.type != "cpu":
             return out.normal_(generator=self.generator)
-        if self._index.numel() < min(out.numel(), _CHUNK):
-            self._index = torch.empty(min(out.numel(), _CHUNK), dtype=torch.int32)
-        table = quantile_table(out.dtype)
-        # A fresh, faster generator for each vector, so that torch's is the only state to keep.
-        seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))
-        source = np.random.SFC64(seed)
+        words = -(-min(out.numel(), _CHUNK) // (4 * _BLOCK))  # of 64 bits: 4 points each
+        if self._bits.numel() < words:
+            self._bits = torch.empty(words, dtype=torch.int64)
+            self._index = torch.empty(4 * words, dtype=torch.int32)
         for part in out.split(_CHUNK):
-            bits = torch.from_numpy(source.random_raw((part.numel() + 3) // 4).view(np.uint16))
-            index = self._index[: part.numel()].copy_(bits[: part.numel()])
-            torch.index_select(table, 0, index, out=part)
+            words = -(-part.numel() // (4 * _BLOCK))
+            bits = self._bits[:words].random_(-(2**63), None, generator=self.generator).view(torch.int16)
+            index = self._index[: 4 * words].copy_(bits).bitwise_and_(_POINTS - 1)
+            self._gather(index, part)
         return out
+
+    @staticmethod
+    def _gather(index: Tensor, out: Tensor) -> None:
+        """``out`` = the points ``index`` one after the other; the last one may be cut."""
+        points, whole = quantile_points(out.dtype), out.numel() // _BLOCK
+        body, rest = out[: whole * _BLOCK], out[whole * _BLOCK :]
+        if out.dtype == torch.float32 and out.storage_offset() % _BLOCK == 0:
+            # a point as one 16-byte number: rows of four cost twice as much
+            body = body.view(torch.complex128)
+            torch.index_select(points.view(torch.complex128).view(-1), 0, index[:whole], out=body)
+        else:
+            torch.index_select(points, 0, index[:whole], out=body.view(whole, _BLOCK))
+        if rest.numel():
+            rest.copy_(points[int(index[whole])][: rest.numel()])

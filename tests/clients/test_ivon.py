@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from bayesfed.errors import InputError
 from bayesfed.seeding import torch_generator
 from clients.optim import IVON
-from clients.optim.noise import Noise, quantile_table
+from clients.optim.noise import Noise, quantile_points, quantile_table
 
 torch.set_num_threads(1)
 X = torch.randn(16, 6, generator=torch_generator(1, "x"))
@@ -203,9 +204,14 @@ def test_quantile_noise_is_standard_normal() -> None:
     table = quantile_table()
     assert torch.equal(table, table.sort()[0])
     assert torch.allclose(table, -table.flip(0))
-    for power, moment, tolerance in [(2, 1, 1e-12), (4, 3, 2e-4), (6, 15, 1e-2)]:
+    for power, moment, tolerance in [(2, 1, 1e-12), (4, 3, 1e-3), (6, 15, 5e-2)]:
         assert float(table.pow(power).mean()) == pytest.approx(moment, abs=tolerance)
-    draws = torch.empty(600_000)  # more than one chunk
+    points = quantile_points()
+    assert all(torch.equal(column.sort()[0], table) for column in points.unbind(1))
+    for values in (points, points.square() - 1, points.prod(1, keepdim=True)):
+        products = values.T @ values / len(values)
+        assert float((products - products.diag().diag()).abs().max()) < 3e-3
+    draws = torch.empty(600_003)  # more than one chunk, and a cut block
     noise = Noise("quantile", torch_generator(7, "noise"))
     first = noise.fill(draws).clone()
     second = noise.fill(draws)
@@ -215,7 +221,57 @@ def test_quantile_noise_is_standard_normal() -> None:
     assert float((ranks - uniform).abs().max()) < 1.63 * draws.numel() ** -0.5  # Kolmogorov-Smirnov, 1 %
     lags = [float(first[:-lag] @ first[lag:]) / draws.numel() for lag in (1, 2, 3, 4, 262_144)]
     assert max(map(abs, lags)) < 4 * draws.numel() ** -0.5 * 1.4
-    assert torch.equal(first, Noise("quantile", torch_generator(7, "noise")).fill(torch.empty(600_000)))
+    assert torch.equal(first, Noise("quantile", torch_generator(7, "noise")).fill(torch.empty(600_003)))
+    shifted = Noise("quantile", torch_generator(7, "noise")).fill(torch.empty(600_004)[1:])  # not on a 16-byte boundary
+    assert torch.equal(first, shifted)
+    double = Noise("quantile", torch_generator(7, "noise")).fill(torch.empty(600_003, dtype=torch.float64))
+    assert torch.allclose(first.double(), double, atol=1e-6)
+
+
+def sampled(optimizer: IVON, p: nn.Parameter) -> torch.Tensor:
+    """The deviation of one training sample from the mean, which stays where it is (zero gradient and learning rate)."""
+    with optimizer.sampled_params(train=True):
+        deviation = p.detach().clone() - optimizer.mean
+        (p * 0).sum().backward()
+    optimizer.step()
+    return deviation
+
+
+def test_antithetic_samples_come_in_pairs_of_opposite_sign() -> None:
+    def make() -> tuple[IVON, nn.Parameter]:
+        p = nn.Parameter(torch.zeros(7))
+        return IVON([p], lr=0.0, ess=10.0, beta2=1.0, antithetic=True, generator=torch_generator(8)), p
+
+    optimizer, p = make()
+    first, second, third = (sampled(optimizer, p) for _ in range(3))
+    assert torch.equal(second, -first)
+    assert not torch.allclose(third.abs(), first.abs())
+    resumed, q = make()
+    resumed.load_state_dict(optimizer.state_dict())  # between the two of a pair
+    assert torch.equal(sampled(resumed, q), -third)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("vectors", [False, True])
+def test_the_compiled_step_agrees_with_the_plain_one(vectors: bool) -> None:
+    names = ("prior_mean", "prior_precision", "site_linear", "site_quadratic") if vectors else ()
+    options = {name: torch.linspace(0.1, 0.4, 41, dtype=torch.float64) for name in names}
+    results = []
+    for compiled in (False, True):
+        model = nn.Linear(40, 1, dtype=torch.float64)
+        nn.init.constant_(model.weight, 0.1), nn.init.zeros_(model.bias)
+        optimizer = IVON(
+            model.parameters(), lr=0.1, ess=50.0, beta2=0.9, clip_radius=0.5, min_precision=0.2, compile=compiled,
+            generator=torch_generator(9), **options,
+        )  # fmt: skip
+        x = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(3, 40)
+        for _ in range(6):
+            with optimizer.sampled_params(train=True):
+                (model(x) - 1).square().mean().backward()
+            optimizer.step()
+        results.append(optimizer.posterior)
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_runs_on_the_meta_device() -> None:

@@ -17,7 +17,7 @@ from clients.point import PointSolver
 from clients.von import VONSolver
 
 SOLVERS = {
-    "ivon": (IVONSolver, "diagonal", {"lr": 0.01, "epochs": 2, "batch_size": 7, "hess_init": 5.0}),
+    "ivon": (IVONSolver, "diagonal", {"lr": 0.01, "epochs": 40, "batch_size": 7, "hess_init": 5.0}),
     "von": (VONSolver, "full", {"epochs": 3}),
     "sgd": (PointSolver, "point", {"optimizer": "sgd", "lr": 0.01, "epochs": 2, "batch_size": 7, "momentum": 0.9}),
     "adam": (PointSolver, "point", {"optimizer": "adam", "lr": 0.01, "epochs": 2, "batch_size": 7}),
@@ -200,3 +200,22 @@ def test_bad_settings(make, field):
 def test_all_families_have_a_solver():
     names = {family for make, _, _ in SOLVERS.values() for family in make.families}
     assert set(FAMILIES) <= names
+
+
+@pytest.mark.parametrize("name", ["ivon", "adam isotropic"])
+def test_mixed_precision_stays_close_and_keeps_the_dtype(quadratic, name):
+    make, family, settings = SOLVERS[name]
+    model = FlatModel(quadratic.build_model(1), torch.float32, torch.device("cpu"))
+    zero = torch.zeros(model.dim)
+    changes = {"model": model, "initial": model.vector.clone(), "server": gaussian(family).isotropic(zero, 20.0)}
+    plain, mixed = (
+        make(**settings, amp=amp).solve(pose(quadratic, family, **changes)).posterior for amp in ("none", "bfloat16")
+    )
+    assert mixed.mean.dtype == torch.float32
+    assert not torch.equal(plain.mean, mixed.mean)
+    assert torch.allclose(plain.mean, mixed.mean, atol=0.05)
+
+
+def test_unknown_mixed_precision_is_refused():
+    with pytest.raises(InputError, match="amp"):
+        PointSolver("adam", lr=0.1, epochs=1, batch_size=1, amp="float16")
