@@ -7,8 +7,12 @@ the mini-batches, the noise and the number of steps it would see alone, so the r
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import nullcontext
+from functools import partial
+from itertools import accumulate
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,9 +24,11 @@ from bayesfed.families import PointMass
 from bayesfed.families.elementwise import ElementwiseGaussian
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
-from clients.local import LocalProblem
+from clients.local import LocalProblem, LocalSolution, Solver
 
-T = TypeVar("T")
+OVERHEAD = (
+    3  # what a step of all clients costs, in steps of one (benchmarks/client_batching.py: even at 2 to 4 clients)
+)
 _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what :func:`separable` found
 
 
@@ -84,24 +90,55 @@ def stacked(model: FlatModel) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     return torch.vmap(call)
 
 
+def loners(steps: Sequence[int]) -> int:
+    """How many clients, of those with the most steps, are better trained alone (``steps`` descending).
+
+    A step of any number of clients costs about as much as three of one client, so the last ones at work should not be few: leaving
+    out the first j saves ``3 (steps[0] - steps[j])`` and costs the sum of their steps.
+    """
+    ends = [*steps, 0]
+    saved = [OVERHEAD * (ends[0] - end) - alone for end, alone in zip(ends, accumulate(ends, initial=0), strict=False)]
+    return max(range(len(ends)), key=saved.__getitem__)
+
+
+class BatchingSolver(Solver):
+    """A solver by mini-batches that can run clients side by side: subclasses add :meth:`solve_together`."""
+
+    batches: ClassVar[bool] = True
+    epochs: int
+    batch_size: int
+
+    @abstractmethod
+    def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        """:meth:`solve` for several clients at once, given by number of steps, most first; :func:`can_batch` holds."""
+
+    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        if not can_batch(problems):
+            return super().solve_many(problems)
+        steps = [p.steps(self.epochs, self.batch_size) for p in problems]
+        order = sorted(range(len(steps)), key=lambda i: -steps[i])
+        ranked = [problems[i] for i in order]
+        alone = loners([steps[i] for i in order])
+        solutions = super().solve_many(ranked[:alone])
+        if ranked[alone:]:
+            solutions += self.solve_together(ranked[alone:])
+        return [solutions[order.index(i)] for i in range(len(order))]
+
+
 class SideBySide:
-    """C clients in order of their number of steps, most first, so that those still at work are always the first rows.
+    """C clients whose number of steps descends, so that those still at work are always the first rows.
 
     Args:
-        problems: for which :func:`can_batch` holds.
+        problems: row k of every matrix belongs to ``problems[k]``.
         epochs, batch_size: of the local training.
 
     Attributes:
-        problems: sorted; row k of every matrix belongs to ``problems[k]``.
         steps: how many each client does.
     """
 
     def __init__(self, problems: Sequence[LocalProblem], epochs: int, batch_size: int):
-        steps = [p.steps(epochs, batch_size) for p in problems]
-        self._places = sorted(range(len(problems)), key=lambda i: -steps[i])
-        self.problems = [problems[i] for i in self._places]
-        self.steps = [steps[i] for i in self._places]
-        first = self.problems[0]
+        self.problems, first = problems, problems[0]
+        self.steps = [p.steps(epochs, batch_size) for p in problems]
         self.model, self.dtype, self.device = first.model, first.dtype, first.device
         self._data = Examples(first.data.x, first.data.y, None, first.data.scaling)
         self._batch_size = batch_size
@@ -151,11 +188,6 @@ class SideBySide:
         """What the clients' ``memory`` holds under ``name``, (C, P); 0 for those that have none."""
         return self.matrix([p.memory.get(name, torch.zeros_like(p.initial)) for p in self.problems])
 
-    def in_order(self, results: Sequence[T]) -> list[T]:
-        """Results by row, in the order in which the problems were given."""
-        ordered = dict(zip(self._places, results, strict=True))
-        return [ordered[i] for i in range(len(ordered))]
-
 
 class Gradients:
     """Mean losses and their gradients for the first A clients, at points whose memory they share.
@@ -163,13 +195,15 @@ class Gradients:
     Args:
         clients: the batch.
         points: (A, P) contiguous; may be written to between calls.
+        amp: ``bfloat16`` runs the model in mixed precision; ``none``.
 
     Attributes:
         matrix: (A, P) the gradients of the last call.
     """
 
-    def __init__(self, clients: SideBySide, points: Tensor):
+    def __init__(self, clients: SideBySide, points: Tensor, amp: str):
         model = clients.model
+        self._mixed = partial(torch.autocast, clients.device.type, torch.bfloat16) if amp != "none" else nullcontext
         self._call, self._likelihood = stacked(model), clients.problems[0].likelihood
         self._leaves = {name: view.detach().requires_grad_() for name, view in _named(model, points).items()}
         self.matrix = torch.empty_like(points)
@@ -177,8 +211,9 @@ class Gradients:
     def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """The mini-batches' mean losses, (A,); their gradients are in :attr:`matrix`."""
         with torch.enable_grad():
-            outputs = self._call(self._leaves, x)
-            losses = self._likelihood.losses(outputs.flatten(0, 1), y.flatten(0, 1))
+            with self._mixed():
+                outputs = self._call(self._leaves, x)
+            losses = self._likelihood.losses(outputs.to(x.dtype).flatten(0, 1), y.flatten(0, 1))
             means = (losses.view_as(weights) * weights).sum(1)
             # a client's loss depends on its own row only, so the gradient of the sum is all gradients
             leaves = list(self._leaves.values())

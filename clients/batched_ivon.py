@@ -136,19 +136,25 @@ class Sampler:
     """Gradients at samples of the posteriors.
 
     Args:
-        solver: its number of samples and bound on the norm of each gradient.
+        solver: says how samples are drawn, how many, and the bound on the norm of each gradient.
         clients: the batch; their noise streams are those they have alone.
     """
 
     def __init__(self, solver: IVONSolver, clients: SideBySide):
         self.solver, self.clients = solver, clients
         self._noises = [Noise(solver.noise, p.generator("noise", clients.device)) for p in clients.problems]
+        like = clients.problems[0].initial
+        self._noise, self._points, self.gradient, self.product = (
+            like.new_empty(len(self._noises), like.numel()) for _ in range(4)
+        )
+        self._unpaired = False  # whether the mirror image of the last noise is due
 
     def begin(self, state: State) -> None:
-        """Go on with the clients of ``state``."""
-        self.state = state
-        self._points, self._noise, self.gradient, self.product = (torch.empty_like(state.mean) for _ in range(4))
-        self._gradients = Gradients(self.clients, self._points)
+        """Go on with the clients of ``state``, which are the first ones."""
+        self.state, active = state, len(state.mean)
+        self._noise, self._points = self._noise[:active], self._points[:active]
+        self.gradient, self.product = self.gradient[:active], self.product[:active]
+        self._gradients = Gradients(self.clients, self._points, self.solver.amp)
 
     def draw(self, step: int) -> Tensor:
         """Fill :attr:`gradient` and :attr:`product` (z g), averaged over the samples of ``step``.
@@ -156,17 +162,15 @@ class Sampler:
         Returns:
             (A,) the losses, summed over samples.
         """
-        samples, active = self.solver.mc_samples, len(self._points)
-        batch = self.clients.batch(step, active)
+        samples, gradient = self.solver.mc_samples, self._gradients.matrix
+        batch = self.clients.batch(step, len(self._points))
         losses = torch.zeros_like(self.state.ess[:, 0])
         for sample in range(samples):
-            for noise, row in zip(self._noises, self._noise, strict=False):
-                noise.fill(row)
+            self._draw_noise()
             self.state.sample(self._noise, out=self._points)
             losses += self._gradients(*batch)
             if self.solver.clip_norm is not None:
                 self._gradients.clip(self.solver.clip_norm)
-            gradient = self._gradients.matrix
             if sample == 0:
                 self.gradient.copy_(gradient)
                 torch.mul(gradient, self._noise, out=self.product)
@@ -178,10 +182,18 @@ class Sampler:
             self.product.div_(samples)
         return losses
 
+    def _draw_noise(self) -> None:
+        if self._unpaired:
+            self._noise.neg_()
+        else:
+            for noise, row in zip(self._noises, self._noise, strict=False):
+                noise.fill(row)
+        self._unpaired = self.solver.antithetic and not self._unpaired
+
 
 @torch.no_grad()
 def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
-    """:meth:`IVONSolver.solve` for several clients at once."""
+    """:meth:`IVONSolver.solve_together`."""
     clients = SideBySide(problems, solver.epochs, solver.batch_size)
     clients.model.module.train()
     whole = State.start(solver, clients)
@@ -219,4 +231,4 @@ def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSol
         if solver.keep_momentum:
             memory = {"momentum": whole.momentum[row].clone(), "steps": torch.tensor(seen[row] + count, device="cpu")}
         solutions.append(LocalSolution(posterior, metrics, memory))
-    return clients.in_order(solutions)
+    return solutions

@@ -79,7 +79,7 @@ class State:
 
 @torch.no_grad()
 def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
-    """:meth:`PointSolver.solve` for several clients at once."""
+    """:meth:`PointSolver.solve_together`."""
     clients = SideBySide(problems, solver.epochs, solver.batch_size)
     clients.model.module.train()
     weights = clients.matrix([p.start() for p in clients.problems])
@@ -90,7 +90,7 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
 
     for active, steps in clients.segments():
         here = weights[:active]
-        gradients = Gradients(clients, here)
+        gradients = Gradients(clients, here, solver.amp)
         for step in steps:
             totals[:active] += gradients(*clients.batch(step, active))
             if slope is not None and offset is not None:
@@ -107,7 +107,7 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = state.memory(row, count) if solver.keep_momentum else {}
         solutions.append(LocalSolution(posterior, {"loss": loss / max(count, 1)}, memory))
-    return clients.in_order(solutions)
+    return solutions
 
 
 def _stack(clients: SideBySide) -> tuple[Tensor | None, Tensor | None]:

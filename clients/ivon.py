@@ -12,12 +12,12 @@ from bayesfed.errors import choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.schedule import Schedule
 from clients import batched_ivon
-from clients.batched import can_batch
-from clients.local import LocalProblem, LocalSolution, Solver, check_training
+from clients.batched import BatchingSolver
+from clients.local import LocalProblem, LocalSolution, check_training
 from clients.optim import IVON
 
 
-class IVONSolver(Solver):
+class IVONSolver(BatchingSolver):
     """Solve the local variational problem with IVON (arXiv 2506.13150, IVON-ADMM; spec 1.6).
 
     IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms. Its fixed
@@ -51,7 +51,6 @@ class IVONSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal", "isotropic"})
-    batches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -154,5 +153,5 @@ class IVONSolver(Solver):
             memory = {"momentum": momentum.clone(), "steps": torch.tensor(steps)}
         return LocalSolution(posterior, metrics, memory)
 
-    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
-        return batched_ivon.solve(self, problems) if can_batch(problems) else super().solve_many(problems)
+    def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        return batched_ivon.solve(self, problems)

@@ -11,11 +11,11 @@ from torch import Tensor
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.schedule import Schedule
-from clients.batched import can_batch
-from clients.local import LocalProblem, LocalSolution, Solver, check_training
+from clients.batched import BatchingSolver
+from clients.local import LocalProblem, LocalSolution, check_training
 
 
-class PointSolver(Solver):
+class PointSolver(BatchingSolver):
     """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
 
     This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's (federated ADMM,
@@ -42,7 +42,6 @@ class PointSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
-    batches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,10 +106,10 @@ class PointSolver(Solver):
         memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
         return LocalSolution(posterior, {"loss": float(total) / max(step, 1)}, memory)
 
-    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+    def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
         from clients import batched_point
 
-        return batched_point.solve(self, problems) if can_batch(problems) else super().solve_many(problems)
+        return batched_point.solve(self, problems)
 
     def _build(self, weights: torch.nn.Parameter, lr: float) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":

@@ -36,7 +36,7 @@ class Likelihood(ABC):
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Negative log likelihood of each example, (B,), whose mean :meth:`loss` is."""
-        return torch.stack([self.loss(outputs[i : i + 1], y[i : i + 1]) for i in range(len(outputs))])
+        return torch.vmap(lambda output, target: self.loss(output[None], target[None]))(outputs, y)
 
 
 class Categorical(Likelihood):
