@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 32
 CPU_SAMPLED = 64  # clients in a round from which on batching starts by itself on a CPU
-CPU_PARAMETERS = 10_000  # up to here it is at least 1.5 times as fast on one core (benchmarks/client_batching.py)
+CPU_PARAMETERS = 10_000  # up to here 2 to 9 times as fast on one core (benchmarks/client_batching.py)
 CUDA_NUMBERS = 128_000_000  # of parameters of all clients in a batch; a dozen such float32 arrays take 6 GB
 
 
@@ -41,12 +41,17 @@ def clients_per_batch(requested: int | None, device: torch.device, num_params: i
     return TOGETHER if sampled >= CPU_SAMPLED and num_params <= CPU_PARAMETERS else 1
 
 
-def batch_of(session: Session, requested: int | None) -> int:
+def batch_of(session: Session, requested: int | None, device: torch.device | None = None) -> int:
     """:func:`clients_per_batch` for a run: 1 if its solver has no way to batch.
 
-    On a CPU, models with convolutions are batched on request only: many small ones in one call are slower there than one by one.
+    On a CPU, models with convolutions are batched on request only: with mini-batches of 128 they are slower side by side.
+
+    Args:
+        session: the run.
+        requested: ``engine.clients_per_batch``.
+        device: where clients are trained, if that is not this process's device.
     """
-    device = device_of(session.config)
+    device = device or device_of(session.config)
     convolves = any(p.dim() > 2 for p in session.model.parameters)
     if not session.solver.batches or (requested is None and convolves and device.type == "cpu"):
         return 1

@@ -39,7 +39,7 @@ IVON = {
     "samples": {"mc_samples": 3, "clip_norm": 0.5, "clip_radius": 0.7, "local_schedule": "inverse"},
     "antithetic": {"antithetic": True, "mc_samples": 3},
     "normal": {"noise": "normal", "min_precision": 0.0},
-    "floored": {"min_precision": 0.9, "beta2": 0.6},
+    "floored": {"min_precision": 0.8, "beta2": 0.9},
 }
 
 
@@ -88,7 +88,7 @@ LIKELIHOOD = Categorical()
 
 def exceeding(site: NaturalParameters) -> NaturalParameters:
     """A site that asks for more precision than there is."""
-    return NaturalParameters(site.family, site.first, site.second - 30.0)
+    return NaturalParameters(site.family, site.first, site.second - 3.0)
 
 
 def one_by_one(solver: Solver, problems: list[LocalProblem]) -> list[LocalSolution]:
@@ -150,7 +150,9 @@ def test_mixed_precision(solver):
 
 
 @pytest.mark.parametrize("solver", [*map(point, POINT), ivon()], ids=[*POINT, "ivon"])
-@pytest.mark.parametrize("settings", [{"site": None}, {"site": None, "proximal": 0.0}, {"rho": 2.0, "seed": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"site": None}, {"site": None, "proximal": 0.0}, {"rho": 2.0, "seed": 5}], ids=str
+)
 def test_without_sites_or_proximal_term(solver, settings):
     family = "point" if settings.get("proximal") == 0 and isinstance(solver, PointSolver) else "diagonal"
     problems = ranked(pose(family, **settings))
