@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed.config import build
+from bayesfed.engine.flower_version import error_reply
 from bayesfed.problem import Problem, build_problem
 from bayesfed.wire import DTYPES
 
+log = getLogger("bayesfed")
 Plain = dict[str, Any]
 
 
@@ -73,35 +76,61 @@ def _strategy(text: str, sites: str) -> Any:
     return strategy
 
 
-class FoldingApp(ClientApp):
-    """A ClientApp that can also sum replies as the strategy does, for engines that run many clients in one process.
+class SimulationApp(ClientApp):
+    """A ClientApp that can also serve several clients at once and sum their replies, for engines that run many in one process.
 
     Args:
-        fold: takes the messages to a group of clients and their replies, see ``FederatedStrategy.fold``.
+        trainer: makes, or finds, this process's handler.
+        strategy: makes, or finds, a strategy like the server's.
     """
 
-    def __init__(self, fold: Callable[[list[Message], list[Message]], list[Message]]):
+    def __init__(self, trainer: Callable[[], Any], strategy: Callable[[], Any]):
         super().__init__()
-        self.fold = fold
+        self._trainer, self._strategy = trainer, strategy
+
+    def fold(self, messages: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
+        """The replies of a group of clients with one sum instead of posteriors, see ``FederatedStrategy.fold``."""
+        return self._strategy().fold(messages, replies)
+
+    def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """The replies in the order of the messages; a client that fails gives an error reply.
+
+        A handler that has no ``train_many``, or fails in it, gets the messages one by one.
+        """
+        torch.set_num_threads(1)
+        try:
+            trainer = self._trainer()
+            if hasattr(trainer, "train_many"):
+                return trainer.train_many(messages, contexts)
+        except Exception as error:
+            log.warning("%d messages are served one by one: %s: %s", len(messages), type(error).__name__, error)
+        return [self._answer(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        try:
+            return self(message, context)
+        except Exception as error:  # whatever a client raises is that client's failure
+            return error_reply(message, error)
 
 
-def client_app(config: Plain, sites: Path | str) -> FoldingApp:
+def client_app(config: Plain, sites: Path | str) -> SimulationApp:
     """The ClientApp of a run: which solver it uses is decided here, from local configuration, never by a message.
 
     Args:
         config: the composed configuration.
         sites: folder for the durable sites of the clients that this process serves.
     """
-    text, folder = json.dumps(config), str(sites)
-    app = FoldingApp(lambda messages, replies: _strategy(text, folder).fold(messages, replies))
+    key = json.dumps(config), str(sites)
+    trainer = partial(_trainer, *key)
+    app = SimulationApp(trainer, partial(_strategy, *key))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        return _trainer(text, folder).train(message, context)
+        return trainer().train(message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return _trainer(text, folder).query(message, context)
+        return trainer().query(message, context)
 
     return app

@@ -26,17 +26,17 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from bayesfed import wire
-from bayesfed.app import FoldingApp
+from bayesfed.app import SimulationApp
 from strategies import BayesADMM
 from strategies.replies import group_size, stream
 
 WARM_UP = 5
 
 
-def echo_app(clients: int, params: int) -> FoldingApp:
+def echo_app(clients: int, params: int) -> SimulationApp:
     """A client that sends back what it got; sums replies in the worker as a run's ClientApp does."""
     strategy = made_strategy(clients, params)
-    app = FoldingApp(strategy.fold)
+    app = SimulationApp(lambda: None, lambda: strategy)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

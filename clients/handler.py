@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from bayesfed import seeding, wire
+from bayesfed import wire
+from bayesfed.engine.flower_version import error_reply
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
-from clients.local import LocalProblem, Solver
+from clients.local import LocalProblem, LocalSolution, Posterior, Solver
 from clients.sites import DiskSites, SiteStore
+
+log = getLogger("bayesfed")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,27 @@ class Method:
             if not good:
                 raise wire.BadMessage(f"value '{name}' is {getattr(method, name)!r}, out of range")
         return method
+
+
+@dataclass(frozen=True)
+class Task:
+    """A message as a local problem.
+
+    Attributes:
+        message: to reply to.
+        method: its values.
+        server: ``q_g`` as received, on the CPU.
+        site: ``eta_k`` in float64, on the CPU; None if there are no duals.
+        stateful: whether the client keeps a record of this round.
+        local: the problem to solve.
+    """
+
+    message: Message
+    method: Method
+    server: Posterior
+    site: NaturalParameters | None
+    stateful: bool
+    local: LocalProblem
 
 
 class Trainer:
@@ -120,6 +147,31 @@ class Trainer:
     def train(self, message: Message, context: Context) -> Message:
         """Solve the local problem posed by ``message`` and reply with the local posterior."""
         started = time.perf_counter()
+        task = self._read(message, context)
+        return self._reply(task, self._solve(task), started)
+
+    def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """What :meth:`train` replies to each message, or an error reply where it raises; solved side by side if the solver can.
+
+        If that fails, for whatever reason, the clients are trained one by one, so that only those at fault fail. The metric
+        ``seconds`` of clients solved side by side is an equal share of the time.
+        """
+        started = time.perf_counter()
+        replies: dict[int, Message] = {}
+        tasks: dict[int, Task] = {}
+        for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            with _answered(message, place, replies):
+                tasks[place] = self._read(message, context)
+        solutions = dict(zip(tasks, self._solve_many(list(tasks.values())), strict=False))
+        share = (time.perf_counter() - started) / max(len(tasks), 1)
+        for place, task in tasks.items():
+            began = time.perf_counter() - (share if solutions else 0.0)
+            with _answered(task.message, place, replies):
+                replies[place] = self._reply(task, solutions.get(place) or self._solve(task), began)
+        return [replies[place] for place in range(len(messages))]
+
+    def _read(self, message: Message, context: Context) -> Task:
+        """The local problem that a message poses."""
         client = self._partition(context)
         method = Method.parse(message.content.get("method"))
         if method.name != self.name:
@@ -157,12 +209,27 @@ class Trainer:
             lr_factor=method.lr_factor,
             memory={name: value.to(device) for name, value in memory.items()},
         )
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seeding.derive(self.seed, "dropout", client, method.round))
-            solution = self.solver.solve(local)
+        return Task(message, method, server, site, stateful, local)
 
+    def _solve(self, task: Task) -> LocalSolution:
+        with task.local.keyed_dropout():
+            return self.solver.solve(task.local)
+
+    def _solve_many(self, tasks: list[Task]) -> list[LocalSolution]:
+        """The solutions of all tasks; none if they have to be solved one by one."""
+        if not self.solver.batches or len(tasks) < 2:
+            return []
+        try:
+            return self.solver.solve_many([task.local for task in tasks])
+        except Exception as error:  # one client's failure must not become that of the others
+            log.warning("%d clients are trained one by one: %s: %s", len(tasks), type(error).__name__, error)
+            return []
+
+    def _reply(self, task: Task, solution: LocalSolution, started: float) -> Message:
+        """Keep the site and the solver's memory, and send the posterior back."""
+        method, server, site = task.method, task.server, task.site
         posterior = solution.posterior.to(dtype=self.dtype, device="cpu")
-        metrics = {**solution.metrics, "num-examples": len(local.data), "round": method.round}
+        metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
         if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
             increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
@@ -171,11 +238,11 @@ class Trainer:
                 raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}
             metrics["dual-norm"] = float(site.norm())
-        if stateful:
-            self.sites.save(client, method.round, kept)
+        if task.stateful:
+            self.sites.save(task.local.client, method.round, kept)
         metrics["seconds"] = time.perf_counter() - started
         content = RecordDict({"posterior": self._arrays(posterior), "metrics": MetricRecord(dict(metrics))})
-        return Message(content, reply_to=message)
+        return Message(content, reply_to=task.message)
 
     @staticmethod
     def _arrays(posterior) -> ArrayRecord:
@@ -188,3 +255,12 @@ class Trainer:
                 f"node config partition-id={client} is not one of the {len(self.problem.clients)} clients of this problem"
             )
         return client
+
+
+@contextmanager
+def _answered(message: Message, place: int, replies: dict[int, Message]) -> Iterator[None]:
+    """An exception in the block becomes the reply at ``place``."""
+    try:
+        yield
+    except Exception as error:  # whatever a client raises is that client's failure
+        replies[place] = error_reply(message, error)

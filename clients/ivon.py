@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,11 +11,13 @@ import torch
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Solver, check_training
+from clients import batched_ivon
+from clients.batched import BatchingSolver
+from clients.local import LocalProblem, LocalSolution, check_training
 from clients.optim import IVON
 
 
-class IVONSolver(Solver):
+class IVONSolver(BatchingSolver):
     """Solve the local variational problem with IVON (arXiv 2506.13150, IVON-ADMM; spec 1.6).
 
     IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms. Its fixed
@@ -149,3 +152,6 @@ class IVONSolver(Solver):
             momentum, steps = optimizer.momentum()
             memory = {"momentum": momentum.clone(), "steps": torch.tensor(steps)}
         return LocalSolution(posterior, metrics, memory)
+
+    def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        return batched_ivon.solve(self, problems)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -107,11 +108,22 @@ class LocalProblem:
             outputs = self.model(x)
         return self.likelihood.loss(outputs.to(self.dtype), y)
 
-    def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mini-batches of ``epochs`` passes in an order keyed by (seed, client, round)."""
+    @contextmanager
+    def keyed_dropout(self) -> Iterator[None]:
+        """Key torch's global generators, from which dropout draws, by (seed, client, round); put them back afterwards."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seeding.derive(self.seed, "dropout", self.client, self.round))
+            yield
+
+    def orders(self, epochs: int) -> Iterator[Tensor]:
+        """The order of the examples, (N_k,) int64, in each of ``epochs`` passes; keyed by (seed, client, round)."""
         generator = self.generator("batches")
         for _ in range(epochs):
-            order = torch.randperm(self.num_examples, generator=generator)
+            yield torch.randperm(self.num_examples, generator=generator, device="cpu")
+
+    def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mini-batches of ``epochs`` passes over :meth:`orders`."""
+        for order in self.orders(epochs):
             for rows in order.split(batch_size):
                 yield self.data.batch(rows, self.dtype, self.device)
 
@@ -142,13 +154,26 @@ class Solver(ABC):
 
     Attributes:
         families: names of the posterior families it can return.
+        batches: whether :meth:`solve_many` can be faster than one client after the other.
     """
 
     families: ClassVar[frozenset[str]]
+    batches: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:
         """Run the local iterations."""
+
+    def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        """Solve the problems of several clients, which may share one model; the solutions are those of :meth:`solve`.
+
+        One after the other here; solvers that run clients side by side (``batches``) agree with that to rounding.
+        """
+        solutions = []
+        for problem in problems:
+            with problem.keyed_dropout():
+                solutions.append(self.solve(problem))
+        return solutions
 
     def check(self, model: str, likelihood: str) -> None:  # noqa: B027 - most solvers take any model
         """Raise InputError if the solver can't work with this model and likelihood."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Solver, check_training
+from clients.batched import BatchingSolver
+from clients.local import LocalProblem, LocalSolution, check_training
 
 
-class PointSolver(Solver):
+class PointSolver(BatchingSolver):
     """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
 
     This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's (federated ADMM,
@@ -103,6 +105,11 @@ class PointSolver(Solver):
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
         return LocalSolution(posterior, {"loss": float(total) / max(step, 1)}, memory)
+
+    def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        from clients import batched_point
+
+        return batched_point.solve(self, problems)
 
     def _build(self, weights: torch.nn.Parameter, lr: float) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":

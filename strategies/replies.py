@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -39,7 +38,10 @@ def group_size(sampled: int) -> int:
     Such a group can be summed where its clients run. The size depends on nothing but the number of sampled clients, so
     that floating-point sums, and with them all results, are the same on every engine.
     """
-    return max(1, min(LARGEST_GROUP, math.ceil(sampled / GROUPS)))
+    size = 1  # a power of two, so that groups and batches of clients (engine.clients_per_batch) fit into each other
+    while size < LARGEST_GROUP and size * GROUPS < sampled:
+        size *= 2
+    return size
 
 
 def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int) -> Iterable[Message]:

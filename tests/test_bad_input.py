@@ -76,6 +76,8 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
         ("client.epochs=1.5", ["client.epochs=1.5", "a whole number"]),
         ("client.schedule=cosin", ["client.schedule=cosin", "did you mean 'cosine'"]),
         ("engine.num_workers=0", ["engine.num_workers=0", ">= 1"]),
+        ("engine.clients_per_batch=0", ["engine.clients_per_batch=0", ">= 1"]),
+        ("engine.clients_per_batch=many", ["engine.clients_per_batch=many", "a whole number or null"]),
         ("logger=wandbb", ["logger=wandbb", "did you mean 'wandb'"]),
         ("partition.num_clients=0", ["partition.num_clients=0", ">= 1"]),
         ("partition.alpha_classes=-1", ["partition.alpha_classes=-1", "> 0"]),

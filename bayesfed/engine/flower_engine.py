@@ -25,14 +25,25 @@ class FlowerEngine:
         num_workers: limits the ClientApps that run at once (cores / num_workers CPUs each); None is one per core.
         num_gpus: GPU share of each ClientApp.
         address: must be None: the runtime starts its own Ray.
+        clients_per_batch: None or 1: the runtime delivers messages one at a time.
 
     Raises:
         InputError: a value out of range.
     """
 
-    def __init__(self, num_workers: int | None = None, num_gpus: float = 0.0, address: str | None = None):
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        num_gpus: float = 0.0,
+        address: str | None = None,
+        clients_per_batch: int | None = None,
+    ):
         integer("num_workers", num_workers, at_least=1, optional=True)
         number("num_gpus", num_gpus, at_least=0)
+        integer("clients_per_batch", clients_per_batch, at_least=1, optional=True)
+        if clients_per_batch is not None and clients_per_batch > 1:
+            fix = "Flower's runtime delivers messages one at a time; use engine=inline or engine=ray"
+            raise InputError("clients_per_batch", clients_per_batch, fix)
         if address is not None:
             raise InputError("address", address, "engine=flower starts its own Ray; use engine=ray to join a cluster")
         self.num_workers, self.num_gpus = num_workers, float(num_gpus)

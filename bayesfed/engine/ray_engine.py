@@ -7,8 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
+import torch
 
 from bayesfed.app import client_app
+from bayesfed.engine.batching import batch_of
 from bayesfed.engine.flower_version import node_context
 from bayesfed.engine.ray_grid import RayGrid
 from bayesfed.errors import InputError, integer, number
@@ -24,6 +26,7 @@ class RayEngine:
         num_workers: actors; None is one per core, or as many as the GPUs allow if ``num_gpus`` > 0.
         num_gpus: GPU share of each actor, e.g. 0.5.
         address: an existing cluster (``auto``, ``host:port`` or ``ray://host:port``); None starts Ray on this machine.
+        clients_per_batch: clients trained side by side; None chooses (:mod:`bayesfed.engine.batching`).
 
     Raises:
         InputError: a value out of range, or the cluster can't be joined.
@@ -31,16 +34,26 @@ class RayEngine:
 
     _started: ClassVar[bool] = False  # whether this process's Ray is ours, not the user's or a cluster's
 
-    def __init__(self, num_workers: int | None = None, num_gpus: float = 0.0, address: str | None = None):
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        num_gpus: float = 0.0,
+        address: str | None = None,
+        clients_per_batch: int | None = None,
+    ):
         integer("num_workers", num_workers, at_least=1, optional=True)
         number("num_gpus", num_gpus, at_least=0)
+        integer("clients_per_batch", clients_per_batch, at_least=1, optional=True)
         self.num_workers, self.num_gpus, self.address = num_workers, float(num_gpus), address
+        self.clients_per_batch = clients_per_batch
 
     def run(self, session: Session) -> None:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
         build = partial(client_app, session.config, str(session.directory.sites.resolve()))
-        grid = RayGrid(build, session.num_clients, self._workers(session.num_clients), self.num_gpus)
+        batch = batch_of(session, self.clients_per_batch, torch.device("cuda") if self.num_gpus else None)
+        workers = self._workers(session.num_clients)
+        grid = RayGrid(build, session.num_clients, workers, self.num_gpus, batch)
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
         finally:
@@ -53,7 +66,9 @@ class RayEngine:
                 return
             ray.shutdown()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about a future default
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: they would starve beside any other busy process
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # 15 by default: they would starve beside any other busy process
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
         if self.address is None:
             # a worker needs a CPU slot each, and a slot more than there are cores costs nothing

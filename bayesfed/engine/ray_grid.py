@@ -42,7 +42,7 @@ class RayGrid(LocalGrid):
     """A Flower ``Grid`` over resident Ray actors.
 
     Arrays that several messages share are put into the object store once a round, and read there without a copy. A unit of work
-    is one message, or a group of ``fold`` messages whose replies the worker sums (if the app offers ``fold``). Units go
+    is one message, or a group whose replies the worker sums (if the app offers ``fold``), or some clients trained side by side. Units go
     out longest first by the time they took before (:class:`bayesfed.engine.ray_schedule.Schedule`); any worker can serve any
     client, because the state of a client is in the site store. Units whose worker dies are given to another one (solving a
     round again gives the same site and the same reply).
@@ -52,12 +52,21 @@ class RayGrid(LocalGrid):
         num_clients: number of nodes.
         num_workers: actors to start.
         num_gpus: of each actor.
+        clients_per_batch: clients trained side by side, if the app has ``train_many``.
     """
 
     folds = True
 
-    def __init__(self, build: Callable[[], ClientApp], num_clients: int, num_workers: int, num_gpus: float = 0.0):
+    def __init__(
+        self,
+        build: Callable[[], ClientApp],
+        num_clients: int,
+        num_workers: int,
+        num_gpus: float = 0.0,
+        clients_per_batch: int = 1,
+    ):
         super().__init__(num_clients)
+        self.clients_per_batch = clients_per_batch
         here = str(Path.cwd())
         path = [entry for entry in sys.path if entry and Path(entry).exists()]
         remote = ray.remote(Worker)
@@ -70,17 +79,19 @@ class RayGrid(LocalGrid):
         self._owners: dict[int, int] = {}  # the worker that served a client last
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None, fold: int = 1) -> Iterator[Message]:
-        """Deliver ``messages`` in units of ``fold``, yield the replies as they come until all are in or time is up."""
+        """Deliver ``messages``, yield the replies (sums of ``fold`` of them) as they come until all are in or time is up."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._abandon()
         requests = list(messages)
-        units = [requests[i : i + fold] for i in range(0, len(requests), fold)]
-        tasks, size = self._tasks(requests)
-        schedule = self._schedule(units, size)
+        size = math.lcm(fold, self.clients_per_batch)
+        units = [requests[i : i + size] for i in range(0, len(requests), size)]
+        tasks, answer = self._tasks(requests)
+        schedule = self._schedule(units, answer * (size // fold))
+        calls = [tasks[i : i + size] for i in range(0, len(tasks), size)]
         attempts = [0] * len(units)
         free = deque(range(len(self.actors)))
         while schedule.left or self._calls:
-            self._hand_out(schedule, tasks, fold, free)
+            self._hand_out(schedule, calls, fold, free)
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(self._calls), num_returns=1, timeout=wait)
             if not done:
@@ -115,7 +126,7 @@ class RayGrid(LocalGrid):
 
     # -- details ------------------------------------------------------------------------------------------------------
 
-    def _hand_out(self, schedule: Schedule, tasks: list[Task], fold: int, free: deque[int]) -> None:
+    def _hand_out(self, schedule: Schedule, tasks: list[list[Task]], fold: int, free: deque[int]) -> None:
         """Give every free worker a call; one whose call is short stays free for a second."""
         sent = True
         while free and sent:
@@ -128,8 +139,8 @@ class RayGrid(LocalGrid):
                     continue
                 sent = True
                 actor = self.actors[worker]
-                call = [tasks[unit * fold : unit * fold + fold] for unit in chosen]
-                self._calls[actor.run.remote(call)] = Call(worker, actor, chosen)
+                reference = actor.run.remote([tasks[unit] for unit in chosen], fold, self.clients_per_batch)
+                self._calls[reference] = Call(worker, actor, chosen)
                 short = sum(schedule.seconds[unit] for unit in chosen) < AHEAD_SECONDS
                 if short and sum(other.worker == worker for other in self._calls.values()) < 2:
                     free.append(worker)

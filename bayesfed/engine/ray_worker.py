@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from bayesfed.engine.batching import groups
 from bayesfed.engine.flower_version import error_reply, node_context, set_identity
 
 
@@ -76,32 +77,46 @@ class Worker:
         torch.set_num_threads(1)
         set_identity()
         share_memory()
-        self.app = build()
+        self.app: Any = build()
         self.num_clients = num_clients
-        self.contexts: dict[int, Any] = {}
+        self.contexts: dict[int, Context] = {}
         self.arrays: dict[str, ArrayRecord] = {}
 
-    def run(self, units: list[list[Task]]) -> list[tuple[list[Answer], float]]:
-        """Serve units of tasks one after the other: the answers of each, and the seconds it took."""
+    def run(self, units: list[list[Task]], fold: int, batch: int) -> list[tuple[list[Answer], float]]:
+        """Serve units of tasks one after the other: the answers of each, and the seconds it took.
+
+        Args:
+            units: each some tasks.
+            fold: replies that are summed together.
+            batch: clients that are trained side by side.
+        """
         done = []
         for tasks in units:
             started = time.perf_counter()
-            done.append(([Answer.of(reply) for reply in self._serve(tasks)], time.perf_counter() - started))
+            messages = [self._message(task) for task in tasks]
+            replies = [reply for group in groups(messages, batch) for reply in self._serve(group)]
+            if fold > 1 and hasattr(self.app, "fold"):
+                pieces = (slice(i, i + fold) for i in range(0, len(messages), fold))
+                replies = [reply for part in pieces for reply in self.app.fold(messages[part], replies[part])]
+            done.append(([Answer.of(reply) for reply in replies], time.perf_counter() - started))
         return done
 
-    def _serve(self, tasks: list[Task]) -> list[Message]:
-        messages = [self._message(task) for task in tasks]
+    def _serve(self, messages: list[Message]) -> list[Message]:
+        contexts = [self._context(message.metadata.dst_node_id) for message in messages]
+        if len(messages) > 1 and hasattr(self.app, "train_many"):
+            return self.app.train_many(messages, contexts)
         replies = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            if node not in self.contexts:
-                self.contexts[node] = node_context(node, node - 1, self.num_clients)
+        for message, context in zip(messages, contexts, strict=True):
             try:
-                replies.append(self.app(message, self.contexts[node]))
+                replies.append(self.app(message, context))
             except Exception as error:  # whatever a client raises is that client's failure
                 replies.append(error_reply(message, error))
-        fold = getattr(self.app, "fold", None)
-        return fold(messages, replies) if fold and len(tasks) > 1 else replies
+        return replies
+
+    def _context(self, node: int) -> Context:
+        if node not in self.contexts:
+            self.contexts[node] = node_context(node, node - 1, self.num_clients)
+        return self.contexts[node]
 
     def _message(self, task: Task) -> Message:
         records = dict(task.records)

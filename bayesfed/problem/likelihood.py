@@ -34,6 +34,10 @@ class Likelihood(ABC):
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean negative log likelihood over the batch, a scalar; ``outputs`` is (B, num_outputs)."""
 
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Negative log likelihood of each example, (B,), whose mean :meth:`loss` is."""
+        return torch.vmap(lambda output, target: self.loss(output[None], target[None]))(outputs, y)
+
 
 class Categorical(Likelihood):
     """Class labels 0..C-1; the model gives logits (B, C)."""
@@ -59,6 +63,9 @@ class Categorical(Likelihood):
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs, y)
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, y, reduction="none")
 
 
 class Gaussian(Likelihood):
@@ -89,8 +96,18 @@ class Gaussian(Likelihood):
         return 1 if y.ndim == 1 else int(y.shape[1])
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self._nll(self._squares(outputs, y).mean(), outputs)
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self._nll(self._squares(outputs, y), outputs)
+
+    @staticmethod
+    def _squares(outputs: Tensor, y: Tensor) -> Tensor:
+        """Squared error of each example, (B,)."""
         if outputs.numel() != y.numel():  # (B, D) - (B,) would broadcast silently
             raise ValueError(f"outputs {tuple(outputs.shape)} do not match targets {tuple(y.shape)}")
-        squares = torch.square(outputs - y.reshape(outputs.shape)).flatten(1).sum(1).mean()
+        return torch.square(outputs - y.reshape(outputs.shape)).flatten(1).sum(1)
+
+    def _nll(self, squares: Tensor, outputs: Tensor) -> Tensor:
         dims = outputs[0].numel()
         return 0.5 * self.precision * squares + 0.5 * dims * math.log(2 * math.pi / self.precision)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bayesfed.errors import InputError
-from bayesfed.problem import Categorical, Gaussian
+from bayesfed.problem import Categorical, Gaussian, Likelihood
 
 
 def test_categorical_loss_is_the_mean_negative_log_probability():
@@ -27,6 +27,23 @@ def test_gaussian_loss_is_the_mean_negative_log_density(shape):
 def test_gaussian_loss_refuses_to_broadcast():
     with pytest.raises(ValueError, match=r"outputs \(3, 2\) do not match targets \(3,\)"):
         Gaussian().loss(torch.zeros(3, 2), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "y"),
+    [
+        (Categorical(), (5, 3), torch.tensor([0, 2, 1, 1, 0])),
+        (Gaussian(4.0), (5, 1), torch.arange(5.0)),
+        (Gaussian(4.0), (5, 2), torch.arange(10.0).view(5, 2)),
+    ],
+)
+def test_losses_of_single_examples(likelihood, outputs, y):
+    outputs = torch.randn(outputs, generator=torch.Generator().manual_seed(0))
+    losses = likelihood.losses(outputs, y)
+    alone = torch.stack([likelihood.loss(outputs[i : i + 1], y[i : i + 1]) for i in range(5)])
+    assert torch.allclose(losses, alone)
+    assert torch.allclose(losses.mean(), likelihood.loss(outputs, y))
+    assert torch.allclose(Likelihood.losses(likelihood, outputs, y), alone)  # what a likelihood without its own gets
 
 
 def test_number_of_outputs():
