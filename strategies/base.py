@@ -18,6 +18,7 @@ from torch import Tensor
 from bayesfed import seeding, wire
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.message_size import message_bytes, record_bytes
 
 log = getLogger("bayesfed")
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
@@ -44,7 +45,7 @@ class Tally:
         sampled: partition ids, ascending, with the node each lives on.
         replied: accepted clients with their metrics.
         failed: refused or missing clients with the reason.
-        down, up: payload bytes.
+        down, up: bytes of the messages sent, and of all replies that came, refused ones too.
     """
 
     sampled: dict[int, int] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         number("timeout", timeout, above=0)
         self.fraction, self.min_replies, self.timeout = float(fraction), min_replies, float(timeout)
         self.posterior: Posterior
+        self.sent: Posterior  # what this round's messages decode to: `posterior` itself with wire=full
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
         self.num_clients = 0
@@ -120,12 +122,19 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def setup(self, initial: Tensor, num_clients: int, seed: int = 0) -> None:
-        """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of the wire."""
+    def setup(self, initial: Tensor, num_clients: int, seed: int = 0, wire_format: str = "full") -> None:
+        """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of models and server.
+
+        Raises:
+            InputError: ``wire_format`` can't carry this posterior.
+        """
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
         self.dtype = initial.dtype
         self.prepare(initial.detach().cpu())
+        shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
+        self.codec = wire.Codec(wire_format, shapes, self.dtype)
+        self.sent = self.posterior
 
     def summary(self) -> None:
         """Log the settings, as Flower's strategies do."""
@@ -190,7 +199,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             self._callbacks.begin_round(server_round, clients)
         settings = {"damping": 0.0, "proximal": 0.0, "rho": 0.0, "temperature": 1.0, "learn_precision": True}
         settings |= self.local_settings()
-        size = wire.nbytes(arrays)
+        arrays = self._encoded(arrays, server_round)
+        size = record_bytes("posterior", arrays)
         messages = []
         for client, node in self._tally.sampled.items():
             method = ConfigRecord(
@@ -204,7 +214,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     "lr_factor": self.lr_factor(server_round),
                 }
             )
-            self._tally.down += size
+            self._tally.down += size + record_bytes("method", method)
             content = RecordDict({"posterior": arrays, "method": method})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
@@ -218,9 +228,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             RunFailed: too few replies.
         """
         tally = self._tally
+        exact, self.posterior = self.posterior, self.sent  # clients' answers are relative to what they were sent
         self.begin()
         client_metrics: list[dict[str, float]] = []
-        for client, reply in _in_order(tally.sampled, replies):
+        for client, reply in _in_order(tally.sampled, _counted(replies, tally)):
             reason = "no reply before the timeout"
             if reply is not None:
                 try:
@@ -228,7 +239,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 except (wire.BadMessage, ValueError) as error:
                     reason = str(error)
                 else:
-                    tally.up += wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
                     wide = cast(Posterior, posterior.to(torch.float64))
                     metrics |= self.accumulate(wide, int(metrics["num-examples"]))
                     tally.replied[client] = metrics
@@ -239,12 +249,16 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             self._report(server_round, client, None, reason)
 
         if len(tally.replied) < self.min_replies:
+            self.posterior = exact
             reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(tally.failed.items())[:3])
             raise RunFailed(
                 f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
                 f"strategy.min_replies={self.min_replies} ({reasons})"
             )
         metrics = self.combine(len(tally.replied))
+        if exact is not self.sent:
+            kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
+            self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
         for client in tally.replied:
             self.accepted[client] = server_round
         metrics |= _mean_and_max(client_metrics, "residual", "admm/primal")
@@ -287,12 +301,23 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- details ----------------------------------------------------------------------------------------------------
 
+    def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """The posterior as it travels; ``sent`` is what it decodes to."""
+        self.sent = self.posterior
+        if self.codec.format == "full":
+            return arrays
+        try:
+            record, values = self.codec.encode(self.posterior.arrays())
+        except ValueError as error:
+            raise RunFailed(f"round {server_round}: the server's {error}") from error
+        self.sent = cast(Posterior, type(self.posterior).from_arrays(values))
+        return record
+
     def _read(self, reply: Message, server_round: int) -> tuple[Posterior, dict[str, float]]:
         """Check a reply before any state changes."""
         if reply.has_error():
             raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
-        shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
-        arrays = wire.unpack(reply.content.get("posterior"), shapes, self.dtype)
+        arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays())
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
@@ -335,6 +360,13 @@ def _stream(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable
     """Replies as they arrive where the grid can (bayesfed's engines), else all at once."""
     stream = getattr(grid, "stream", None)
     return stream(messages, timeout=timeout) if stream else grid.send_and_receive(messages, timeout=timeout)
+
+
+def _counted(replies: Iterable[Message], tally: Tally) -> Iterator[Message]:
+    """The replies, with their size added to the tally: whatever becomes of them, they were sent."""
+    for reply in replies:
+        tally.up += message_bytes(reply)
+        yield reply
 
 
 def _in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
