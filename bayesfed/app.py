@@ -64,6 +64,7 @@ def _trainer(text: str, sites: str) -> Any:
         seed=cfg.seed,
         dtype=DTYPES[cfg.dtype],
         device=device_of(config),
+        wire_format=cfg.wire,
     )
 
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.wire import FORMATS
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "hydra")
@@ -52,6 +53,7 @@ class RunSchema:
     seed: int = 1
     rounds: int = 20
     dtype: str = "float32"
+    wire: str = "full"
     device: str = "auto"
     resume: str | None = None
     display: bool = True
@@ -245,7 +247,7 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
             )
-    for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "eval", "checkpoint"):
+    for key in ("seed", "rounds", "dtype", "wire", "device", "resume", "display", "figures", "eval", "checkpoint"):
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
         except OmegaConfBaseException as error:
@@ -254,6 +256,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
+    choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     integer("eval.every", cfg.eval.every, at_least=1)
     integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)

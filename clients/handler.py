@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
@@ -103,7 +103,7 @@ class Trainer:
 
         eta_k <- eta_k + gamma rho (lambda_k - lambda_g)
 
-    in float64 from the very arrays on the wire, so that the server's ``sum_k eta_k`` agrees to rounding (spec 1.3).
+    in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to rounding (spec 1.3).
 
     Args:
         name: the strategy this client takes messages from.
@@ -114,6 +114,7 @@ class Trainer:
         seed: the run's seed.
         dtype: of the model and of the arrays on the wire.
         device: where the model is trained.
+        wire_format: how posteriors travel, see :class:`bayesfed.wire.Codec`.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Trainer:
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
+        wire_format: str = "full",
     ):
         self.name, self.family, self.solver = name, FAMILIES[family], solver
         self.problem, self.seed, self.dtype = problem, seed, dtype
@@ -136,7 +138,7 @@ class Trainer:
         shapes: dict[str, tuple[int, ...]] = {"mean": (self.model.dim,)}
         if issubclass(self.family, Gaussian):
             shapes["precision"] = tuple(self.family.precision_shape(self.model.dim))
-        self.shapes = shapes
+        self.codec = wire.Codec(wire_format, shapes, dtype)
 
     def query(self, message: Message, context: Context) -> Message:
         """Who this node is: its partition id and number of examples."""
@@ -178,7 +180,7 @@ class Trainer:
             raise wire.BadMessage(
                 f"this client is set up for strategy '{self.name}', the message is of '{method.name}'"
             )
-        received = wire.unpack(message.content.get("posterior"), self.shapes, self.dtype)
+        received = self.codec.decode(message.content.get("posterior"))
         server = self.family.from_arrays(received)
 
         keeps_site = method.damping > 0 and isinstance(server, Gaussian)
@@ -228,7 +230,9 @@ class Trainer:
     def _reply(self, task: Task, solution: LocalSolution, started: float) -> Message:
         """Keep the site and the solver's memory, and send the posterior back."""
         method, server, site = task.method, task.server, task.site
-        posterior = solution.posterior.to(dtype=self.dtype, device="cpu")
+        solved = solution.posterior.to(dtype=self.dtype, device="cpu")
+        arrays, values = self.codec.encode(solved.arrays(), server.arrays())
+        posterior = type(solved)(**values)  # as the server will see it; what is wrong with it is for the server to say
         metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
         if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
@@ -241,12 +245,8 @@ class Trainer:
         if task.stateful:
             self.sites.save(task.local.client, method.round, kept)
         metrics["seconds"] = time.perf_counter() - started
-        content = RecordDict({"posterior": self._arrays(posterior), "metrics": MetricRecord(dict(metrics))})
+        content = RecordDict({"posterior": arrays, "metrics": MetricRecord(dict(metrics))})
         return Message(content, reply_to=task.message)
-
-    @staticmethod
-    def _arrays(posterior) -> ArrayRecord:
-        return wire.pack(posterior.arrays())
 
     def _partition(self, context: Context) -> int:
         client = context.node_config.get("partition-id")

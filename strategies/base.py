@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import getLogger
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -15,10 +14,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.message_size import message_bytes, record_bytes
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
+from strategies.roster import roster
 
 log = getLogger("bayesfed")
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
@@ -64,6 +64,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         number("timeout", timeout, above=0)
         self.fraction, self.min_replies, self.timeout = float(fraction), min_replies, float(timeout)
         self.posterior: Posterior
+        self.sent: Posterior  # what this round's messages decode to: `posterior` itself with wire=full
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
         self.num_clients = 0
@@ -72,7 +73,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._held = 0
         self._tally = Tally()
         self._nodes: dict[int, int] = {}
-        self._sent: object = None  # what a fold was last prepared for
+        self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
 
@@ -111,12 +112,19 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def setup(self, initial: Tensor, num_clients: int, seed: int = 0) -> None:
-        """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of the wire."""
+    def setup(self, initial: Tensor, num_clients: int, seed: int = 0, wire_format: str = "full") -> None:
+        """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of models and server.
+
+        Raises:
+            InputError: ``wire_format`` can't carry this posterior.
+        """
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
         self.dtype = initial.dtype
         self.prepare(initial.detach().cpu())
+        shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
+        self.codec = wire.Codec(wire_format, shapes, self.dtype)
+        self.sent = self.posterior
 
     def summary(self) -> None:
         """Log the settings, as Flower's strategies do."""
@@ -147,7 +155,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             RunFailed: fewer than ``min_replies`` clients replied in a round.
         """
         self._callbacks = callbacks
-        self._nodes = self._roster(grid)
+        self._nodes = roster(grid, self.num_clients, self.timeout)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -173,7 +181,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     ) -> Iterable[Message]:
         """One message per sampled client: the server's posterior and the values of the local problem."""
         if not self._nodes:
-            self._nodes = self._roster(grid)
+            self._nodes = roster(grid, self.num_clients, self.timeout)
         self._folds = bool(getattr(grid, "folds", False))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in self._nodes]
@@ -189,9 +197,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             "learn_precision": True,
         }
         settings |= self.local_settings()
-        size = wire.nbytes(arrays)
+        arrays = self._encoded(arrays, server_round)
+        size = record_bytes("posterior", arrays)
         messages = []
         methods: dict[tuple[int, int], ConfigRecord] = {}  # most clients get the same record
+        sizes: dict[tuple[int, int], int] = {}
         for client, node in self._tally.sampled.items():
             seen = self.accepted.get(client, 0), self.durable.get(client, 0)
             if seen not in methods:
@@ -206,7 +216,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         "lr_factor": self.lr_factor(server_round),
                     }
                 )
-            self._tally.down += size
+                sizes[seen] = size + record_bytes("method", methods[seen])
+            self._tally.down += sizes[seen]
             content = RecordDict({"posterior": arrays, "method": methods[seen]})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
@@ -220,12 +231,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             RunFailed: too few replies.
         """
         tally = self._tally
+        exact, self.posterior = self.posterior, self.sent  # clients' answers are relative to what they were sent
         self.begin()
         total = self.empty()
         size = group_size(len(tally.sampled))
         sums = total
         client_metrics: list[dict[str, float]] = []
-        for position, (client, reply) in enumerate(in_order(tally.sampled, replies)):
+        for position, (client, reply) in enumerate(in_order(tally.sampled, self._counted(replies))):
             if size > 1 and position % size == 0:
                 sums = self.empty()
             reason = "no reply before the timeout"
@@ -238,7 +250,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             if metrics is None:
                 tally.failed[client] = reason
             else:
-                tally.up += int(metrics.pop("bytes"))
                 tally.replied[client] = metrics
                 client_metrics.append(metrics)
             self._report(server_round, client, metrics, "" if metrics is not None else reason)
@@ -247,12 +258,16 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     total[name].add_(value)
 
         if len(tally.replied) < self.min_replies:
+            self.posterior = exact
             reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(tally.failed.items())[:3])
             raise RunFailed(
                 f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
                 f"strategy.min_replies={self.min_replies} ({reasons})"
             )
         metrics = self.combine(total, len(tally.replied))
+        if exact is not self.sent:
+            kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
+            self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
         for client in tally.replied:
             self.accepted[client] = server_round
         metrics |= mean_and_max(client_metrics, "residual", "admm/primal")
@@ -299,32 +314,51 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """Sum the replies of a group to ``messages`` where they were made, as the server would.
 
         Returns:
-            One reply per client: its numbers without its posterior, or the error the server would have found. The first
-            that holds numbers also holds the sums over the group.
+            One reply per client: its numbers, or why it is refused, without its posterior. The first that is not refused also
+            holds the sums over the group.
         """
-        sent = messages[0].content["posterior"]
-        if sent is not self._sent:
-            shapes = self._shapes()
-            self.posterior = cast(Posterior, type(self.posterior).from_arrays(wire.unpack(sent, shapes, self.dtype)))
-            self._sent = sent
+        record = messages[0].content["posterior"]
+        if record is not self._folding:
+            self.sent = cast(Posterior, type(self.posterior).from_arrays(self.codec.decode(record)))
+            self.posterior, self._folding = self.sent, record
             self.begin()
         server_round = wire.value(messages[0].content["method"], "round", int)
-        sums, folded, first = self.empty(), [], None
-        for message, reply in zip(messages, replies, strict=True):
+        sums, first = self.empty(), None
+        for reply in replies:
+            if reply.has_error():
+                continue
+            size = message_bytes(reply)
             try:
                 metrics = self._absorb(sums, reply, server_round)
             except (wire.BadMessage, ValueError) as error:
-                folded.append(reply if reply.has_error() else error_reply(message, error))
-                continue
-            reply.content = RecordDict({"metrics": MetricRecord(dict(metrics))})
-            folded.append(reply)
-            first = first or reply
+                reply.content = RecordDict({"refused": ConfigRecord({"reason": str(error), "bytes": size})})
+            else:
+                reply.content = RecordDict({"metrics": MetricRecord({**metrics, "bytes": size})})
+                first = first or reply
         if first is not None:
             first.content["sums"] = wire.pack(sums)
-        return folded
+        return list(replies)
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
+    def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """The posterior as it travels; ``sent`` is what it decodes to."""
+        self.sent = self.posterior
+        if self.codec.format == "full":
+            return arrays
+        try:
+            record, values = self.codec.encode(self.posterior.arrays())
+        except ValueError as error:
+            raise RunFailed(f"round {server_round}: the server's {error}") from error
+        self.sent = cast(Posterior, type(self.posterior).from_arrays(values))
+        return record
+
+    def _counted(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """The replies, with their size added to the tally: whatever becomes of them, they were sent."""
+        for reply in replies:
+            counted: Any = 0
+            if self._folds and not reply.has_error() and "posterior" not in reply.content:  # by the worker
+                counted = next((record["bytes"] for record in reply.content.values() if "bytes" in record), 0)
+            self._tally.up += counted or message_bytes(reply)
+            yield reply
 
     def _absorb(self, sums: Sums, reply: Message, server_round: int) -> dict[str, float]:
         """Check a reply before any state changes, then add it to ``sums``.
@@ -335,9 +369,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         if reply.has_error():
             raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
         folded = self._folds and "posterior" not in reply.content
+        if folded and "refused" in reply.content:
+            raise wire.BadMessage(wire.value(reply.content["refused"], "reason", str))
         arrays = {}
         if not folded:
-            arrays = wire.unpack(reply.content.get("posterior"), self._shapes(), self.dtype, to=torch.float64)
+            arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=torch.float64)
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
@@ -354,7 +390,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             return metrics
         posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
         metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
-        metrics["bytes"] = wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
         return metrics
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
@@ -362,24 +397,3 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             log.warning("round %d: client %d left out: %s", server_round, client, reason)
         if self._callbacks:
             self._callbacks.client_done(server_round, client, metrics, reason)
-
-    def _roster(self, grid: Grid) -> dict[int, int]:
-        """Partition id -> node id. Flower's node ids are random, so every node is asked once which partition it holds."""
-        deadline = time.monotonic() + min(self.timeout, 300)
-        nodes: dict[int, int] = {}
-        refused: dict[int, str] = {}
-        while True:
-            known = {*nodes.values(), *refused}
-            new = [node for node in grid.get_node_ids() if node not in known]
-            messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="roster") for node in new]
-            for reply in grid.send_and_receive(messages, timeout=60) if messages else ():
-                if reply.has_error():
-                    refused[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"
-                    log.warning("node %d did not say who it is: %s", *list(refused.items())[-1])
-                    continue
-                nodes[int(wire.value(reply.content.get("client"), "partition-id", int))] = reply.metadata.src_node_id
-            if len(nodes) + len(refused) >= max(self.num_clients, 1) or time.monotonic() > deadline:
-                if not nodes:
-                    raise RunFailed(next(iter(refused.values()), "no client connected"))
-                return dict(sorted(nodes.items()))
-            time.sleep(0.5)

@@ -22,7 +22,7 @@ class Tally:
         sampled: partition ids, ascending, with the node each lives on.
         replied: accepted clients with their metrics.
         failed: refused or missing clients with the reason.
-        down, up: payload bytes.
+        down, up: bytes of the messages sent, and of all replies that came, refused ones too.
     """
 
     sampled: dict[int, int] = field(default_factory=dict)

@@ -66,6 +66,9 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
         ("seed=abc", ["seed=abc"]),
         ("seed=-1", ["seed=-1", ">= 0"]),
         ("dtype=float16", ["dtype=float16", "float32, float64"]),
+        ("wire=float61", ["wire=float61", "did you mean 'float16'"]),
+        ("wire=16", ["wire=16", "valid: bfloat16, float16, full"]),
+        ("wire=null", ["wire=None"]),
         ("device=tpu", ["device=tpu", "cpu"]),
         ("eval.samples=0", ["eval.samples=0", ">= 1"]),
         ("eval.validation=1", ["eval.validation=1", "<= 0.9"]),
@@ -105,6 +108,14 @@ def test_full_covariance_of_a_large_model_says_what_memory_it_takes(refused):
     assert "172,510 parameters" in line
     assert "238.1 GB" in line
     assert "family=diagonal" in line
+
+
+@pytest.mark.parametrize("wire", ["float16", "bfloat16"])
+def test_full_covariance_in_16_bits(refused, wire):
+    line = refused("experiment=linreg", "strategy.family=full", f"wire={wire}")
+    assert f"wire={wire}" in line
+    assert "full covariance" in line
+    assert "use wire=full" in line
 
 
 def test_large_fmnist_model_is_refused_the_same_way(refused, tmp_path):

@@ -79,6 +79,7 @@ class RunDirectory:
         """The configuration the run was started with (and last resumed with)."""
         cfg = OmegaConf.load(self.config_path)
         assert isinstance(cfg, DictConfig)
+        cfg.setdefault("wire", "full")  # runs from before it could be chosen
         return cfg
 
     def rounds(self) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Session:
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
-        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed)
+        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire)
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),

@@ -31,9 +31,9 @@ def quadratic() -> Problem:
 
 @pytest.fixture
 def trainer(quadratic):
-    """``trainer(sites, family="diagonal", solver=ExactSolver(), name="bayes_admm")``."""
+    """``trainer(sites, family="diagonal", solver=ExactSolver(), name="bayes_admm", wire="full")``."""
 
-    def make(sites, family: str = "diagonal", solver=None, name: str = "bayes_admm") -> Trainer:
+    def make(sites, family: str = "diagonal", solver=None, name: str = "bayes_admm", wire: str = "full") -> Trainer:
         return Trainer(
             name=name,
             family=family,
@@ -43,6 +43,7 @@ def trainer(quadratic):
             seed=1,
             dtype=torch.float64,
             device=torch.device("cpu"),
+            wire_format=wire,
         )
 
     return make

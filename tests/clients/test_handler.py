@@ -63,6 +63,52 @@ def test_the_dual_is_formed_from_the_arrays_on_the_wire(trainer, context):
     assert reply.content["metrics"]["round"] == 1
 
 
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+def test_in_16_bits_the_dual_is_formed_from_what_the_bits_decode_to(trainer, context, format):
+    sites, family = MemorySites(), FAMILIES["diagonal"]
+    codec = wire.Codec(format, {"mean": (P,), "precision": (P,)}, torch.float64)
+    server = {"mean": torch.linspace(-1, 1, P).double() / 3, "precision": torch.linspace(1, 9, P).double()}
+    record, _ = codec.encode(server)
+    reply = trainer(sites, wire=format).train(message(posterior=record), context(0))
+    received = codec.decode(record)
+    answer = codec.decode(reply.content["posterior"], received)
+    assert not torch.equal(received["mean"], server["mean"])
+    expected = (family.from_arrays(answer).natural - family.from_arrays(received).natural) * 0.25
+    assert torch.equal(sites.read(0, 1)["site.first"], expected.first)
+    assert torch.equal(sites.read(0, 1)["site.second"], expected.second)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("full", "float16"), ("float16", "full"), ("float16", "bfloat16")])
+def test_a_message_in_another_format_is_refused(trainer, context, mine, theirs):
+    codec = wire.Codec(theirs, {"mean": (P,), "precision": (P,)}, torch.float64)
+    record, _ = codec.encode({"mean": torch.zeros(P).double(), "precision": torch.ones(P).double()})
+    sites = MemorySites()
+    with pytest.raises(wire.BadMessage, match=f"format '{theirs}', this side is set up for wire={mine}"):
+        trainer(sites, wire=mine).train(message(posterior=record), context(0))
+    assert sites.rounds(0) == []
+
+
+class Far(Solver):
+    """Runs away."""
+
+    families = frozenset({"diagonal"})
+
+    def solve(self, problem: LocalProblem) -> LocalSolution:
+        return LocalSolution(type(problem.server)(problem.server.mean + 1e5, problem.server.precision), {"loss": 0.0})
+
+
+def test_a_mean_beyond_float16_is_a_failure_that_keeps_no_site(trainer, context):
+    sites, shapes = MemorySites(), {"mean": (P,), "precision": (P,)}
+    sent = {"mean": torch.zeros(P).double(), "precision": torch.ones(P).double()}
+    record, _ = wire.Codec("float16", shapes, torch.float64).encode(sent)
+    with pytest.raises(ValueError, match="mean can't be sent as float16 in 4 of 4 entries, first entry 0: 100000"):
+        trainer(sites, solver=Far(), wire="float16").train(message(posterior=record), context(0))
+    assert sites.rounds(0) == []
+    record, _ = wire.Codec("bfloat16", shapes, torch.float64).encode(sent)
+    trainer(sites, solver=Far(), wire="bfloat16").train(message(posterior=record), context(0))
+    assert sites.rounds(0) == [1]
+
+
 def test_without_damping_nothing_is_kept(trainer, context, tmp_path):
     trainer(DiskSites(tmp_path)).train(message(damping=0.0), context(0))
     assert list(tmp_path.iterdir()) == []
@@ -255,23 +301,25 @@ def quiet(caplog):
 
 
 @pytest.mark.parametrize(
-    ("seed", "family", "store", "fraction", "every"),
+    ("seed", "family", "store", "fraction", "every", "format"),
     [
-        (1, "diagonal", "memory", 1.0, 1),
-        (2, "diagonal", "disk", 0.6, 3),
-        (3, "isotropic", "memory", 0.6, 2),
-        (4, "diagonal", "memory", 1.0, 5),
+        (1, "diagonal", "memory", 1.0, 1, "full"),
+        (2, "diagonal", "disk", 0.6, 3, "full"),
+        (3, "isotropic", "memory", 0.6, 2, "full"),
+        (4, "diagonal", "memory", 1.0, 5, "full"),
+        (7, "diagonal", "memory", 0.6, 2, "float16"),
+        (6, "diagonal", "disk", 0.6, 3, "bfloat16"),
     ],
 )
-def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every):
+def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every, format):
     """200 rounds of losses, crashes, repeats and returns to a checkpoint: both sides agree on the sum of sites."""
     draw = random.Random(seed)
     sites = DiskSites(tmp_path / "sites") if store == "disk" else MemorySites()
-    grid = FaultyGrid(trainer(sites, family, Quadratic()), draw, rate=0.4)
+    grid = FaultyGrid(trainer(sites, family, Quadratic(), wire=format), draw, rate=0.4)
 
     def fresh() -> BayesADMM:
         strategy = BayesADMM(family=family, rho=0.5, damping=0.3, fraction=fraction, prior_precision=2.0)
-        strategy.setup(torch.zeros(P, dtype=torch.float64), 5, seed)
+        strategy.setup(torch.zeros(P, dtype=torch.float64), 5, seed, format)
         return strategy
 
     def checkpoint(strategy: BayesADMM, round: int) -> None:
@@ -304,7 +352,7 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every):
             checkpoint(strategy, round)
         if draw.random() < 0.08:  # server and clients die
             strategy, round = restored()
-            grid.app = trainer(sites, family, Quadratic())
+            grid.app = trainer(sites, family, Quadratic(), wire=format)
             grid.old.clear()
             returns += 1
         total, scale = committed(sites, strategy)

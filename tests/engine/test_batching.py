@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import bayesfed
-from bayesfed.app import BatchingClientApp
+from bayesfed.app import SimulationApp
 from bayesfed.engine.batching import batch_of, clients_per_batch, groups
 from bayesfed.engine.flower_engine import FlowerEngine
 from bayesfed.engine.flower_version import node_context, set_identity
@@ -93,8 +93,8 @@ class Handler(SingleHandler):
         return [self.reply(m, c, len(messages)) for m, c in zip(messages, contexts, strict=True)]
 
 
-def app_of(handler) -> BatchingClientApp:
-    app = BatchingClientApp(lambda: handler)
+def app_of(handler) -> SimulationApp:
+    app = SimulationApp(lambda: handler, lambda: None)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -80,6 +80,34 @@ def test_resumed_after_round_2(inline, inline_sampled, tmp_path, digest, base):
     assert digest(run_dir) == digest(whole)
 
 
+@pytest.mark.parametrize("strategy", ["bayes_admm", "fedprox"])
+@pytest.mark.parametrize("wire", ["float16", "bfloat16"])
+def test_resumed_after_round_2_in_16_bits(tmp_path, digest, wire, strategy):
+    base = [
+        "experiment=linreg",
+        f"strategy={strategy}",
+        f"wire={wire}",
+        "eval.samples=2",
+        "display=false",
+        "figures=false",
+    ]
+    base += ["strategy.family=diagonal"] if strategy == "bayes_admm" else []
+    whole = digits(tmp_path / "whole", "rounds=4", "strategy.fraction=0.6", base=base)
+    run_dir = digits(tmp_path / "half", "rounds=2", "strategy.fraction=0.6", base=base)
+    assert digest(run_dir) != digest(whole)
+    bayesfed.run([f"resume={run_dir}", "rounds=4"])
+    assert digest(run_dir) == digest(whole)
+
+
+@pytest.mark.engines
+def test_ray_in_16_bits(tmp_path, digest, ray_with_three_slots):
+    run_dir = digits(tmp_path / "inline", "rounds=2", "engine=inline", "wire=float16")
+    on_ray = digits(tmp_path / "ray", "rounds=2", "engine=ray", "engine.num_workers=2", "wire=float16")
+    assert digest(on_ray) == digest(run_dir)
+    mine, theirs = (bayesfed.load(path).rounds[-1] for path in (run_dir, on_ray))
+    assert [mine[k] for k in ("bytes/down", "bytes/up")] == [theirs[k] for k in ("bytes/down", "bytes/up")]
+
+
 def test_killed_in_round_3_and_resumed(inline, tmp_path, digest):
     run_dir = tmp_path / "killed"
     kill_in_round([*DIGITS, "rounds=3", "engine=inline", f"hydra.run.dir={run_dir}"], run_dir, 3)

@@ -169,6 +169,7 @@ class Federation:
     strategy: BayesADMM
     solver: Solver = field(default_factory=ExactSolver)
     dtype: torch.dtype = torch.float64
+    wire: str = "full"
     seed: int = 3
     sites: SiteStore = field(default_factory=MemorySites)
     intercept: Intercept = lambda reply: reply
@@ -187,12 +188,13 @@ class Federation:
             seed=self.seed,
             dtype=self.dtype,
             device=torch.device("cpu"),
+            wire_format=self.wire,
         )
         app = ClientApp()
         app.train()(self.trainer.train)
         app.query()(self.trainer.query)
         self.grid = RecordingGrid(app, len(self.problem.clients), lambda reply: self.intercept(reply))
-        self.strategy.setup(self.trainer.initial, len(self.problem.clients), self.seed)
+        self.strategy.setup(self.trainer.initial, len(self.problem.clients), self.seed, self.wire)
         self.posteriors.append(self.strategy.posterior)
 
     def run(self, rounds: int) -> Federation:
@@ -221,7 +223,7 @@ class Federation:
         return record["site.first"], record["site.second"] * -2.0
 
     def uploaded(self, round: int, client: int) -> Gaussian:
-        """``q_k`` as the client sent it, in float64."""
+        """``q_k`` as the client sent it, in float64 (with wire=full)."""
         return self.strategy.gaussian.from_arrays(self.grid.uploads[round][client]).to(torch.float64)
 
 

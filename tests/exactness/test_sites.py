@@ -64,6 +64,51 @@ def test_server_sum_with_sampling_and_lost_replies(quadratics, federation, tmp_p
     check_sum(run, 1e-12)
 
 
+HALVES = ("float16", "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("wire", HALVES)
+@pytest.mark.parametrize("family", ["isotropic", "diagonal"])
+def test_server_sum_in_16_bits(quadratics, federation, tmp_path, family: str, wire: str, dtype: torch.dtype) -> None:
+    """60 rounds of sampled clients and lost replies: both sides add up what the 16 bits decode to, and so agree as ever."""
+    data, count = quadratics.random(19, 6, 5), [0]
+
+    def lose(reply):
+        count[0] += reply.metadata.message_type == "train"
+        return None if reply.metadata.message_type == "train" and count[0] % 4 == 0 else reply
+
+    strategy = BayesADMM(family, rho=0.7, damping=0.6, prior_precision=20.0, temperature=0.5, fraction=0.5)
+    run = federation(data.problem(), strategy, dtype=dtype, wire=wire, sites=DiskSites(tmp_path), intercept=lose).run(
+        60
+    )
+    assert len(run.refused) == 45
+    assert len(strategy.accepted) == 6
+    check_sum(run, 1e-12)
+
+
+@pytest.mark.parametrize("wire", HALVES)
+def test_server_sum_in_16_bits_with_ivon(quadratics, federation, wire: str) -> None:
+    data = quadratics.random(12, 4, 6)
+    strategy = BayesADMM("diagonal", rho=0.5, damping=0.5, prior_precision=50.0, temperature=0.5)
+    solver = IVONSolver(lr=0.05, epochs=4, batch_size=4)
+    run = federation(data.problem(), strategy, solver, torch.float32, wire=wire).run(20)
+    check_sum(run, 1e-12)
+
+
+@pytest.mark.parametrize(("wire", "tolerance"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_16_bits_reach_the_same_posterior(quadratics, federation, wire: str, tolerance: float) -> None:
+    """Within the rounding of one message; not the many of it at which a server stalls that builds on rounded means only."""
+    data = quadratics.diagonal(20, 5, 6)
+    ends = []
+    for each in ("full", wire):
+        strategy = BayesADMM("diagonal", rho=0.2, damping=0.3, prior_precision=3.0)
+        ends.append(federation(data.problem(), strategy, wire=each).run(80).posteriors[-1])
+    full, half = ends
+    assert float((half.mean - full.mean).abs().max()) < tolerance * float(full.mean.abs().max())
+    assert float((half.precision / full.precision).log().abs().max()) < tolerance
+
+
 def natural_gradient(family: str, mean: Tensor, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """grad_mu E_q[l] = (g - H m, H/2) with H in the family's structure; returned as its negative, in site units (v, V)."""
     if family == "full":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.common.serde import error_to_proto, recorddict_to_proto
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
@@ -141,24 +141,37 @@ def test_stored_configuration_runs_again_to_the_same_bits(digits, tmp_path, dige
     assert digest(again.run_dir) == digest(digits.run_dir)
 
 
-def test_bytes_are_those_of_the_arrays_sent(run, monkeypatch):
+@pytest.mark.parametrize("wire", ["full", "float16", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["bayes_admm", "fedprox"])
+def test_bytes_are_those_of_flowers_messages(tmp_path, monkeypatch, sabotage, strategy, wire):
+    """To the byte, also of what is refused: an error, and a reply of another round."""
     sent = {"down": 0, "up": 0}
     stream = InlineGrid.stream
 
     def size(message) -> int:
-        arrays = message.content.get("posterior")
-        return sum(len(a.data) for a in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
+        if message.metadata.message_type != "train":
+            return 0
+        proto = error_to_proto(message.error) if message.has_error() else recorddict_to_proto(message.content)
+        return len(proto.SerializeToString())
 
     def counting(self, messages, *, timeout=None):
         messages = list(messages)
         sent["down"] += sum(size(message) for message in messages)
         for reply in stream(self, messages, timeout=timeout):
+            if reply.metadata.src_node_id == 3 and reply.metadata.message_type == "train":
+                reply.content["metrics"]["round"] = 200
             sent["up"] += size(reply)
             yield reply
 
+    def fail(solution):
+        raise RuntimeError("out of memory")
+
+    sabotage(fail, client=1, round=2)
     monkeypatch.setattr(InlineGrid, "stream", counting)
-    result = run("rounds=2", "strategy.fraction=0.6")
-    assert result.rounds[1]["clients/sampled"] == 3
+    base = ["experiment=linreg", f"strategy={strategy}", f"wire={wire}", "rounds=3", "display=false", "figures=false"]
+    family = ["strategy.family=diagonal", "strategy.damping=0.3"] if strategy == "bayes_admm" else []
+    result = bayesfed.run([*base, *family, "eval.samples=4", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert [line["clients/failed"] for line in result.rounds[1:]] == [1, 2, 1]
     assert sent["down"] == sum(line["bytes/down"] for line in result.rounds[1:])
     assert sent["up"] == sum(line["bytes/up"] for line in result.rounds[1:])
     assert result.summary["bytes/total"] == sent["down"] + sent["up"]
