@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from bayesfed import profiling
 from bayesfed.config import build
 from bayesfed.problem import Problem, build_problem
 from bayesfed.wire import DTYPES
@@ -48,6 +49,7 @@ def device_of(config: Plain) -> torch.device:
 
 
 @lru_cache(maxsize=2)
+@profiling.timed("start-up")
 def _trainer(text: str, sites: str) -> Any:
     config = json.loads(text)
     cfg = OmegaConf.create(config)
@@ -63,6 +65,13 @@ def _trainer(text: str, sites: str) -> Any:
     )
 
 
+@lru_cache(maxsize=2)
+def _profiler(text: str, sites: str) -> profiling.Profiler | None:
+    """What records the clients' work in this process, if the configuration asks for it."""
+    config = json.loads(text)
+    return profiling.Profiler.on(device_of(config)) if config.get("profile") else None
+
+
 def client_app(config: Plain, sites: Path | str) -> ClientApp:
     """The ClientApp of a run: which solver it uses is decided here, from local configuration, never by a message.
 
@@ -76,10 +85,26 @@ def client_app(config: Plain, sites: Path | str) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        return _trainer(text, folder).train(message, context)
+        profiler = _profiler(text, folder)
+        with profiling.recording(profiler):
+            trainer = _trainer(text, folder)
+            with profiling.span("train"):
+                reply = trainer.train(message, context)
+        if profiler is not None:
+            _add_times(reply, profiler)
+        return reply
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return _trainer(text, folder).query(message, context)
+        with profiling.recording(_profiler(text, folder)):
+            trainer = _trainer(text, folder)
+        return trainer.query(message, context)
 
     return app
+
+
+def _add_times(reply: Message, profiler: profiling.Profiler) -> None:
+    """Let the reply's metrics say what this process did since its last reply, and which process it is."""
+    metrics = reply.content.get("metrics")
+    if isinstance(metrics, MetricRecord):
+        metrics.update({**profiler.drain(), "worker": profiling.worker_number()})

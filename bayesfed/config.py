@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
-RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "hydra")
+RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
 _RESERVED = {"_target_", "name", "default_client", "handler"}
 
 
@@ -55,6 +55,7 @@ class RunSchema:
     resume: str | None = None
     display: bool = True
     figures: bool = True
+    profile: bool = False
     eval: EvalSchema = field(default_factory=EvalSchema)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
 
@@ -244,7 +245,7 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
             )
-    for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "eval", "checkpoint"):
+    for key in ("seed", "rounds", "dtype", "device", "resume", "display", "figures", "profile", "eval", "checkpoint"):
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
         except OmegaConfBaseException as error:

@@ -10,6 +10,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from torch import Tensor
 
+from bayesfed.profiling import timed
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -17,11 +19,13 @@ class BadMessage(ValueError):
     """A message whose content is not what the protocol says; the text says what was wrong."""
 
 
+@timed("pack")
 def pack(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as an ``ArrayRecord`` (moved to the CPU, dtype kept)."""
     return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in arrays.items()})
 
 
+@timed("unpack")
 def unpack(record: object, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of an ``ArrayRecord``, after checking names, shapes and dtype.
 

@@ -15,6 +15,7 @@ from bayesfed import seeding, wire
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
+from bayesfed.profiling import span
 from clients.local import LocalProblem, Solver
 from clients.sites import DiskSites, SiteStore
 
@@ -159,14 +160,16 @@ class Trainer:
         )
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seeding.derive(self.seed, "dropout", client, method.round))
-            solution = self.solver.solve(local)
+            with span("solve"):
+                solution = self.solver.solve(local)
 
         posterior = solution.posterior.to(dtype=self.dtype, device="cpu")
         metrics = {**solution.metrics, "num-examples": len(local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
         if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
-            increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
-            site = site.clone().add_(increment, method.damping * method.rho)
+            with span("dual"):
+                increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
+                site = site.clone().add_(increment, method.damping * method.rho)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bayesfed.profiling import timed
+
 Record = dict[str, Tensor]
 
 
@@ -50,6 +52,7 @@ class SiteStore(ABC):
     def drop(self, client: int, round: int) -> None:
         """Forget that record."""
 
+    @timed("sites")
     def open(self, client: int, round: int, accepted: int, durable: int) -> Record | None:
         """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
 
@@ -104,6 +107,7 @@ class DiskSites(SiteStore):
     def __init__(self, root: Path | str):
         self.root = Path(root)
 
+    @timed("sites")
     def save(self, client: int, round: int, record: Record) -> None:
         folder = self._folder(client)
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from bayesfed import seeding, wire
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.profiling import each, span, timed
 
 log = getLogger("bayesfed")
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
@@ -156,7 +157,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             RunFailed: fewer than ``min_replies`` clients replied in a round.
         """
         self._callbacks = callbacks
-        self._nodes = self._roster(grid)
+        with span("start-up"), span("roster"):
+            self._nodes = self._roster(grid)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -165,9 +167,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         result = Result()
         arrays = wire.pack(self.posterior.arrays())
         for current in range(first_round, num_rounds + 1):
-            messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
-            replies = _stream(grid, messages, timeout or self.timeout)
-            updated, metrics = self.aggregate_train(current, replies)
+            with span("round"):
+                with span("messages"):
+                    messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
+                replies = _stream(grid, messages, timeout or self.timeout)
+                updated, metrics = self.aggregate_train(current, replies)
             if updated is not None:
                 arrays = result.arrays = updated
             if metrics is not None:
@@ -229,8 +233,9 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     reason = str(error)
                 else:
                     tally.up += wire.nbytes(reply.content["posterior"])  # type: ignore[arg-type]
-                    wide = cast(Posterior, posterior.to(torch.float64))
-                    metrics |= self.accumulate(wide, int(metrics["num-examples"]))
+                    with span("accumulate"):
+                        wide = cast(Posterior, posterior.to(torch.float64))
+                        metrics |= self.accumulate(wide, int(metrics["num-examples"]))
                     tally.replied[client] = metrics
                     client_metrics.append(metrics)
                     self._report(server_round, client, metrics, "")
@@ -244,7 +249,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
                 f"strategy.min_replies={self.min_replies} ({reasons})"
             )
-        metrics = self.combine(len(tally.replied))
+        with span("combine"):
+            metrics = self.combine(len(tally.replied))
         for client in tally.replied:
             self.accepted[client] = server_round
         metrics |= _mean_and_max(client_metrics, "residual", "admm/primal")
@@ -287,6 +293,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- details ----------------------------------------------------------------------------------------------------
 
+    @timed("read")
     def _read(self, reply: Message, server_round: int) -> tuple[Posterior, dict[str, float]]:
         """Check a reply before any state changes."""
         if reply.has_error():
@@ -334,7 +341,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 def _stream(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
     """Replies as they arrive where the grid can (bayesfed's engines), else all at once."""
     stream = getattr(grid, "stream", None)
-    return stream(messages, timeout=timeout) if stream else grid.send_and_receive(messages, timeout=timeout)
+    if stream:
+        return each("waiting", stream(messages, timeout=timeout))
+    with span("waiting"):
+        return grid.send_and_receive(messages, timeout=timeout)
 
 
 def _in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:

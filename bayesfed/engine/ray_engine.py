@@ -23,6 +23,7 @@ from bayesfed.app import client_app
 from bayesfed.engine.flower_version import error_reply, node_context, set_identity
 from bayesfed.engine.grid import LocalGrid
 from bayesfed.errors import InputError, RunFailed, integer, number
+from bayesfed.profiling import occupied, span
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session
@@ -135,7 +136,8 @@ class RayGrid(LocalGrid):
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._abandon()
-        tasks = self._tasks(list(messages))
+        with span("store"):
+            tasks = self._tasks(list(messages))
         queue, seconds = self._batches(tasks), 0.0
         pool = self.pool
         free = deque(range(len(pool.actors)))
@@ -143,18 +145,22 @@ class RayGrid(LocalGrid):
             while queue and free:
                 worker, batch = free.popleft(), queue.popleft()
                 batch.sent = time.monotonic()
-                pool.busy[pool.actors[worker].run.remote(batch.tasks)] = (worker, batch)
+                with span("send"):
+                    pool.busy[pool.actors[worker].run.remote(batch.tasks)] = (worker, batch)
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(pool.busy), num_returns=1, timeout=wait)
             if not done:
                 return
             worker, batch = pool.busy.pop(done[0])
             try:
-                replies = ray.get(done[0])
+                with span("receive"):
+                    replies = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
                 replies = self._replace(worker, batch, queue, error)
             free.append(worker)
-            seconds += time.monotonic() - batch.sent
+            took = time.monotonic() - batch.sent
+            occupied(worker, batch.tasks[0].message_type, took, len(batch.tasks))
+            seconds += took
             yield from replies
         self._task_seconds = seconds / max(len(tasks), 1)
 
@@ -245,7 +251,8 @@ class RayEngine:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
         build = partial(client_app, session.config, str(session.directory.sites.resolve()))
-        grid = RayGrid(build, session.num_clients, self._workers(session.num_clients), self.num_gpus)
+        session.workers = self._workers(session.num_clients)
+        grid = RayGrid(build, session.num_clients, session.workers, self.num_gpus)
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
         finally:
