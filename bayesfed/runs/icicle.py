@@ -68,7 +68,7 @@ def draw(profile: Mapping[str, Any], path: Path) -> None:
 
 
 def icicle(profile: Mapping[str, Any]) -> Figure:
-    """The server's time, that of all workers together, and of the latter the part spent training."""
+    """The server's time, that of all workers together, and of the latter the part in which clients train."""
     panels = _panels(profile)
     heights: list[float] = []
     for panel in panels:
@@ -107,8 +107,20 @@ def _panels(profile: Mapping[str, Any]) -> list[Panel]:
         Panel(name, tree, clients["categories"], unit),
     ]
     if "train" in tree.children:
-        panels.append(Panel("clients' work alone", tree.children["train"], None, unit))
+        panels.append(Panel("clients' work, start-up left out", _started(tree.children["train"]), None, unit))
     return panels
+
+
+def _started(node: Node) -> Node:
+    """A copy of ``node`` without the start-up in it, which would dwarf the rest of a short run."""
+    rest = Node(node.seconds, node.calls)
+    for name, child in node.children.items():
+        if CATEGORY_OF.get(name) == "start-up":
+            rest.seconds -= child.seconds
+        else:
+            rest.children[name] = _started(child)
+            rest.seconds -= child.seconds - rest.children[name].seconds
+    return rest
 
 
 def _children(axis: Axes, parent: Node, around: str, left: float, row: int) -> None:

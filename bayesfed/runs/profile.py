@@ -37,7 +37,7 @@ LABELS = {
     "sampling": "sampling",
     "gradient": "forward/backward",
     "update": "update",
-    "sites": "sites: dual step, client state",
+    "sites": "sites: dual, client state",
     "transport": "transport",
     "waiting": "waiting for clients",
     "aggregation": "aggregation",
@@ -200,7 +200,7 @@ def table(profile: Mapping[str, Any]) -> Table:
     shown.add_row(_bold("server"))
     _rows(shown, profile["server"], names, "wall time")
     shown.add_section()
-    place = "1 worker, the server's own process" if inline else f"{workers} worker{'s' * (workers != 1)}"
+    place = "in the server's process" if inline else f"{workers} worker{'s' * (workers != 1)}"
     shown.add_row(_bold(f"clients ({place})"))
     _rows(shown, profile["clients"], names, f"{workers} x wall time", split_idle=not inline)
     if workers > 1:
