@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from bayesfed import profiling
 from bayesfed.config import build
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.problem import Problem, build_problem
@@ -52,6 +53,7 @@ def device_of(config: Plain) -> torch.device:
 
 
 @lru_cache(maxsize=2)
+@profiling.timed("start-up")
 def _trainer(text: str, sites: str) -> Any:
     config = json.loads(text)
     cfg = OmegaConf.create(config)
@@ -83,15 +85,19 @@ class SimulationApp(ClientApp):
     Args:
         trainer: makes, or finds, this process's handler.
         strategy: makes, or finds, a strategy like the server's.
+        profiler: records this process's work.
     """
 
-    def __init__(self, trainer: Callable[[], Any], strategy: Callable[[], Any]):
+    def __init__(
+        self, trainer: Callable[[], Any], strategy: Callable[[], Any], profiler: profiling.Profiler | None = None
+    ):
         super().__init__()
-        self._trainer, self._strategy = trainer, strategy
+        self._trainer, self._strategy, self._profiler = trainer, strategy, profiler
 
     def fold(self, messages: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
         """The replies of a group of clients with one sum instead of posteriors, see ``FederatedStrategy.fold``."""
-        return self._strategy().fold(messages, replies)
+        with profiling.recording(self._profiler), profiling.span("fold"):
+            return self._strategy().fold(messages, replies)
 
     def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """The replies in the order of the messages; a client that fails gives an error reply.
@@ -100,18 +106,38 @@ class SimulationApp(ClientApp):
         """
         torch.set_num_threads(1)
         try:
-            trainer = self._trainer()
-            if hasattr(trainer, "train_many"):
-                return trainer.train_many(messages, contexts)
+            with profiling.recording(self._profiler):
+                trainer = self._trainer()
+                if hasattr(trainer, "train_many"):
+                    with profiling.span("train"):
+                        replies = trainer.train_many(messages, contexts)
+                    return self._timed(replies)
         except Exception as error:
             log.warning("%d messages are served one by one: %s: %s", len(messages), type(error).__name__, error)
         return [self._answer(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+    def _timed(self, replies: list[Message]) -> list[Message]:
+        """Let the metrics of the first reply that has some say what this process did since the last time, and which one it is."""
+        if self._profiler is not None:
+            for reply in replies:
+                metrics = None if reply.has_error() else reply.content.get("metrics")
+                if isinstance(metrics, MetricRecord):
+                    metrics.update({**self._profiler.drain(), "worker": profiling.worker_number()})
+                    break
+        return replies
 
     def _answer(self, message: Message, context: Context) -> Message:
         try:
             return self(message, context)
         except Exception as error:  # whatever a client raises is that client's failure
             return error_reply(message, error)
+
+
+@lru_cache(maxsize=2)
+def _profiler(text: str) -> profiling.Profiler | None:
+    """What records the clients' work in this process, if the configuration asks for it."""
+    config = json.loads(text)
+    return profiling.Profiler.on(device_of(config)) if config.get("profile") else None
 
 
 def client_app(config: Plain, sites: Path | str) -> SimulationApp:
@@ -123,15 +149,21 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
     """
     key = json.dumps(config), str(sites)
     trainer = partial(_trainer, *key)
-    app = SimulationApp(trainer, partial(_strategy, *key))
+    app = SimulationApp(trainer, partial(_strategy, *key), _profiler(key[0]))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        return trainer().train(message, context)
+        with profiling.recording(app._profiler):
+            found = trainer()
+            with profiling.span("train"):
+                reply = found.train(message, context)
+        return app._timed([reply])[0]
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return trainer().query(message, context)
+        with profiling.recording(app._profiler):
+            found = trainer()
+        return found.query(message, context)
 
     return app

@@ -1,7 +1,8 @@
 """The ``bayesfed`` command.
 
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
-``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents.
+``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
+and says where the time went.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -12,13 +13,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 
-VERBS = ("run",)
+VERBS = ("run", "profile")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         verb = args.pop(0)
         try:
             choice("command", verb, VERBS)
+            if verb == "profile":
+                args = _profiled(args)
         except InputError as error:
             sys.exit(_report(error))
     if args[:1] == ["--version"]:
@@ -43,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
-    where = None
+    began, where = time.perf_counter(), None
     try:
         from bayesfed.config import compose_config
         from bayesfed.runs.launch import run_config
 
         cfg = compose_config(overrides, directory)
         where = cfg.resume or cfg.hydra.run.dir
-        result = run_config(cfg, overrides)
+        result = run_config(cfg, overrides, began)
     except InputError as error:
         return _report(error)
     except KeyboardInterrupt:
@@ -60,7 +64,28 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
         print(f"failed: {error}", _resume(where), sep="\n", file=sys.stderr)
         return 1
     print(_outcome(result.summary), f"results in {result.run_dir}", sep="\n")
+    if cfg.profile:
+        from rich.console import Console
+
+        from bayesfed.runs.profile import load_profile, table
+
+        Console().print(table(load_profile(result.run_dir)))
     return 0
+
+
+def _profiled(args: Sequence[str]) -> list[str]:
+    """The overrides of a run that is to be profiled.
+
+    Raises:
+        InputError: this is not one run.
+    """
+    for arg in args:
+        if arg.startswith("-"):
+            fix = "profile measures one run and takes overrides only; sweeps and Hydra's options go with `bayesfed run`"
+            raise InputError("option", arg, fix)
+        if arg.lstrip("+~").partition("=")[0] == "profile":
+            raise InputError("profile", arg.partition("=")[2], "leave it out: `bayesfed profile` sets it")
+    return [*args, "profile=true"]
 
 
 def _resume(where: str | None) -> str:

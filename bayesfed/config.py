@@ -27,7 +27,7 @@ from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 from bayesfed.wire import FORMATS
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
-RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "hydra")
+RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
 _RESERVED = {"_target_", "name", "default_client", "handler"}
 
 
@@ -58,6 +58,7 @@ class RunSchema:
     resume: str | None = None
     display: bool = True
     figures: bool = True
+    profile: bool = False
     eval: EvalSchema = field(default_factory=EvalSchema)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
 
@@ -247,7 +248,20 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
             )
-    for key in ("seed", "rounds", "dtype", "wire", "device", "resume", "display", "figures", "eval", "checkpoint"):
+    plain = (
+        "seed",
+        "rounds",
+        "dtype",
+        "wire",
+        "device",
+        "resume",
+        "display",
+        "figures",
+        "profile",
+        "eval",
+        "checkpoint",
+    )
+    for key in plain:
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
         except OmegaConfBaseException as error:

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice
+from bayesfed.profiling import timed
 
 _NUMPY = "numpy.ndarray"  # how Flower names the serialisation by numpy.save
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -23,11 +24,13 @@ class BadMessage(ValueError):
     """A message whose content is not what the protocol says; the text says what was wrong."""
 
 
+@timed("pack")
 def pack(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as an ``ArrayRecord`` (moved to the CPU, dtype kept)."""
     return ArrayRecord({name: _array(value.detach().cpu().numpy()) for name, value in arrays.items()})
 
 
+@timed("unpack")
 def unpack(
     record: object,
     shapes: Mapping[str, tuple[int, ...]],

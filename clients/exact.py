@@ -8,6 +8,7 @@ import torch
 
 from bayesfed.errors import InputError
 from bayesfed.families import PointMass
+from bayesfed.profiling import span
 from clients.local import LocalProblem, LocalSolution, Solver
 from clients.quadratic import LocalLoss
 
@@ -31,14 +32,22 @@ class ExactSolver(Solver):
             )
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
-        loss = LocalLoss(problem)
+        with span("data"):
+            loss = LocalLoss(problem)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)
-        curvature, pull = loss.hessian(origin), -loss.gradient(origin)  # A_k, b_k
+        with span("gradient"):
+            curvature, pull = loss.hessian(origin), -loss.gradient(origin)  # A_k, b_k
+        with span("update"):
+            return self._optimum(problem, loss, curvature, pull)
+
+    def _optimum(
+        self, problem: LocalProblem, loss: LocalLoss, curvature: torch.Tensor, pull: torch.Tensor
+    ) -> LocalSolution:
         server = problem.server.to(torch.float64)
 
         if isinstance(server, PointMass):
             size = problem.num_examples
-            left = curvature / size + problem.proximal * torch.eye(len(origin), dtype=origin.dtype)
+            left = curvature / size + problem.proximal * torch.eye(len(pull), dtype=pull.dtype)
             mean = torch.linalg.lstsq(left, (pull / size + problem.proximal * server.mean)[:, None], driver="gelsd")
             return self._solution(problem, PointMass(mean.solution[:, 0]), loss)
 
@@ -51,7 +60,7 @@ class ExactSolver(Solver):
             "isotropic": curvature.diagonal().mean(),
         }[server.name] / problem.temperature - quadratic
         family = type(server)
-        left = curvature / problem.temperature + as_matrix(anchor - quadratic, len(origin))
+        left = curvature / problem.temperature + as_matrix(anchor - quadratic, len(pull))
         right = pull / problem.temperature - linear + server.multiply(anchor, server.mean)
         mean = torch.linalg.solve(left, right)
         precision = server.precision + excess / problem.rho if problem.learn_precision else server.precision

@@ -19,6 +19,7 @@ from bayesfed.engine.flower_version import error_reply
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
+from bayesfed.profiling import span
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
 from clients.sites import DiskSites, SiteStore
 
@@ -214,7 +215,7 @@ class Trainer:
         return Task(message, method, server, site, stateful, local)
 
     def _solve(self, task: Task) -> LocalSolution:
-        with task.local.keyed_dropout():
+        with task.local.keyed_dropout(), span("solve"):
             return self.solver.solve(task.local)
 
     def _solve_many(self, tasks: list[Task]) -> list[LocalSolution]:
@@ -222,7 +223,8 @@ class Trainer:
         if not self.solver.batches or len(tasks) < 2:
             return []
         try:
-            return self.solver.solve_many([task.local for task in tasks])
+            with span("solve"):
+                return self.solver.solve_many([task.local for task in tasks])
         except Exception as error:  # one client's failure must not become that of the others
             log.warning("%d clients are trained one by one: %s: %s", len(tasks), type(error).__name__, error)
             return []
@@ -236,8 +238,9 @@ class Trainer:
         metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
         if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
-            increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
-            site = site.clone().add_(increment, method.damping * method.rho)
+            with span("dual"):
+                increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
+                site = site.clone().add_(increment, method.damping * method.rho)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}

@@ -10,6 +10,7 @@ import torch
 
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import gaussian
+from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients import batched_ivon
 from clients.batched import BatchingSolver
@@ -97,27 +98,28 @@ class IVONSolver(BatchingSolver):
         model.module.train()
         model.drop_grad()
         site = problem.site_terms()
-        optimizer = IVON(
-            model.parameters,
-            lr=self.lr * problem.lr_factor,
-            ess=problem.data_weight / problem.rho,
-            hess_init=self.hess_init,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            mc_samples=self.mc_samples,
-            clip_radius=self.clip_radius,
-            rescale_lr=False,
-            prior_mean=server.mean,
-            prior_precision=server.precision,
-            site_linear=None if site is None else site[0] / problem.data_weight,
-            site_quadratic=None if site is None else site[1] / problem.data_weight,
-            min_precision=self.min_precision,
-            noise=self.noise,  # type: ignore[arg-type]
-            antithetic=self.antithetic,
-            compile=self.compile,
-            generator=problem.generator("noise", problem.device),
-            hess_structure="scalar" if server.name == "isotropic" else "diagonal",
-        )
+        with span("optimizer"):
+            optimizer = IVON(
+                model.parameters,
+                lr=self.lr * problem.lr_factor,
+                ess=problem.data_weight / problem.rho,
+                hess_init=self.hess_init,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                mc_samples=self.mc_samples,
+                clip_radius=self.clip_radius,
+                rescale_lr=False,
+                prior_mean=server.mean,
+                prior_precision=server.precision,
+                site_linear=None if site is None else site[0] / problem.data_weight,
+                site_quadratic=None if site is None else site[1] / problem.data_weight,
+                min_precision=self.min_precision,
+                noise=self.noise,  # type: ignore[arg-type]
+                antithetic=self.antithetic,
+                compile=self.compile,
+                generator=problem.generator("noise", problem.device),
+                hess_structure="scalar" if server.name == "isotropic" else "diagonal",
+            )
         if problem.round > 1:
             optimizer.set_posterior(server.mean, server.precision)
         if problem.memory:
@@ -127,16 +129,17 @@ class IVONSolver(BatchingSolver):
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
-        for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
+        for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
-                with optimizer.sampled_params(train=True):
+                with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
                     loss = problem.loss(x, y, self.amp)
                     loss.backward()
                     if self.clip_norm is not None:
                         torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
                 total += loss.detach()
             optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
-            optimizer.step()
+            with span("update"):
+                optimizer.step()
 
         precision = optimizer.precision
         posterior = gaussian(server.name).from_mean_precision(

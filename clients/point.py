@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
+from bayesfed.profiling import each, span
 from bayesfed.schedule import Schedule
 from clients.batched import BatchingSolver
 from clients.local import LocalProblem, LocalSolution, check_training
@@ -79,7 +80,8 @@ class PointSolver(BatchingSolver):
         model.module.train()
         weights = torch.nn.Parameter(model.vector)
         weights.grad = model.grad
-        optimizer = self._build(weights, self.lr * problem.lr_factor)
+        with span("optimizer"):
+            optimizer = self._build(weights, self.lr * problem.lr_factor)
         if problem.memory:
             optimizer.state[weights] = {name: value.clone() for name, value in problem.memory.items()}
         slope, offset = quadratic_terms(problem)
@@ -87,17 +89,19 @@ class PointSolver(BatchingSolver):
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
-        for step, (x, y) in enumerate(problem.batches(self.epochs, self.batch_size), start=1):
-            model.zero_grad()
-            loss = problem.loss(x, y, self.amp)
-            loss.backward()
-            if slope is not None and offset is not None:
-                extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
-                model.grad.add_(extra).add_(offset)
-            if self.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_([weights], self.clip_norm)
-            optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
-            optimizer.step()
+        for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
+            with span("gradient"):
+                model.zero_grad()
+                loss = problem.loss(x, y, self.amp)
+                loss.backward()
+            with span("update"):
+                if slope is not None and offset is not None:
+                    extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
+                    model.grad.add_(extra).add_(offset)
+                if self.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_([weights], self.clip_norm)
+                optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
+                optimizer.step()
             total += loss.detach()
 
         mean = model.vector.clone()

@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bayesfed.profiling import timed
+
 Record = dict[str, Tensor]
 
 
@@ -51,6 +53,7 @@ class SiteStore(ABC):
     def drop(self, client: int, round: int) -> None:
         """Forget that record."""
 
+    @timed("sites")
     def open(self, client: int, round: int, accepted: int, durable: int) -> Record | None:
         """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
 
@@ -113,6 +116,7 @@ class DiskSites(SiteStore):
         self._cache: OrderedDict[tuple[int, int], tuple[tuple[int, int], Record]] = OrderedDict()
         self._cached = 0
 
+    @timed("sites")
     def save(self, client: int, round: int, record: Record) -> None:
         path = self._path(client, round)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")

@@ -8,6 +8,7 @@ import torch
 
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import FullGaussian
+from bayesfed.profiling import span
 from bayesfed.schedule import Schedule
 from clients.local import LocalProblem, LocalSolution, Solver
 from clients.quadratic import LocalLoss
@@ -60,7 +61,8 @@ class VONSolver(Solver):
         self.local_schedule = local_schedule
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
-        loss = LocalLoss(problem)
+        with span("data"):
+            loss = LocalLoss(problem)
         server = FullGaussian.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)
         linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
@@ -71,17 +73,20 @@ class VONSolver(Solver):
 
         for step in range(self.epochs):
             mean, precision = posterior.mean, posterior.precision
-            points = posterior.sample(self.mc_samples, generator) if self.mc_samples else mean[None]
-            gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
-            curvature = torch.stack([loss.hessian(point) for point in points]).mean(0) / tau
-            gap = precision - server.precision - (curvature - quadratic) / rho
-            rate = self.lr_precision * rates(step)
-            correction = gap @ torch.cholesky_solve(gap, posterior.factor)
-            precision = precision - rate * gap + 0.5 * rate**2 * correction
-            precision = 0.5 * (precision + precision.mT)
-            slope = gradient + linear - quadratic @ mean + rho * (server.precision @ (mean - server.mean))
-            newton = FullGaussian.solve(precision, slope) / rho
-            posterior = FullGaussian(mean - self.lr * problem.lr_factor * rates(step) * newton, precision)
+            with span("sampling"):
+                points = posterior.sample(self.mc_samples, generator) if self.mc_samples else mean[None]
+            with span("gradient"):
+                gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
+                curvature = torch.stack([loss.hessian(point) for point in points]).mean(0) / tau
+            with span("update"):
+                gap = precision - server.precision - (curvature - quadratic) / rho
+                rate = self.lr_precision * rates(step)
+                correction = gap @ torch.cholesky_solve(gap, posterior.factor)
+                precision = precision - rate * gap + 0.5 * rate**2 * correction
+                precision = 0.5 * (precision + precision.mT)
+                slope = gradient + linear - quadratic @ mean + rho * (server.precision @ (mean - server.mean))
+                newton = FullGaussian.solve(precision, slope) / rho
+                posterior = FullGaussian(mean - self.lr * problem.lr_factor * rates(step) * newton, precision)
 
         value = float(loss.loss(posterior.mean)) / problem.num_examples
         posterior = FullGaussian.from_mean_precision(posterior.mean, posterior.precision)

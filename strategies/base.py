@@ -17,6 +17,7 @@ from bayesfed import seeding, wire
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.message_size import message_bytes, record_bytes
+from bayesfed.profiling import span, timed
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
@@ -155,7 +156,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             RunFailed: fewer than ``min_replies`` clients replied in a round.
         """
         self._callbacks = callbacks
-        self._nodes = roster(grid, self.num_clients, self.timeout)
+        with span("start-up"), span("roster"):
+            self._nodes = roster(grid, self.num_clients, self.timeout)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -164,10 +166,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         result = Result()
         arrays = wire.pack(self.posterior.arrays())
         for current in range(first_round, num_rounds + 1):
-            messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
-            fold = group_size(len(self._tally.sampled))
-            replies = stream(grid, messages, timeout or self.timeout, fold)
-            updated, metrics = self.aggregate_train(current, replies)
+            with span("round"):
+                with span("messages"):
+                    messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
+                replies = stream(grid, messages, timeout or self.timeout, group_size(len(self._tally.sampled)))
+                updated, metrics = self.aggregate_train(current, replies)
             if updated is not None:
                 arrays = result.arrays = updated
             if metrics is not None:
@@ -264,10 +267,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
                 f"strategy.min_replies={self.min_replies} ({reasons})"
             )
-        metrics = self.combine(total, len(tally.replied))
-        if exact is not self.sent:
-            kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
-            self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
+        with span("combine"):
+            metrics = self.combine(total, len(tally.replied))
+            if exact is not self.sent:
+                kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
+                self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
         for client in tally.replied:
             self.accepted[client] = server_round
         metrics |= mean_and_max(client_metrics, "residual", "admm/primal")
@@ -360,6 +364,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             self._tally.up += counted or message_bytes(reply)
             yield reply
 
+    @timed("read")
     def _absorb(self, sums: Sums, reply: Message, server_round: int) -> dict[str, float]:
         """Check a reply before any state changes, then add it to ``sums``.
 
@@ -389,7 +394,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     sums[name].add_(value)
             return metrics
         posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
-        metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
+        with span("accumulate"):
+            metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
         return metrics
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:

@@ -9,6 +9,8 @@ from logging import getLogger
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from bayesfed.profiling import each, span
+
 log = getLogger("bayesfed")
 GROUPS = 64  # about as many partial sums in a round, however many clients there are
 LARGEST_GROUP = 32
@@ -49,9 +51,12 @@ def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int) -
 
     A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run.
     """
-    streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", grid.send_and_receive)
+    streaming: Callable[..., Iterable[Message]] | None = getattr(grid, "stream", None)
     options = {"fold": fold} if getattr(grid, "folds", False) else {}
-    return streaming(messages, timeout=timeout, **options)
+    if streaming:
+        return each("waiting", streaming(messages, timeout=timeout, **options))
+    with span("waiting"):
+        return grid.send_and_receive(messages, timeout=timeout)
 
 
 def in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:

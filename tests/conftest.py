@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from bayesfed import profiling
 
 QUIET = ["display=false", "figures=false"]
 
@@ -31,3 +34,29 @@ def run(tmp_path) -> Callable[..., object]:
 def digest() -> Callable[[Path], str]:
     """SHA-256 of a run's ``posterior.safetensors``."""
     return lambda run_dir: hashlib.sha256((Path(run_dir) / "posterior.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def ray_with_three_slots():
+    """One Ray instance for all tests that need it: starting one takes seconds."""
+    import ray
+
+    ray.init(num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 0.0
+        monkeypatch.setattr(profiling.time, "perf_counter", lambda: self.now)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    return Clock(monkeypatch)

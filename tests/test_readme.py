@@ -50,6 +50,11 @@ def test_own_data(folder):
     assert ends_well(command(block("bayesfed data=npz").strip()))
 
 
+def test_profile(folder, capsys):
+    assert ends_well(command(block("bayesfed profile").strip()))
+    assert "forward/backward" in capsys.readouterr().out
+
+
 def test_own_strategy_and_solver(folder):
     for name, start in (
         ("my_strategy.py", "import torch\nfrom strategies"),

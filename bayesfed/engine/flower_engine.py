@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bayesfed import profiling
 from bayesfed.errors import InputError, RunFailed, integer, number
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class FlowerEngine:
         Raises:
             RunFailed: the child failed.
         """
-        command = [sys.executable, "-m", "bayesfed.engine.flower_engine", str(session.directory.path.resolve())]
+        path = str(session.directory.path.resolve())
+        command = [sys.executable, "-m", "bayesfed.engine.flower_engine", path, str(time.time() - _seconds_so_far())]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
         child = subprocess.Popen(command, start_new_session=True, env=environment)
@@ -74,15 +77,36 @@ class FlowerEngine:
         from bayesfed.engine.flower_version import simulate
         from bayesfed.runs.session import resume_session
 
-        session = resume_session(directory)
-        cpus = 1.0 if self.num_workers is None else max(1, (os.cpu_count() or 1) // self.num_workers)
+        with profiling.span("start-up"), profiling.span("load"):
+            session = resume_session(directory)
+        cores = os.cpu_count() or 1
+        cpus = 1.0 if self.num_workers is None else max(1, cores // self.num_workers)
+        session.workers = max(1, int(cores / cpus))
         resources = {"num_cpus": cpus, "num_gpus": self.num_gpus}
         simulate(session.server_app(), session.client_app(), session.num_clients, resources)
 
 
-if __name__ == "__main__":
+def _seconds_so_far() -> float:
+    """How long ago the run began, for the child's profile."""
+    profiler = profiling.current()
+    return 0.0 if profiler is None else profiler.elapsed()
+
+
+def _child(run_path: Path, began: float) -> None:
+    """Serve the run in ``run_path``, which the parent began at ``began`` (seconds since the epoch)."""
+    from bayesfed.app import device_of
     from bayesfed.config import build
     from bayesfed.runs.directory import RunDirectory
 
-    run_path = Path(sys.argv[1])
-    build(RunDirectory.open(run_path).config().engine, "engine").serve(run_path)
+    cfg = RunDirectory.open(run_path).config()
+    profiler = None
+    if cfg.profile:
+        ago = time.time() - began
+        profiler = profiling.Profiler.on(device_of({"device": cfg.device}), ago)
+        profiler.settle("start-up", "process")
+    with profiling.recording(profiler):
+        build(cfg.engine, "engine").serve(run_path)
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]), float(sys.argv[2]))

@@ -51,9 +51,9 @@ class RayEngine:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
         build = partial(client_app, session.config, str(session.directory.sites.resolve()))
+        session.workers = self._workers(session.num_clients)
         batch = batch_of(session, self.clients_per_batch, torch.device("cuda") if self.num_gpus else None)
-        workers = self._workers(session.num_clients)
-        grid = RayGrid(build, session.num_clients, workers, self.num_gpus, batch)
+        grid = RayGrid(build, session.num_clients, session.workers, self.num_gpus, batch)
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
         finally:

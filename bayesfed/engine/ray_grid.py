@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from bayesfed.engine.grid import LocalGrid
 from bayesfed.engine.ray_schedule import Schedule
 from bayesfed.engine.ray_worker import Task, Worker, share_memory
 from bayesfed.errors import RunFailed
+from bayesfed.profiling import occupied, span
 
 log = getLogger("bayesfed")
 ATTEMPTS = 3  # a unit whose worker died is given to another this many times in all
@@ -36,6 +37,15 @@ class Call:
     worker: int
     actor: Any
     units: list[int]
+    message_type: str
+    sent: float = field(default_factory=time.monotonic)
+
+    def occupied(self, messages: int, answered: dict[int, float]) -> None:
+        """Tell the profiler how long the worker had these messages: since they were sent, or since its last answer if that is later."""
+        now = time.monotonic()
+        seconds = now - max(self.sent, answered.get(self.worker, 0.0))
+        answered[self.worker] = now
+        occupied(self.worker, self.message_type, seconds, messages)
 
 
 class RayGrid(LocalGrid):
@@ -76,6 +86,7 @@ class RayGrid(LocalGrid):
         self.actors: list[Any] = [self._start() for _ in range(num_workers)]
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._seconds: dict[tuple[str, int], float] = {}  # of a client, last time, by type of message
+        self._answered: dict[int, float] = {}  # when a worker's last answer came
         self._owners: dict[int, int] = {}  # the worker that served a client last
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None, fold: int = 1) -> Iterator[Message]:
@@ -85,13 +96,15 @@ class RayGrid(LocalGrid):
         requests = list(messages)
         size = math.lcm(fold, self.clients_per_batch)
         units = [requests[i : i + size] for i in range(0, len(requests), size)]
-        tasks, answer = self._tasks(requests)
+        with span("store"):
+            tasks, answer = self._tasks(requests)
         schedule = self._schedule(units, answer * (size // fold))
         calls = [tasks[i : i + size] for i in range(0, len(tasks), size)]
         attempts = [0] * len(units)
         free = deque(range(len(self.actors)))
         while schedule.left or self._calls:
-            self._hand_out(schedule, calls, fold, free)
+            with span("send"):
+                self._hand_out(schedule, calls, fold, free)
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(self._calls), num_returns=1, timeout=wait)
             if not done:
@@ -100,7 +113,8 @@ class RayGrid(LocalGrid):
             if call.worker not in free:
                 free.append(call.worker)
             try:
-                answers = ray.get(done[0])
+                with span("receive"):
+                    answers = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
                 lost = [u for c in self._replace(call, error) for u in c.units]
                 for unit in call.units:
@@ -112,6 +126,7 @@ class RayGrid(LocalGrid):
                     reason = RuntimeError(f"its worker died {ATTEMPTS} times ({_reason(error)})")
                     yield from (error_reply(request, reason) for request in units[unit])
                 continue
+            call.occupied(sum(len(units[unit]) for unit in call.units), self._answered)
             for unit, (replies, seconds) in zip(call.units, answers, strict=True):
                 schedule.done(unit, seconds)
                 self._remember(units[unit], call.worker, seconds)
@@ -140,7 +155,7 @@ class RayGrid(LocalGrid):
                 sent = True
                 actor = self.actors[worker]
                 reference = actor.run.remote([tasks[unit] for unit in chosen], fold, self.clients_per_batch)
-                self._calls[reference] = Call(worker, actor, chosen)
+                self._calls[reference] = Call(worker, actor, chosen, tasks[chosen[0]][0].message_type)
                 short = sum(schedule.seconds[unit] for unit in chosen) < AHEAD_SECONDS
                 if short and sum(other.worker == worker for other in self._calls.values()) < 2:
                     free.append(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bayesfed.app import device_of
 from bayesfed.config import RESUMABLE, build, compose_config, parse, validate
 from bayesfed.errors import InputError
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.runs.posterior_file import load_posterior
 from bayesfed.runs.session import Session
@@ -52,39 +55,61 @@ def run(overrides: Sequence[str] = ()) -> RunResult:
         RunFailed: the run can't go on; it can be resumed.
         KeyboardInterrupt: interrupted; it can be resumed.
     """
-    return run_config(compose_config(overrides), overrides)
+    began = time.perf_counter()
+    return run_config(compose_config(overrides), overrides, began)
 
 
-def run_config(cfg: DictConfig, overrides: Sequence[str]) -> RunResult:
-    """Run a composed configuration; ``overrides`` are what the user gave (a resumed run accepts only some)."""
-    if cfg.resume is not None:
-        directory = RunDirectory.open(cfg.resume)
-        cfg = resumed_config(directory, cfg, overrides)
+def run_config(cfg: DictConfig, overrides: Sequence[str], began: float) -> RunResult:
+    """Run a composed configuration.
+
+    Args:
+        cfg: validated configuration.
+        overrides: what the user gave (a resumed run accepts only some).
+        began: ``time.perf_counter()`` when the command began, for the profile.
+    """
+    profiler = None
+    if cfg.profile:
+        profiler = Profiler.on(device_of({"device": cfg.device}), ago=time.perf_counter() - began)
+        profiler.settle("start-up", "configuration")
+    with recording(profiler):
+        with span("start-up"), span("load"):
+            session = prepare(cfg, overrides)
+        if not session.over:
+            build(session.cfg.engine, "engine").run(session)
+    return RunResult.read(session.directory)
+
+
+def prepare(cfg: DictConfig, overrides: Sequence[str]) -> Session:
+    """The session of a new run, or of one that goes on (``session.over`` if there is nothing left to do).
+
+    Raises:
+        InputError: bad data, a used directory, or a run that has gone further than it is asked to.
+    """
+    if cfg.resume is None:
         session = Session(cfg)
-        session.open(directory, resumed=True)
-        if session.round >= cfg.rounds:
-            if session.round > cfg.rounds:
-                raise InputError(
-                    "rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more"
-                )
-            if directory.summary().get("status") == "finished":
-                return RunResult.read(directory)
+        session.open(RunDirectory.create(cfg.hydra.run.dir, cfg), resumed=False)
+        return session
+    directory = RunDirectory.open(cfg.resume)
+    cfg = resumed_config(directory, cfg, overrides)
+    session = Session(cfg)
+    session.open(directory, resumed=True)
+    if session.round > cfg.rounds:
+        raise InputError("rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more")
+    if session.over and cfg.profile:
+        raise InputError("resume", directory.path, f"has finished its {cfg.rounds} rounds; ask for more rounds")
+    if not session.over:
         write_text(directory.config_path, OmegaConf.to_yaml(cfg, resolve=True))
-    else:
-        session = Session(cfg)
-        directory = RunDirectory.create(cfg.hydra.run.dir, cfg)
-        session.open(directory, resumed=False)
-    build(cfg.engine, "engine").run(session)
-    return RunResult.read(directory)
+    return session
 
 
 def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The stored configuration with what may change on resuming: rounds, engine, eval, logger, device.
+    """The stored configuration with what may change on resuming: see ``RESUMABLE``.
 
     Raises:
         InputError: another key was overridden.
     """
     stored = directory.config()
+    stored.profile = cfg.profile  # of this start, not of the run
     OmegaConf.set_struct(stored, True)
     before = stored.rounds
     parsed = parse(overrides)
@@ -98,7 +123,7 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             stored[key] = with_group[key]
     for override in parsed:
         key = override.key_or_group
-        if key in ("engine", "logger", "resume") or key.startswith("hydra"):
+        if key in ("engine", "logger", "resume", "profile") or key.startswith("hydra"):
             continue
         try:
             OmegaConf.update(stored, key, override.value())

@@ -21,11 +21,14 @@ from bayesfed.config import build
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate, reliability
 from bayesfed.problem.flat import FlatModel
+from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import RunDirectory, provenance
 from bayesfed.runs.display import Display
 from bayesfed.runs.figures import make_figures
+from bayesfed.runs.icicle import draw
 from bayesfed.runs.posterior_file import save_posterior
+from bayesfed.runs.profile import RunProfile
 from bayesfed.schedule import Schedule
 from bayesfed.wire import DTYPES
 
@@ -37,6 +40,9 @@ class Session:
 
     Building it loads the data and checks that all parts fit together, so that bad input fails before any work; nothing
     is written until :meth:`open`.
+
+    Attributes:
+        workers: how many clients can be served at once; an engine with more than one says so.
 
     Args:
         cfg: validated configuration.
@@ -65,6 +71,7 @@ class Session:
         )  # fmt: skip
         self.strategy.lr_factor = lambda round: horizon(round - 1)
         self.directory: RunDirectory
+        self.workers = 1
         self.round = 0
         self.seconds = 0.0
         self.bytes = {"bytes/down": 0.0, "bytes/up": 0.0}
@@ -129,6 +136,7 @@ class Session:
         title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
         status, shown = "failed", _Shown()
         started = time.perf_counter()
+        self.profile = RunProfile(self.cfg.engine.name, self.workers)
         with single_thread(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
         ) as self.display:  # fmt: skip
@@ -136,7 +144,8 @@ class Session:
                 if self.cfg.display:
                     shown.display, log.propagate = self.display, False
                     log.addHandler(shown)
-                self.logger.begin(self.directory.path, self.config)
+                with span("start-up"), span("logger"):
+                    self.logger.begin(self.directory.path, self.config)
                 if not self.directory.rounds():
                     self._finish_round(0, {})
                 self._clock = time.perf_counter()
@@ -149,7 +158,11 @@ class Session:
                 log.removeHandler(shown)
                 log.propagate = True
                 self.end(status, time.perf_counter() - started)
+                profile = self.profile.write(self.directory.path)
+                if profile is not None and status == "finished" and self.cfg.figures:
+                    draw(profile, self.directory.path / "figures" / "profile.png")
 
+    @timed("records")
     def end(self, status: str, seconds: float) -> None:
         """Summary, figures, logger."""
         summary = self.summary(status, seconds)
@@ -159,13 +172,15 @@ class Session:
             self._figures()
         self.logger.end(summary)
 
+    @timed("figures")
     def _figures(self) -> None:
         bins = None
         if self.problem.num_classes:
-            bins = reliability(
-                self.model, self.strategy.posterior.to(device=self.model.vector.device), self.problem.test,
-                self.problem.likelihood, samples=self.cfg.eval.samples, generator=self._generator(self.round),
-            )  # fmt: skip
+            with span("evaluation"):
+                bins = reliability(
+                    self.model, self.strategy.posterior.to(device=self.model.vector.device), self.problem.test,
+                    self.problem.likelihood, samples=self.cfg.eval.samples, generator=self._generator(self.round),
+                )  # fmt: skip
         make_figures(self.directory.path, label_counts=self.problem.label_counts, reliability=bins)
 
     # -- callbacks of the strategy --------------------------------------------------------------------------------------
@@ -174,12 +189,14 @@ class Session:
         """Show it."""
         self.display.begin_round(round, len(sampled))
 
+    @timed("reply")
     def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         """A line in ``clients.jsonl``."""
         self.display.client_done(round, client, metrics is not None)
         record: dict[str, Any] = {"round": round, "client": client, "accepted": metrics is not None}
         record.update(metrics if metrics is not None else {"reason": reason})
         self.directory.append("clients", record)
+        self.profile.client_done(record)
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         """Evaluate, record, checkpoint, show."""
@@ -204,6 +221,12 @@ class Session:
         for key in self.bytes:
             self.bytes[key] += metrics.get(key, 0)
         self.round = round
+        self._record(record)
+
+    @timed("records")
+    def _record(self, record: dict[str, Any]) -> None:
+        """Append the round's line, write the checkpoint and the posterior, show and log it."""
+        round = self.round
         # the line comes first: a checkpoint without its line would leave a gap that no resume fills
         self.directory.append("rounds", record)
         every = self.cfg.checkpoint.every
@@ -215,6 +238,7 @@ class Session:
         self.logger.log(record)
         self.display.end_round(record)
 
+    @timed("evaluation")
     def _evaluate(self, round: int) -> dict[str, float]:
         if len(self.problem.test) == 0:
             return {}
@@ -236,11 +260,17 @@ class Session:
     def _generator(self, round: int) -> torch.Generator:
         return seeding.torch_generator(self.cfg.seed, "evaluation", round, device=self.model.vector.device)
 
+    @timed("checkpoint")
     def _checkpoint(self) -> None:
         tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
         state = {"accepted": self.strategy.accepted, "seconds": self.seconds, "bytes": self.bytes}
         Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
         self.strategy.durable = dict(self.strategy.accepted)
+
+    @property
+    def over(self) -> bool:
+        """Whether all rounds were done, and the run ended, before this session."""
+        return self.round >= self.cfg.rounds and self.directory.summary().get("status") == "finished"
 
     # -- results ------------------------------------------------------------------------------------------------------------
 
