@@ -16,7 +16,8 @@ would run at nice 15 and so suffer more than the others from whatever else the m
 
 All are started first and then train ``--rounds`` rounds each in turn, ``--turns`` times, the others idle. ``..._s`` is the median over
 all rounds, after ``--warm-up`` rounds; ``startup_s`` goes until the end of the first round. ``parallel_efficiency`` is
-loop_s / (ours_s * workers) and ``floor_efficiency`` floor_s / ours_s. Nothing else should run meanwhile: ``busy_before`` is the share of
+loop_s / (ours_s * workers) and ``floor_efficiency`` floor_s / ours_s. ``cpu_s`` is the processor time of a round, of all processes together:
+what a contestant spends beyond the loop's is its overhead, and it suffers less than the rest from other load on the machine. Nothing else should run meanwhile: ``busy_before`` is the share of
 the machine (%) that was in use when the script started. Ours and the loop draw the same cohorts, batches and dropout:
 their averages after the first round must agree, or the script fails.
 """
@@ -63,6 +64,7 @@ class Contestant:
         alike = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
         environment = os.environ | quiet | alike | {"PYTHONPATH": path}
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.startup = 0.0
         self.processes: list[subprocess.Popen[str]] = []
         started = time.perf_counter()
@@ -90,14 +92,26 @@ class Contestant:
 
     def turn(self, rounds: int) -> list[float]:
         """Train; seconds of each round. Independent processes count as long as the slowest, on average over the turn."""
+        before = self._cpu()
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(f"{rounds}\n")
             process.stdin.flush()
         every = self._read()
+        self.cpu_seconds.append((self._cpu() - before) / rounds)
         if len(every) == 1:
             return every[0]
         return [max(sum(seconds) for seconds in every) / rounds] * rounds
+
+    def _cpu(self) -> float:
+        """CPU seconds that its processes, and all they started, have used."""
+        total = 0.0
+        for process in self.processes:
+            parent = psutil.Process(process.pid)
+            for each in (parent, *parent.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    total += sum(each.cpu_times()[:2])
+        return total
 
     def _read(self) -> list[list[float]]:
         lines = [process.stdout.readline() if process.stdout else "" for process in self.processes]
@@ -171,6 +185,7 @@ def measure(protocol: Protocol, args: argparse.Namespace, work: Path) -> dict[st
     for name in ("pfl", "flower"):
         if {"ours", name} <= medians.keys():
             result[f"{name}_over_ours"] = medians[name] / medians["ours"]
+    result["cpu_s"] = {c.name: round(statistics.median(c.cpu_seconds[-args.turns :]), 3) for c in contestants}
     result["startup_s"] = {c.name: round(c.startup, 2) for c in contestants}
     result["seconds"] = {c.name: [round(s, 4) for s in c.seconds] for c in contestants}
     result |= {"largest_difference": difference, "busy_before": busy}
