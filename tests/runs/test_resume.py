@@ -121,7 +121,7 @@ def test_what_may_change(run):
     "override",
     [
         "seed=2", "strategy.rho=1", "strategy=fedavg", "client=ivon", "client.schedule_rounds=9", "data=digits", "model.bias=false",
-        "partition=iid", "likelihood.precision=2", "dtype=float32", "checkpoint.every=2", "experiment=digits_het10", "+new.key=1",
+        "partition=iid", "likelihood.precision=2", "dtype=float32", "wire=float16", "checkpoint.every=2", "experiment=digits_het10", "+new.key=1",
     ],
 )  # fmt: skip
 def test_what_may_not(run, override):
@@ -141,6 +141,15 @@ def test_bad_values_on_resuming_change_nothing(run, bad):
         bayesfed.run([f"resume={first.run_dir}", bad])
     assert len(str(error.value).splitlines()) == 1
     assert {p: p.read_bytes() for p in first.run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_from_before_there_were_wire_formats(run, digest):
+    whole, part = run("rounds=3", to="whole"), run("rounds=2", to="part")
+    path = part.run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("wire: full\n", ""))
+    assert "wire" not in OmegaConf.load(path)
+    bayesfed.run([f"resume={part.run_dir}", "rounds=3"])
+    assert digest(part.run_dir) == digest(whole.run_dir)
 
 
 def test_rounds_only_grow_also_when_fewer_are_done(run, sabotage, mend, tmp_path):
