@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,19 +37,18 @@ from torch import Tensor, nn
 EXPERIMENT = "fmnist_het10"
 
 
-def ours(rounds: int, workers: int) -> dict[str, float]:
+def ours(rounds: int, workers: int, folder: Path) -> dict[str, float]:
     """The product, as a user runs it."""
     import bayesfed
 
-    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
-        started = time.perf_counter()
-        result = bayesfed.run([
-            f"experiment={EXPERIMENT}", f"rounds={rounds}", f"engine.num_workers={workers}", "device=cpu",
-            f"hydra.run.dir={folder}/run",
-        ])  # fmt: skip
-        seconds = time.perf_counter() - started
-        rounds_seconds = sum(row.get("seconds/round", 0.0) for row in result.rounds)
-        summary = result.summary
+    started = time.perf_counter()
+    result = bayesfed.run([
+        f"experiment={EXPERIMENT}", f"rounds={rounds}", f"engine.num_workers={workers}", "device=cpu",
+        f"hydra.run.dir={folder / 'run'}",
+    ])  # fmt: skip
+    seconds = time.perf_counter() - started
+    rounds_seconds = sum(row.get("seconds/round", 0.0) for row in result.rounds)
+    summary = result.summary
     return {
         "seconds": seconds,
         "in_rounds": rounds_seconds,
@@ -183,7 +183,8 @@ def loop(rounds: int) -> dict[str, float]:
 def in_child(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Run ``ours`` or ``loop`` in a process of its own."""
     command = [sys.executable, __file__, "--child", name, "--rounds", str(args.rounds), "--workers", str(args.workers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
+        done = subprocess.run([*command, "--folder", folder], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -197,9 +198,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=cores, help=f"Ray workers (default: {cores})")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--child", choices=("ours", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the child and its files go with this process
     if args.child:
-        print(json.dumps(ours(args.rounds, args.workers) if args.child == "ours" else loop(args.rounds)))
+        print(json.dumps(ours(args.rounds, args.workers, args.folder) if args.child == "ours" else loop(args.rounds)))
         return
 
     both = {name: in_child(name, args) for name in ("ours", "loop")}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -143,7 +144,8 @@ def in_child(case: Case, args: argparse.Namespace) -> dict[str, object]:
     """Measure a row in a process of its own."""
     command = [sys.executable, __file__, "--child", json.dumps(asdict(case)), "--rounds", str(args.rounds)]
     command += ["--workers", str(args.workers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        done = subprocess.run([*command, "--folder", folder], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{case} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -160,12 +162,13 @@ def main() -> None:
     parser.add_argument("--max-params", type=int, default=10**9, help="leave rows with more parameters out")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the child and its files go with this process
     if args.child:
         values = json.loads(args.child)
         case = Case(**{**values, "hidden": tuple(values["hidden"])})
-        with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-            print(json.dumps(run(case, args.rounds, args.workers, Path(folder))))
+        print(json.dumps(run(case, args.rounds, args.workers, args.folder)))
         return
 
     rows = []
