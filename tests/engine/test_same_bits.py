@@ -61,10 +61,10 @@ def test_resumed_on_ray_with_client_sampling_and_kept_momentum(inline_sampled, t
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("strategy", ["bayes_admm", "fedavg"])
-def test_groups_of_clients_summed_in_the_workers(tmp_path, digest, ray_with_three_slots, strategy):
-    inline = digits(tmp_path / "inline", "engine=inline", f"strategy={strategy}", base=MANY)
-    ray = digits(tmp_path / "ray", "engine=ray", "engine.num_workers=2", f"strategy={strategy}", base=MANY)
+@pytest.mark.parametrize("options", [["strategy=bayes_admm"], ["strategy=fedavg"], ["wire=float16"]], ids=str)
+def test_groups_of_clients_summed_in_the_workers(tmp_path, digest, ray_with_three_slots, options):
+    inline = digits(tmp_path / "inline", "engine=inline", *options, base=MANY)
+    ray = digits(tmp_path / "ray", "engine=ray", "engine.num_workers=2", *options, base=MANY)
     assert digest(ray) == digest(inline)
     for name in ("bytes/up", "clients/replied", "admm/primal_mean"):
         one, other = (read_jsonl(path / "rounds.jsonl")[-1][name] for path in (inline, ray))
