@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.engine.grid import LocalGrid
-from bayesfed.engine.ray_schedule import Schedule
+from bayesfed.engine.ray_schedule import LARGEST_BATCH, Schedule
 from bayesfed.engine.ray_worker import Task, Worker, share_memory
 from bayesfed.errors import RunFailed
 from bayesfed.profiling import occupied, span
@@ -28,6 +28,7 @@ log = getLogger("bayesfed")
 ATTEMPTS = 3  # a unit whose worker died is given to another this many times in all
 AHEAD_SECONDS = 0.2  # a worker gets its next call early if the one it has is shorter than this
 WAITING_BYTES = 1 << 28  # answers that may wait for older ones
+CALL_BYTES = 1 << 25  # answers in one call: larger ones take the workers and the server in turns instead of at once
 
 
 @dataclass
@@ -168,7 +169,8 @@ class RayGrid(LocalGrid):
             seconds.append(sum(self._seconds.get(key, math.inf) for key in keys))
             owners.append(self._owners.get(keys[0][1]))
         workers = len(self.actors)
-        return Schedule(seconds, owners, workers, max(3 * workers, WAITING_BYTES // max(size, 1)))
+        window = max(3 * workers, WAITING_BYTES // max(size, 1))
+        return Schedule(seconds, owners, workers, window, min(LARGEST_BATCH, CALL_BYTES // max(size, 1)))
 
     def _remember(self, unit: list[Message], worker: int, seconds: float) -> None:
         for message in unit:

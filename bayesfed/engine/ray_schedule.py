@@ -24,10 +24,18 @@ class Schedule:
             them where it makes no difference to the order.
         workers: how many there are.
         window: units, >= 1.
+        batch: most units in one call.
     """
 
-    def __init__(self, seconds: Sequence[float], owners: Sequence[int | None], workers: int, window: int):
-        self.seconds, self.owners, self.workers = list(seconds), owners, workers
+    def __init__(
+        self,
+        seconds: Sequence[float],
+        owners: Sequence[int | None],
+        workers: int,
+        window: int,
+        batch: int = LARGEST_BATCH,
+    ):
+        self.seconds, self.owners, self.workers, self.batch = list(seconds), owners, workers, max(batch, 1)
         self.window = min(max(window, 1), LOOK_AHEAD)
         self.alone: set[int] = set()  # units that were in a call that killed its worker
         self._ready: list[int] = []  # may be handed out now, ascending
@@ -56,7 +64,7 @@ class Schedule:
             chosen = [(own or near)[0]]
             self._ready.remove(chosen[0])
             return chosen
-        share = min(math.ceil(self.left / (2 * self.workers)), LARGEST_BATCH)
+        share = min(math.ceil(self.left / (2 * self.workers)), self.batch)
         count, total = 0, 0.0
         for unit in self._ready[:share]:
             count += 1
