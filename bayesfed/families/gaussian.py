@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bayesfed.families.natural import NaturalParameters
+from bayesfed.families.natural import NaturalParameters, all_finite
 
 
 class Gaussian(ABC):
@@ -48,8 +48,8 @@ class Gaussian(ABC):
                 f"got {tuple(precision.shape)}"
             )
         if not mean.is_meta:
-            require(mean.isfinite(), mean, "mean", "not finite")
-            require(precision.isfinite(), precision, "precision", "not finite")
+            require_finite(mean, "mean")
+            require_finite(precision, "precision")
             cls.require_positive(precision)
         return cls(mean, precision)
 
@@ -63,7 +63,7 @@ class Gaussian(ABC):
         cls._require_family(natural)
         precision = natural.second * -2.0
         if not precision.is_meta:
-            require(precision.isfinite(), precision, "precision", "not finite")
+            require_finite(precision, "precision")
             cls.require_positive(precision)
         return cls.from_mean_precision(cls.solve(precision, natural.first), precision)
 
@@ -189,6 +189,12 @@ class Gaussian(ABC):
     def _require_family(cls, natural: NaturalParameters) -> None:
         if natural.family != cls.name:
             raise ValueError(f"expected natural parameters of the {cls.name} family, got {natural.family}")
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """Raise ValueError naming the entries of ``values`` that are not finite."""
+    if not all_finite(values):
+        require(values.isfinite(), values, name, "not finite")
 
 
 def require(good: Tensor, values: Tensor, what: str, problem: str) -> None:

@@ -7,6 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from bayesfed.families.natural import all_finite
+
 
 class PointMass:
     """All probability at ``mean`` (P,); ``precision`` is infinite. The posterior of FedAvg and its kin.
@@ -23,7 +25,7 @@ class PointMass:
     @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor]) -> Self:
         """The inverse of :meth:`arrays`."""
-        if not arrays["mean"].is_meta and not bool(arrays["mean"].isfinite().all()):
+        if not arrays["mean"].is_meta and not all_finite(arrays["mean"]):
             raise ValueError("mean is not finite")
         return cls(arrays["mean"])
 
