@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets whatever else runs starve the workers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
