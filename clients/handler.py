@@ -136,6 +136,8 @@ class Trainer:
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites
         self.model = FlatModel(problem.build_model(seed), dtype, device)
         self.initial = self.model.vector.clone()
+        self._sent: object = None  # the posterior received last, and what it decodes to
+        self._server: Posterior
         shapes: dict[str, tuple[int, ...]] = {"mean": (self.model.dim,)}
         if issubclass(self.family, Gaussian):
             shapes["precision"] = tuple(self.family.precision_shape(self.model.dim))
@@ -181,8 +183,11 @@ class Trainer:
             raise wire.BadMessage(
                 f"this client is set up for strategy '{self.name}', the message is of '{method.name}'"
             )
-        received = self.codec.decode(message.content.get("posterior"))
-        server = self.family.from_arrays(received)
+        sent = message.content.get("posterior")
+        if sent is None or sent is not self._sent:  # engines give all clients of a round the same object
+            self._server = self.family.from_arrays(self.codec.decode(sent))
+            self._sent = sent
+        server = self._server
 
         keeps_site = method.damping > 0 and isinstance(server, Gaussian)
         stateful = keeps_site or bool(getattr(self.solver, "keep_momentum", False))
