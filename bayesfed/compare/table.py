@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,7 @@ def to_markdown(table: Sequence[Row], baseline: str) -> str:
     """``table.md``: a table for each setting, best means in bold."""
     text = ""
     for setting, part in by_setting(table):
-        header, body = cells(part, baseline, bold=lambda s: f"**{s}**", plus_minus=" ± ")
+        header, body = cells(part, baseline, bold=lambda s: f"**{s}**")
         lines = [header, ["---", *("---:" for _ in header[1:])], *body]
         text += f"### {setting}\n\n" + "".join(f"| {' | '.join(_bar(c) for c in line)} |\n" for line in lines) + "\n"
     return text + caption(table, baseline) + "\n"
@@ -167,7 +167,14 @@ def by_setting(table: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(setting, [row for row in table if row.group.setting == setting]) for setting in settings]
 
 
-def cells(part, baseline, *, bold, plus_minus, escape=str) -> tuple[list[str], list[list[str]]]:
+def cells(
+    part: Sequence[Row],
+    baseline: str,
+    *,
+    bold: Callable[[str], str],
+    plus_minus: str = " ± ",
+    escape: Callable[[str], str] = str,
+) -> tuple[list[str], list[list[str]]]:
     """Header and body of a setting's table as text.
 
     Args:
@@ -175,7 +182,7 @@ def cells(part, baseline, *, bold, plus_minus, escape=str) -> tuple[list[str], l
         baseline: method of the tests.
         bold: marks the best mean.
         plus_minus: between mean and standard deviation.
-        escape: for names.
+        escape: for all other text.
     """
     metrics = [m for m in METRICS if any(m in row.metrics for row in part)]
     tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
@@ -187,13 +194,13 @@ def cells(part, baseline, *, bold, plus_minus, escape=str) -> tuple[list[str], l
         line = [escape(row.group.method)]
         for metric in metrics:
             found = row.metrics[metric]
-            text = spread(metric, found, plus_minus)
+            text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
             line.append(bold(text) if found.best and len(part) > 1 else text)
-        line += ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
-        line += [megabytes(row.costs["bytes"]), thousands(row.costs["gradients"]), _number(row.costs["seconds"], 3) or "–"]
-        line += [_cost(name, row.to_target[name]) for name in costs]
+        rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
+        rest += [megabytes(row.costs["bytes"]), thousands(row.costs["gradients"]), _number(row.costs["seconds"], 3) or "–"]
+        rest += [_cost(name, row.to_target[name]) for name in costs]
         failed = f" ({len(row.group.failed)} failed)" if row.group.failed else ""
-        body.append([*line, f"{len(row.group.traces)}{failed}"])
+        body.append([*line, *(escape(text) for text in [*rest, f"{len(row.group.traces)}{failed}"])])
     return header, body
 
 
