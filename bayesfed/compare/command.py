@@ -27,6 +27,7 @@ from bayesfed.compare.runner import Runner, default_jobs
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import provenance, write_text
 
+TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
 MARK = "compare.json"  # says that a folder is a comparison's
 
 
@@ -168,11 +169,12 @@ def _values(chosen: dict[str, str]) -> str:
 
 def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
     header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=_plain)
-    shown = Table(title=setting, box=box.SIMPLE)
-    for place, name in enumerate(header):
-        shown.add_column(name, justify="left" if place == 0 else "right")
+    wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
+    shown = Table(title=_plain(setting), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i in wanted:
+        shown.add_column(header[i], justify="left" if i == 0 else "right", overflow="fold" if i == 0 else "ellipsis")
     for line in body:
-        shown.add_row(*line)
+        shown.add_row(*(line[i] for i in wanted))
     return shown
 
 

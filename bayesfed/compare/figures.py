@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bayesfed.compare.results import HIGHER_IS_BETTER, Group
-from bayesfed.compare.table import HEADERS, Row, by_setting
+from bayesfed.compare.table import Row, by_setting
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
@@ -24,11 +24,13 @@ MARKERS = "osD^vP*X"
 INK, GRID = "#1b1f24", "#d4d8dd"  # text and lines; the report puts its own colours in their place
 AXES = {
     "rounds": ("round", "round"),
-    "bytes": ("bytes", "bytes sent (all clients, both ways)"),
+    "bytes": ("bytes", "MB sent (all clients, both ways)"),
     "gradients": ("gradients", "gradient evaluations"),
 }
-TARGET = {"rounds": "rounds", "bytes": "bytes sent", "gradients": "gradient evaluations", "seconds": "seconds"}
+TARGET = {"rounds": "rounds", "bytes": "MB sent", "gradients": "gradient evaluations", "seconds": "seconds"}
+SCALE = {"bytes": 1e-6}  # of the numbers on an axis
 NAMES = {"accuracy": "accuracy (%)", "nll": "NLL (nats per example)", "ece": "ECE (%)", "rmse": "RMSE"}
+TITLES = {"accuracy": "Accuracy", "nll": "NLL", "rmse": "RMSE"}
 DPI = 160
 
 
@@ -76,7 +78,7 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
             for metric in ("accuracy", "nll"):
                 if any(metric in row.metrics for row in table):
                     figure = heat_map(table, metric)
-                    title = f"{HEADERS[metric]}: method and setting"
+                    title = f"{TITLES[metric]} by method and setting"
                     made.append(_save(figure, folder, f"heat_map_{metric}", "", title))
     return made
 
@@ -92,6 +94,7 @@ def curves(groups: Sequence[Group], metric: str, cost: str, styles: dict[str, di
         drawn += 1
         style = styles[group.method]
         mean = values.mean(0)
+        x = x * SCALE.get(cost, 1.0)
         axis.plot(x, mean, label=group.method, markevery=max(1, len(x) // 8), markersize=4, linewidth=1.6, **style)
         if len(values) > 1:
             std = values.std(0, ddof=1)
@@ -101,8 +104,11 @@ def curves(groups: Sequence[Group], metric: str, cost: str, styles: dict[str, di
     axis.set(xlabel=AXES[cost][1], ylabel=NAMES[metric])
     if cost == "rounds":
         axis.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
-    elif _wide([line.get_xdata() for line in axis.get_lines()], 30):
-        axis.set_xscale("log")
+    else:
+        if _wide([line.get_xdata() for line in axis.get_lines()], 30):
+            axis.set_xscale("log")
+        if cost == "gradients":
+            axis.xaxis.set_major_formatter(EngFormatter())
     if metric in ("nll", "rmse") and _wide([line.get_ydata() for line in axis.get_lines()], 10):
         axis.set_yscale("log")
     _legend(figure, axis)
@@ -147,7 +153,7 @@ def dots(part: Sequence[Row], metric: str, styles: dict[str, dict[str, str]]) ->
 
 def bars(part: Sequence[Row], cost: str, target: float, styles: dict[str, dict[str, str]]) -> Figure | None:
     """What it took each method to reach ``target``; None if no method did."""
-    values = [row.to_target.get(cost, math.nan) for row in part]
+    values = [row.to_target.get(cost, math.nan) * SCALE.get(cost, 1.0) for row in part]
     if not any(math.isfinite(value) for value in values):
         return None
     figure, axis = _figure(height=1.2 + 0.34 * len(part))
@@ -209,7 +215,7 @@ def _of_setting(
         for cost in AXES:
             figure = curves(groups, metric, cost, styles)
             if figure is not None:
-                yield f"{metric}_{cost}", f"{HEADERS[metric]} against {AXES[cost][1]}", figure
+                yield f"{metric}_{cost}", f"{TITLES[metric]} against {TARGET[cost]}", figure
     figure = dots(part, "ece", styles)
     if figure is not None:
         yield "ece", "Calibration error after the last round, every seed", figure
@@ -217,7 +223,7 @@ def _of_setting(
         for cost in TARGET:
             figure = bars(part, cost, target, styles)
             if figure is not None:
-                yield f"{cost}_to_target", f"{TARGET[cost].capitalize()} to {target:g} % accuracy", figure
+                yield f"{cost}_to_target", f"Mean {TARGET[cost]} to {target:g} % accuracy", figure
 
 
 def _style(index: int) -> dict[str, str]:

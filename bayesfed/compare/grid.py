@@ -239,7 +239,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise InputError(key, override.get_value_element_as_str(), "compare takes lists of values; search with tune=N")
+        raise InputError(key, str(override.input_line).partition("=")[2], "compare takes lists of values; search with tune=N")
     return list(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
 
 

@@ -186,7 +186,7 @@ def cells(
     """
     metrics = [m for m in METRICS if any(m in row.metrics for row in part)]
     tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
-    costs = [n for n in COSTS if any(math.isfinite(row.to_target.get(n, math.nan)) for row in part)]
+    costs = [name for name in COSTS if any(name in row.to_target for row in part)]
     header = ["method", *(HEADERS[m] for m in metrics), *(f"p {HEADERS[m].split()[0]}" for m in tested)]
     header += ["MB sent", "gradients", "seconds", *(f"{_unit(name)} to target" for name in costs), "seeds"]
     body = []
