@@ -111,13 +111,22 @@ def collect(outcomes: Sequence[Outcome]) -> list[Group]:
             if run.setting != setting:
                 continue
             group = groups.setdefault((setting, run.method), Group(setting, run.method))
-            if outcome.status == "finished":
-                group.traces.append(Trace.read(RunDirectory(outcome.directory), run.seed))
-            else:
+            directory = RunDirectory(outcome.directory)
+            if outcome.status != "finished":
                 group.failed[run.seed] = outcome.reason or outcome.status
+            elif lost := _not_finite(directory):
+                group.failed[run.seed] = f"diverged: {lost} is not finite after the last round"
+            else:
+                group.traces.append(Trace.read(directory, run.seed))
     for group in groups.values():
         group.traces.sort(key=lambda trace: trace.seed)
     return list(groups.values())
+
+
+def _not_finite(directory: RunDirectory) -> str:
+    """A metric of the last round that is nan or infinite (null in JSON), or nothing."""
+    last = directory.rounds()[-1]
+    return next((k for k, v in last.items() if k.startswith(("mean/", "bayes/")) and v is None), "")
 
 
 def _column(records: Sequence[dict[str, Any]], key: str, missing: float = math.nan) -> np.ndarray:

@@ -74,12 +74,13 @@ def test_finished_runs_are_not_repeated(done):
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, capsys):
-    args = [*QUICK, "strategy=fedavg", "client.lr=0.01,1e30", "rounds=1", f"out={tmp_path}/out"]
-    assert compare(args) == 1
-    good, bad = table(tmp_path / "out")
-    assert (good["status"], good["seeds"]) == ("ok", "1")
-    assert bad["seeds"] == "0"
-    assert bad["status"].startswith("failed 1 of 1: seed 1: round 1: 0 of 10 clients replied")
+    args = [*QUICK[:-1], "strategy=fedavg", "rounds=1", "client.lr=0.01,1e30", "strategy.min_replies=1,11"]
+    assert compare([*args, f"out={tmp_path}/out"]) == 1
+    good, short, diverged, _ = table(tmp_path / "out")
+    assert (good["method"], good["status"], good["seeds"]) == ("fedavg lr=0.01 min_replies=1", "ok", "1")
+    assert (short["seeds"], diverged["seeds"], diverged["accuracy_mean"]) == ("0", "0", "")
+    assert short["status"].startswith("failed 1 of 1: seed 1: round 1: 10 of 10 clients replied, strategy.min_replies=11")
+    assert diverged["status"].startswith("failed 1 of 1: seed 1: diverged: ")
     assert "failed 1 of 1" in (tmp_path / "out" / "report.html").read_text()
     assert "failed 1 of 1" in capsys.readouterr().out
 
