@@ -140,6 +140,8 @@ def _alone(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunFailed("another process works on this run; is the same comparison running twice?") from None
+                    raise RunFailed(
+                        "another process works on this run; is the same comparison running twice?"
+                    ) from None
                 time.sleep(0.2)
         yield

@@ -99,15 +99,15 @@ def _searched(found: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, obje
             "experiment": search.setting,
             "method": search.method,
             "chosen": search.best[0] if search.best else None,
-            "trials": [{"values": values, "score": score if score == score else None} for values, score in search.trials],
+            "trials": [
+                {"values": values, "score": score if score == score else None} for values, score in search.trials
+            ],
         }
         for search in found.values()
     ]
 
 
-def _with_untuned(
-    groups: list[Group], runs: Sequence[Run], found: dict[tuple[str, str], tuning.Tuned]
-) -> list[Group]:
+def _with_untuned(groups: list[Group], runs: Sequence[Run], found: dict[tuple[str, str], tuning.Tuned]) -> list[Group]:
     """All groups in the order of the runs: what tuning chose, and as failed those that it could not tune."""
     by_key = {(group.setting, group.method): group for group in groups}
     for run in runs:

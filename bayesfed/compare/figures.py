@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,6 +33,7 @@ SCALE = {"bytes": 1e-6}  # of the numbers on an axis
 NAMES = {"accuracy": "accuracy (%)", "nll": "NLL (nats per example)", "ece": "ECE (%)", "rmse": "RMSE"}
 TITLES = {"accuracy": "Accuracy", "nll": "NLL", "rmse": "RMSE"}
 DPI = 160
+Styles = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
     return made
 
 
-def curves(groups: Sequence[Group], metric: str, cost: str, styles: dict[str, dict[str, str]]) -> Figure | None:
+def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> Figure | None:
     """``metric`` against a cost; None if no run has both."""
     figure, axis = _figure()
     drawn = 0
@@ -133,7 +135,7 @@ def band(group: Group, metric: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
     return found[:, :, 0].mean(0), found[:, :, 1]
 
 
-def dots(part: Sequence[Row], metric: str, styles: dict[str, dict[str, str]]) -> Figure | None:
+def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
     """Final ``metric`` of each method: every seed, mean and standard deviation."""
     shown = [row for row in part if metric in row.metrics and math.isfinite(row.metrics[metric].mean)]
     if not shown:
@@ -144,14 +146,16 @@ def dots(part: Sequence[Row], metric: str, styles: dict[str, dict[str, str]]) ->
         seeds = list(row.group.finals(metric).values())
         axis.plot(seeds, [place] * len(seeds), "o", color=style["color"], alpha=0.45, markersize=4)
         error = found.std if math.isfinite(found.std) else 0.0
-        axis.errorbar(found.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6)
+        axis.errorbar(
+            found.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
+        )
     axis.set_yticks(range(len(shown)), [row.group.method for row in shown])
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set_xlabel(NAMES[metric])
     return figure
 
 
-def bars(part: Sequence[Row], cost: str, target: float, styles: dict[str, dict[str, str]]) -> Figure | None:
+def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figure | None:
     """What it took each method to reach ``target``; None if no method did."""
     values = [row.to_target.get(cost, math.nan) * SCALE.get(cost, 1.0) for row in part]
     if not any(math.isfinite(value) for value in values):
@@ -207,9 +211,7 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
 # -- details --------------------------------------------------------------------------------------------------------------
 
 
-def _of_setting(
-    part: Sequence[Row], styles: dict[str, dict[str, str]], target: float | None
-) -> Iterator[tuple[str, str, Figure]]:
+def _of_setting(part: Sequence[Row], styles: Styles, target: float | None) -> Iterator[tuple[str, str, Figure]]:
     groups = [row.group for row in part]
     for metric in ("accuracy", "rmse", "nll"):
         for cost in AXES:
@@ -226,7 +228,7 @@ def _of_setting(
                 yield f"{cost}_to_target", f"Mean {TARGET[cost]} to {target:g} % accuracy", figure
 
 
-def _style(index: int) -> dict[str, str]:
+def _style(index: int) -> dict[str, Any]:
     """Colour, line and marker of the method number ``index``: no two of the first 32 are the same."""
     around = index // len(COLOURS)
     return {
@@ -236,7 +238,7 @@ def _style(index: int) -> dict[str, str]:
     }
 
 
-def _ink() -> dict[str, str]:
+def _ink() -> dict[Any, str]:
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     return {**dict.fromkeys(keys, INK), "grid.color": GRID}
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from bayesfed.app import plain
 from bayesfed.config import build, compose_config, parse, validate
-from bayesfed.errors import InputError, did_you_mean, integer, number
+from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 
 OPTIONS = ("out", "jobs", "baseline", "target", "budget", "tune", "tune_seed", "tune_for")
 REFUSED = {
@@ -58,12 +58,8 @@ class Options:
         number("target", self.target, above=0, at_most=100, optional=True)
         integer("tune", self.tune, at_least=0)
         integer("tune_seed", self.tune_seed, at_least=0)
-        for field, value, valid in (
-            ("budget", self.budget, ("epochs", "none")),
-            ("tune_for", self.tune_for, ("accuracy", "nll")),
-        ):
-            if value not in valid:
-                raise InputError(field, value, f"must be one of {', '.join(valid)}")
+        choice("budget", self.budget, ("epochs", "none"))
+        choice("tune_for", self.tune_for, ("accuracy", "nll"))
 
 
 @dataclass(frozen=True)
@@ -239,7 +235,9 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise InputError(key, str(override.input_line).partition("=")[2], "compare takes lists of values; search with tune=N")
+        raise InputError(
+            key, str(override.input_line).partition("=")[2], "compare takes lists of values; search with tune=N"
+        )
     return list(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
 
 

@@ -197,7 +197,11 @@ def cells(
             text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
             line.append(bold(text) if found.best and len(part) > 1 else text)
         rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
-        rest += [megabytes(row.costs["bytes"]), thousands(row.costs["gradients"]), _number(row.costs["seconds"], 3) or "–"]
+        rest += [
+            megabytes(row.costs["bytes"]),
+            thousands(row.costs["gradients"]),
+            _number(row.costs["seconds"], 3) or "–",
+        ]
         rest += [_cost(name, row.to_target[name]) for name in costs]
         failed = f" ({len(row.group.failed)} failed)" if row.group.failed else ""
         body.append([*line, *(escape(text) for text in [*rest, f"{len(row.group.traces)}{failed}"])])

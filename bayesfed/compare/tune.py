@@ -68,15 +68,14 @@ def search_space(run: Run) -> Space:
     space: Space = {}
     given = {override.key_or_group for override in parse(run.overrides)}
     for name in (run.cfg.strategy.name, run.cfg.client.name):
-        path = _file(name)
-        for key, text in (OmegaConf.to_container(OmegaConf.load(path)) if path else {}).items():  # type: ignore[union-attr]
-            if str(key) in given:
+        for key, text in _entries(name).items():
+            if key in given:
                 continue
             (override,) = parse([f"{key}={text}"])
             value = override.value()
             if not isinstance(value, IntervalSweep | ChoiceSweep):
                 raise InputError(f"tune/{name}.{key}", text, "must be interval(low, high) or choice(...)")
-            space[str(key)] = value
+            space[key] = value
     if not space:
         names = f"{run.cfg.strategy.name}.yaml or {run.cfg.client.name}.yaml"
         raise InputError("tune", run.method, f"has no search space: add conf/tune/{names}, or leave tune= out")
@@ -177,6 +176,12 @@ def _trial(run: Run, values: dict[str, str], seed: int) -> Run:
 
 def _lines(values: dict[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
+
+
+def _entries(name: str) -> dict[str, str]:
+    path = _file(name)
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _file(name: str) -> Path | None:

@@ -269,7 +269,12 @@ class Session:
     @timed("checkpoint")
     def _checkpoint(self) -> None:
         tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
-        state = {"accepted": self.strategy.accepted, "seconds": self.seconds, "bytes": self.bytes, "gradients": self.gradients}
+        state = {
+            "accepted": self.strategy.accepted,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "gradients": self.gradients,
+        }
         Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
         self.strategy.durable = dict(self.strategy.accepted)
 

@@ -20,7 +20,10 @@ SIDE_BY_SIDE = "engine.clients_per_batch=4"
         (["strategy=fedavg", "client=adam", "client.epochs=3"], lambda p: 3),
         (["strategy=fedavg", "client=sgd", "client.epochs=2", SIDE_BY_SIDE], lambda p: 2),
         (["strategy.family=diagonal", "client=ivon", "client.epochs=2", "client.mc_samples=4"], lambda p: 8),
-        (["strategy.family=diagonal", "client=ivon", "client.epochs=2", "client.mc_samples=4", SIDE_BY_SIDE], lambda p: 8),
+        (
+            ["strategy.family=diagonal", "client=ivon", "client.epochs=2", "client.mc_samples=4", SIDE_BY_SIDE],
+            lambda p: 8,
+        ),
         # a row of a Hessian is one more gradient
         (["client=von", "client.epochs=2", "client.mc_samples=3"], lambda p: 6 * (1 + p)),
         (["client=exact"], lambda p: 1 + p),

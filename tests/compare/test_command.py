@@ -16,7 +16,13 @@ import pytest
 
 from bayesfed.compare.command import compare
 
-QUICK = ["experiment=digits_het10", "model.hidden=[8]", "client.epochs=1", "eval.samples=2", "strategy=fedavg,bayes_admm"]
+QUICK = [
+    "experiment=digits_het10",
+    "model.hidden=[8]",
+    "client.epochs=1",
+    "eval.samples=2",
+    "strategy=fedavg,bayes_admm",
+]
 TWO = [*QUICK, "rounds=2", "seed=1,2", "jobs=2"]
 
 
@@ -39,7 +45,14 @@ def done(tmp_path_factory) -> Path:
 
 
 def test_what_is_written(done):
-    assert {path.name for path in done.iterdir()} >= {"table.csv", "table.md", "table.tex", "report.html", "figures", "runs"}
+    assert {path.name for path in done.iterdir()} >= {
+        "table.csv",
+        "table.md",
+        "table.tex",
+        "report.html",
+        "figures",
+        "runs",
+    }
     assert [(row["method"], row["seeds"]) for row in table(done)] == [("fedavg", "2"), ("bayes_admm", "2")]
     assert len(list(done.glob("runs/*/summary.json"))) == 4
     assert not list(done.glob("runs/*/figures"))  # unless asked for
@@ -79,7 +92,9 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, capsys):
     good, short, diverged, _ = table(tmp_path / "out")
     assert (good["method"], good["status"], good["seeds"]) == ("fedavg lr=0.01 min_replies=1", "ok", "1")
     assert (short["seeds"], diverged["seeds"], diverged["accuracy_mean"]) == ("0", "0", "")
-    assert short["status"].startswith("failed 1 of 1: seed 1: round 1: 10 of 10 clients replied, strategy.min_replies=11")
+    assert short["status"].startswith(
+        "failed 1 of 1: seed 1: round 1: 10 of 10 clients replied, strategy.min_replies=11"
+    )
     assert diverged["status"].startswith("failed 1 of 1: seed 1: diverged: ")
     assert "failed 1 of 1" in (tmp_path / "out" / "report.html").read_text()
     assert "failed 1 of 1" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_client_and_strategy_must_fit():
         ("jobs=1,2", "takes one value"),
         ("target=101", "target=101"),
         ("baseline=fedavgg", "did you mean 'fedavg'"),
-        ("budget=time", "must be one of epochs, none"),
+        ("budget=time", "valid: epochs, none"),
         ("resume=x", "start the same command again"),
         ("hydra.run.dir=x", "runs go under out="),
         ("client.lr=interval(0.1,1)", "search with tune=N"),

@@ -13,10 +13,10 @@ from scipy import stats
 from bayesfed.compare.results import Group
 from bayesfed.compare.table import paired_p, rows, to_csv, to_latex, to_markdown
 
-COLUMNS = (
-    "experiment,method,seeds,accuracy_mean,accuracy_std,nll_mean,nll_std,ece_mean,ece_std,bytes_total,gradient_evaluations,"
-    "seconds_mean"
-).split(",")
+COLUMNS = [
+    "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
+    "bytes_total", "gradient_evaluations", "seconds_mean",
+]  # fmt: skip
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -72,7 +72,11 @@ def test_failed_runs_are_in_the_table(groups):
     table = rows(groups, "fedavg")
     found = read(to_csv(table))
     assert found[1]["status"] == "failed 1 of 4: seed 4: no power"
-    assert (found[2]["seeds"], found[2]["accuracy_mean"], found[2]["status"]) == ("0", "", "failed 1 of 1: seed 1: worse")
+    assert (found[2]["seeds"], found[2]["accuracy_mean"], found[2]["status"]) == (
+        "0",
+        "",
+        "failed 1 of 1: seed 1: worse",
+    )
     assert "fedprox (one & only) failed 1 of 1: seed 1: worse" in to_markdown(table, "fedavg")
 
 
