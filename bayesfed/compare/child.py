@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from bayesfed.app import plain
+from bayesfed.app import Plain, plain
+from bayesfed.compare.grid import digest
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.launch import run_config
 
 PATIENCE = 20.0  # seconds an interrupted run has to write its summary
-_NOT_COMPARED = {"display", "figures", "profile", "logger", "resume", "hydra"}
 
 
 def work(
@@ -66,7 +64,7 @@ def work(
     answer.send(outcome)
 
 
-def finished(directory: Path, config: dict) -> bool:
+def finished(directory: Path, config: Plain) -> bool:
     """Whether ``directory`` holds a finished run with this (plain) configuration.
 
     Raises:
@@ -75,13 +73,11 @@ def finished(directory: Path, config: dict) -> bool:
     run = RunDirectory(directory)
     if not run.config_path.is_file():
         return False
-    stored, asked = plain(run.config()), plain(OmegaConf.create(config))
-    for key in sorted((stored.keys() | asked.keys()) - _NOT_COMPARED):
-        if stored.get(key) != asked.get(key):
-            fix = f"this run directory was made with another {key}; move it away or choose another folder"
-            raise InputError("out", directory, fix)
+    if digest(plain(run.config())) != digest(config):
+        fix = "was made with another configuration; move it away or choose another folder"
+        raise InputError("out", directory, fix)
     summary = run.summary()
-    return summary.get("status") == "finished" and summary.get("rounds") == asked["rounds"]
+    return summary.get("status") == "finished" and summary.get("rounds") == config["rounds"]
 
 
 def _run(overrides: Sequence[str], directory: Path) -> None:

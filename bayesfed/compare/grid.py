@@ -83,14 +83,19 @@ class Run:
     @property
     def digest(self) -> str:
         """Eight hex digits of everything that decides the result."""
-        config = {key: value for key, value in plain(self.cfg).items() if key not in _PRESENTATION}
-        return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return digest(plain(self.cfg))
 
     @property
     def name(self) -> str:
         """Of its directory: readable, and another one for another configuration."""
         words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{self.setting}-{self.method}")[:120]
         return f"{words}-seed{self.seed}-{self.digest}"
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Eight hex digits of everything in a (plain) configuration that decides the result."""
+    decisive = {key: value for key, value in config.items() if key not in _PRESENTATION}
+    return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 @dataclass
