@@ -2,7 +2,7 @@
 
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
 ``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
-and says where the time went.
+and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 
-VERBS = ("run", "profile")
+VERBS = ("run", "profile", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         verb = args.pop(0)
         try:
             choice("command", verb, VERBS)
+            if verb == "compare":
+                sys.exit(_compared(args))
             if verb == "profile":
                 args = _profiled(args)
         except InputError as error:
@@ -71,6 +73,20 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
 
         Console().print(table(load_profile(result.run_dir)))
     return 0
+
+
+def _compared(args: Sequence[str]) -> int:
+    """``bayesfed compare``: its outcome as an exit code."""
+    from bayesfed.compare.command import compare
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return compare(args)
+    except InputError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; start the same command again to go on", file=sys.stderr)
+        return 130
 
 
 def _profiled(args: Sequence[str]) -> list[str]:

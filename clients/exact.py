@@ -69,7 +69,8 @@ class ExactSolver(Solver):
     @staticmethod
     def _solution(problem: LocalProblem, posterior, loss: LocalLoss) -> LocalSolution:
         value = float(loss.loss(posterior.mean)) / problem.num_examples
-        return LocalSolution(posterior.to(problem.dtype), {"loss": value})
+        metrics = {"loss": value, "gradient-evaluations": loss.gradients_per_point}
+        return LocalSolution(posterior.to(problem.dtype), metrics)
 
 
 def as_matrix(precision: torch.Tensor, dim: int) -> torch.Tensor:

@@ -138,7 +138,8 @@ class LocalSolution:
 
     Attributes:
         posterior: ``q_k``.
-        metrics: numbers for the log (``loss`` = mean training loss over the round).
+        metrics: numbers for the log: ``loss`` = mean training loss over the round, ``gradient-evaluations`` = examples x
+            posterior samples, summed over steps (a solver that doesn't say leaves the run's count unknown).
         memory: tensors to be handed to this client's next round (empty unless asked for).
     """
 

@@ -108,7 +108,11 @@ class PointSolver(BatchingSolver):
         server = problem.server
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
-        return LocalSolution(posterior, {"loss": float(total) / max(step, 1)}, memory)
+        metrics = {
+            "loss": float(total) / max(step, 1),
+            "gradient-evaluations": self.epochs * problem.num_examples,
+        }
+        return LocalSolution(posterior, metrics, memory)
 
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
         from clients import batched_point

@@ -20,6 +20,9 @@ class LocalLoss:
     Args:
         problem: gives model, data and likelihood.
         memory_mb: bound on the intermediate results of the Hessian, which is computed in row blocks.
+
+    Attributes:
+        gradients_per_point: what gradient and Hessian at one point cost, in gradients of one example: ``N_k (1 + P)``.
     """
 
     def __init__(self, problem: LocalProblem, memory_mb: float = 256):
@@ -33,6 +36,8 @@ class LocalLoss:
 
         self.loss: Callable[[Tensor], Tensor] = loss
         self.gradient: Callable[[Tensor], Tensor] = grad(loss)
+        # a row of an example's Hessian is one more backward pass
+        self.gradients_per_point = size * (1 + problem.model.dim)
         per_row = 8 * (problem.model.dim + 4 * x.numel())
         rows = max(1, min(problem.model.dim, int(memory_mb * 1e6 / per_row)))
         self.hessian: Callable[[Tensor], Tensor] = (

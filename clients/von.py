@@ -90,4 +90,6 @@ class VONSolver(Solver):
 
         value = float(loss.loss(posterior.mean)) / problem.num_examples
         posterior = FullGaussian.from_mean_precision(posterior.mean, posterior.precision)
-        return LocalSolution(posterior.to(problem.dtype), {"loss": value})
+        points_used = self.epochs * max(self.mc_samples, 1)
+        metrics = {"loss": value, "gradient-evaluations": points_used * loss.gradients_per_point}
+        return LocalSolution(posterior.to(problem.dtype), metrics)

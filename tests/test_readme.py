@@ -55,6 +55,11 @@ def test_profile(folder, capsys):
     assert "forward/backward" in capsys.readouterr().out
 
 
+def test_compare(folder):
+    assert ends_well(command(block("bayesfed compare").strip()))
+    assert len((folder / "comparison" / "table.csv").read_text().splitlines()) == 3
+
+
 def test_own_strategy_and_solver(folder):
     for name, start in (
         ("my_strategy.py", "import torch\nfrom strategies"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ class Session:
         self.round = 0
         self.seconds = 0.0
         self.bytes = {"bytes/down": 0.0, "bytes/up": 0.0}
+        self.gradients = 0.0  # evaluated by accepted clients; nan if one of them did not count
 
     def _check(self) -> None:
         family, client = self.strategy.family, self.cfg.client.name
@@ -110,6 +112,7 @@ class Session:
         self.strategy.durable = dict(self.strategy.accepted)
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
+        self.gradients = checkpoint.state.get("gradients", math.nan)
         for name in ("rounds", "clients"):
             directory.truncate(name, self.round)
 
@@ -197,6 +200,8 @@ class Session:
         record.update(metrics if metrics is not None else {"reason": reason})
         self.directory.append("clients", record)
         self.profile.client_done(record)
+        if metrics is not None:
+            self.gradients += metrics.get("gradient-evaluations", math.nan)
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         """Evaluate, record, checkpoint, show."""
@@ -218,6 +223,7 @@ class Session:
             self.seconds += now - self._clock
             self._clock = now
         record["seconds/total"] = self.seconds
+        record["gradients/total"] = self.gradients
         for key in self.bytes:
             self.bytes[key] += metrics.get(key, 0)
         self.round = round
@@ -263,7 +269,12 @@ class Session:
     @timed("checkpoint")
     def _checkpoint(self) -> None:
         tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
-        state = {"accepted": self.strategy.accepted, "seconds": self.seconds, "bytes": self.bytes}
+        state = {
+            "accepted": self.strategy.accepted,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "gradients": self.gradients,
+        }
         Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
         self.strategy.durable = dict(self.strategy.accepted)
 

@@ -1,0 +1,143 @@
+"""One run of a comparison in a process of its own, which never outlives the comparison."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bayesfed.app import Plain, plain
+from bayesfed.compare.grid import digest
+from bayesfed.config import compose_config
+from bayesfed.errors import InputError, RunFailed
+from bayesfed.runs.directory import RunDirectory
+from bayesfed.runs.launch import run_config
+
+PATIENCE = 20.0  # seconds an interrupted run has to write its summary
+
+
+def work(
+    overrides: Sequence[str],
+    directory: Path,
+    log: Path,
+    lifeline: Connection,
+    answer: Connection,
+    environment: dict[str, str],
+) -> None:
+    """Run ``overrides`` in ``directory``, or go on with what is there, and send ``(status, reason)``.
+
+    The process ends when the other end of ``lifeline`` is gone: a comparison killed by force leaves no run behind.
+
+    Args:
+        overrides: of the run, without its directory.
+        directory: the run directory.
+        log: takes what the run prints.
+        lifeline: nothing is ever sent on it.
+        answer: where the outcome goes.
+        environment: environment variables of the command.
+    """
+    os.environ.update(environment)
+    _print_to(log)
+    _end_gently()
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    try:
+        with _alone(log.with_suffix(".lock")):
+            _run(overrides, directory)
+        outcome = ("finished", "")
+    except KeyboardInterrupt:
+        outcome = ("interrupted", "")
+    except (InputError, RunFailed) as error:
+        outcome = ("failed", str(error))
+    except Exception as error:  # whatever it is, the other runs go on
+        import traceback
+
+        traceback.print_exc()
+        outcome = ("failed", f"{type(error).__name__}: {error}")
+    answer.send(outcome)
+
+
+def finished(directory: Path, config: Plain) -> bool:
+    """Whether ``directory`` holds a finished run with this (plain) configuration.
+
+    Raises:
+        InputError: it holds a run with another configuration.
+    """
+    run = RunDirectory(directory)
+    if not run.config_path.is_file():
+        return False
+    if digest(plain(run.config())) != digest(config):
+        fix = "was made with another configuration; move it away or choose another folder"
+        raise InputError("out", directory, fix)
+    summary = run.summary()
+    return summary.get("status") == "finished" and summary.get("rounds") == config["rounds"]
+
+
+def _run(overrides: Sequence[str], directory: Path) -> None:
+    began = time.perf_counter()
+    quiet = [*overrides, "display=false"]
+    if any((directory / "checkpoint").glob("server-*.safetensors")):
+        cfg = compose_config(quiet)
+        cfg.resume = str(directory)
+        run_config(cfg, [], began)
+        return
+    if directory.exists():  # killed before its first checkpoint: nothing to go on with
+        shutil.rmtree(directory)
+    run_config(compose_config(quiet, str(directory)), quiet, began)
+
+
+def _print_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _end_gently() -> None:
+    def stop(signum: int, frame: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # once is enough: the summary is being written
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _watch(lifeline: Connection) -> None:
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(130)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process, such as a run whose comparison was just killed, works on the same directory.
+
+    Raises:
+        RunFailed: it still does.
+    """
+    with path.open("w") as file:
+        deadline = time.monotonic() + 2 * PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        "another process works on this run; is the same comparison running twice?"
+                    ) from None
+                time.sleep(0.2)
+        yield

@@ -1,0 +1,184 @@
+"""``bayesfed compare key=a,b ...``: from the command line to ``table.*``, ``figures/`` and ``report.html``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bayesfed.compare import grid as grids
+from bayesfed.compare import table as tables
+from bayesfed.compare import tune as tuning
+from bayesfed.compare.figures import make_figures
+from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.report import About, report
+from bayesfed.compare.results import Group, collect
+from bayesfed.compare.runner import Runner, default_jobs
+from bayesfed.errors import InputError
+from bayesfed.runs.directory import provenance, write_text
+
+TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
+MARK = "compare.json"  # says that a folder is a comparison's
+
+
+def compare(args: Sequence[str]) -> int:
+    """Run a comparison, or go on with one, and write its table, figures and report.
+
+    Args:
+        args: of the command line, see docs/compare.md.
+
+    Returns:
+        exit code: 0, or 1 if a run failed (the others are in the table all the same).
+
+    Raises:
+        InputError: bad input, before any run starts.
+        KeyboardInterrupt: interrupted; the same call goes on.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    options, overrides = grids.split_options(args)
+    pictured = any(override.key_or_group == "figures" for override in overrides)
+    runs = grids.grid(overrides, () if pictured else ("figures=false",))
+    notes = _budget(options, runs)
+    baseline = grids.baseline_of(options, runs)
+    spaces = tuning.check_tuning(options, runs) if options.tune else {}
+    folder = Path(options.out or time.strftime("runs/compare/%Y-%m-%d_%H-%M-%S"))
+    _check_folder(folder)
+    grids.check_fit(runs)
+
+    with _locked(folder):
+        write_text(folder / MARK, json.dumps({"command": list(args), **asdict(options)}, indent=2) + "\n")
+        jobs = options.jobs or default_jobs(runs)
+        found: dict[tuple[str, str], tuning.Tuned] = {}
+        if options.tune:
+            notes += tuning.missing_spaces(runs)
+            found = tuning.tune(options, runs, spaces, Runner(folder / "tuning", jobs))
+            write_text(folder / "tuning.json", json.dumps(_searched(found), indent=2) + "\n")
+        asked = tuning.apply(runs, found) if options.tune else runs
+        groups = collect(Runner(folder / "runs", jobs).run(asked))
+        groups = _with_untuned(groups, runs, found)
+        return _write(folder, groups, baseline, options, notes, found, args)
+
+
+def _budget(options: Options, runs: Sequence[Run]) -> list[str]:
+    if options.budget == "epochs":
+        return grids.check_budget(runs)
+    return ["Budgets were not held equal (budget=none): see gradients and MB."]
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise InputError("out", folder, "holds other files; name a new or empty folder, or that of a comparison")
+    if folder.exists() and not folder.is_dir():
+        raise InputError("out", folder, "is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("out", folder, "another comparison is at work there; name another folder") from None
+        yield
+
+
+def _searched(found: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, object]]:
+    return [
+        {
+            "experiment": search.setting,
+            "method": search.method,
+            "chosen": search.best[0] if search.best else None,
+            "trials": [
+                {"values": values, "score": score if score == score else None} for values, score in search.trials
+            ],
+        }
+        for search in found.values()
+    ]
+
+
+def _with_untuned(groups: list[Group], runs: Sequence[Run], found: dict[tuple[str, str], tuning.Tuned]) -> list[Group]:
+    """All groups in the order of the runs: what tuning chose, and as failed those that it could not tune."""
+    by_key = {(group.setting, group.method): group for group in groups}
+    for run in runs:
+        key = run.setting, run.method
+        group = by_key.setdefault(key, Group(*key))
+        if key in found:
+            best = found[key].best
+            if best is None:
+                group.failed[run.seed] = "no tuning trial finished"
+            else:
+                group.chosen = best[0]
+    settings = dict.fromkeys(run.setting for run in runs)
+    methods = dict.fromkeys(run.method for run in runs)
+    return [by_key[s, m] for s in settings for m in methods if (s, m) in by_key]
+
+
+def _write(
+    folder: Path,
+    groups: Sequence[Group],
+    baseline: str,
+    options: Options,
+    notes: list[str],
+    found: dict[tuple[str, str], tuning.Tuned],
+    args: Sequence[str],
+) -> int:
+    rows = tables.rows(groups, baseline, options.target)
+    write_text(folder / "table.csv", tables.to_csv(rows, options.target))
+    write_text(folder / "table.md", tables.to_markdown(rows, baseline))
+    write_text(folder / "table.tex", tables.to_latex(rows, baseline))
+    pictures = make_figures(rows, folder / "figures", options.target)
+    made = provenance()
+    about = About(
+        command=shlex.join(["bayesfed", "compare", *args]),
+        baseline=baseline,
+        notes=notes,
+        tuning=[
+            (s.setting, s.method, _values(s.best[0]), s.best[1]) if s.best else (s.setting, s.method, "failed", float("nan"))
+            for s in found.values()
+        ],
+        versions={**made["versions"], "commit": made["git_commit"]},
+    )  # fmt: skip
+    write_text(folder / "report.html", report(rows, pictures, about))
+
+    console = Console()
+    for setting, part in tables.by_setting(rows):
+        console.print(_shown(setting, part, baseline))
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    failed = [group for group in groups if group.failed]
+    for group in failed:
+        console.print(f"{group.method} ({group.setting}): {group.status}", markup=False, style="red")
+    console.print(f"report in {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _values(chosen: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in chosen.items()) or "the configuration's own values"
+
+
+def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
+    header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=_plain)
+    wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
+    shown = Table(title=_plain(setting), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i in wanted:
+        shown.add_column(header[i], justify="left" if i == 0 else "right", overflow="fold" if i == 0 else "ellipsis")
+    for line in body:
+        shown.add_row(*(line[i] for i in wanted))
+    return shown
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

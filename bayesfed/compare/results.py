@@ -1,0 +1,134 @@
+"""What the runs of a comparison left, as numbers: one group per setting and method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bayesfed.compare.runner import Outcome
+from bayesfed.runs.directory import RunDirectory
+
+METRICS = ("accuracy", "nll", "ece", "rmse")
+HIGHER_IS_BETTER = frozenset({"accuracy"})
+COSTS = {"rounds": "round", "bytes": "bytes", "gradients": "gradients", "seconds": "seconds"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One finished run, round by round.
+
+    Attributes:
+        seed: of the run.
+        rounds: (R,) rounds, from 0.
+        costs: by name (``round``, ``bytes``, ``gradients``, ``seconds``), (R,) totals up to each round.
+        metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages.
+        at_mean: final metrics at the posterior mean.
+    """
+
+    seed: int
+    rounds: np.ndarray
+    costs: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
+    at_mean: dict[str, float]
+
+    @classmethod
+    def read(cls, directory: RunDirectory, seed: int) -> Trace:
+        """From a run directory."""
+        records = directory.rounds()
+        kinds = {m: "bayes" if any(r.get(f"bayes/{m}") is not None for r in records) else "mean" for m in METRICS}
+        metrics = {m: _column(records, f"{kind}/{m}") for m, kind in kinds.items()}
+        sent = _column(records, "bytes/down", 0.0) + _column(records, "bytes/up", 0.0)
+        costs = {
+            "round": _column(records, "round"),
+            "bytes": np.cumsum(sent),
+            "gradients": _column(records, "gradients/total"),
+            "seconds": _column(records, "seconds/total"),
+        }
+        last = records[-1]
+        return cls(
+            seed,
+            costs["round"],
+            costs,
+            {m: values for m, values in metrics.items() if np.isfinite(values).any()},
+            {m: float(last[f"mean/{m}"]) for m in METRICS if last.get(f"mean/{m}") is not None},
+        )
+
+    def final(self, metric: str) -> float:
+        """The last value; nan if there is none."""
+        return float(self.metrics[metric][-1]) if metric in self.metrics else math.nan
+
+    def cost(self, name: str) -> float:
+        """The whole run's ``bytes``, ``gradients`` or ``seconds``."""
+        return float(self.costs[name][-1])
+
+    def to_target(self, accuracy: float) -> dict[str, float]:
+        """What it took to reach ``accuracy`` (percent) first, by cost; nan if it never did."""
+        values = self.metrics.get("accuracy", np.array([]))
+        reached = np.flatnonzero(values >= accuracy)
+        return {name: float(costs[reached[0]]) if len(reached) else math.nan for name, costs in self.costs.items()}
+
+
+@dataclass
+class Group:
+    """A method in a setting, over its seeds.
+
+    Attributes:
+        setting, method: as in :class:`bayesfed.compare.grid.Run`.
+        traces: of the finished runs, by seed, ascending.
+        failed: reason by seed.
+        chosen: values that tuning chose.
+    """
+
+    setting: str
+    method: str
+    traces: list[Trace] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def finals(self, metric: str) -> dict[int, float]:
+        """Final finite values by seed."""
+        return {t.seed: v for t in self.traces if math.isfinite(v := t.final(metric))}
+
+    @property
+    def status(self) -> str:
+        """``ok``, or which seeds failed and why."""
+        if not self.failed:
+            return "ok"
+        reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in sorted(self.failed.items()))
+        return f"failed {len(self.failed)} of {len(self.failed) + len(self.traces)}: {reasons}"
+
+
+def collect(outcomes: Sequence[Outcome]) -> list[Group]:
+    """Groups, setting after setting, methods in the order they were given."""
+    groups: dict[tuple[str, str], Group] = {}
+    for setting in dict.fromkeys(o.run.setting for o in outcomes):
+        for outcome in outcomes:
+            run = outcome.run
+            if run.setting != setting:
+                continue
+            group = groups.setdefault((setting, run.method), Group(setting, run.method))
+            directory = RunDirectory(outcome.directory)
+            if outcome.status != "finished":
+                group.failed[run.seed] = outcome.reason or outcome.status
+            elif lost := _not_finite(directory):
+                group.failed[run.seed] = f"diverged: {lost} is not finite after the last round"
+            else:
+                group.traces.append(Trace.read(directory, run.seed))
+    for group in groups.values():
+        group.traces.sort(key=lambda trace: trace.seed)
+    return list(groups.values())
+
+
+def _not_finite(directory: RunDirectory) -> str:
+    """A metric of the last round that is nan or infinite (null in JSON), or nothing."""
+    last = directory.rounds()[-1]
+    return next((k for k, v in last.items() if k.startswith(("mean/", "bayes/")) and v is None), "")
+
+
+def _column(records: Sequence[dict[str, Any]], key: str, missing: float = math.nan) -> np.ndarray:
+    values = (record.get(key) for record in records)
+    return np.array([missing if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,287 @@
+"""The table of a comparison: statistics over seeds, as CSV, Markdown and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from bayesfed.compare.results import COSTS, HIGHER_IS_BETTER, METRICS, Group
+
+HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
+DIGITS = {"accuracy": 2, "nll": 3, "ece": 2, "rmse": 4}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A metric of a method over its seeds.
+
+    Attributes:
+        mean: over seeds; nan without values.
+        std: sample standard deviation (divisor n - 1); nan for fewer than two values.
+        p: of the two-sided paired t-test against the baseline on the seeds both have; nan for the baseline itself, fewer than
+            two pairs, or equal differences.
+        best: whether no method of the setting has a better mean.
+    """
+
+    mean: float
+    std: float
+    p: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a setting.
+
+    Attributes:
+        group: where the numbers come from.
+        metrics: by name, those that any run of the comparison has.
+        at_mean: mean over seeds of the final metrics at the posterior mean.
+        costs: mean over seeds of ``bytes``, ``gradients`` and ``seconds`` of a run.
+        to_target: mean over seeds of what it took to reach the target; nan unless every finished run reached it.
+    """
+
+    group: Group
+    metrics: dict[str, Statistic]
+    at_mean: dict[str, float]
+    costs: dict[str, float]
+    to_target: dict[str, float]
+
+
+def rows(groups: Sequence[Group], baseline: str, target: float | None = None) -> list[Row]:
+    """The rows of the table, in the order of ``groups``.
+
+    Args:
+        groups: of all settings.
+        baseline: method of the paired tests.
+        target: accuracy in percent.
+    """
+    metrics = [m for m in METRICS if any(group.finals(m) for group in groups)]
+    made = []
+    for group in groups:
+        peers = [other for other in groups if other.setting == group.setting]
+        reference = next((other for other in peers if other.method == baseline), None)
+        values = {}
+        for metric in metrics:
+            own = group.finals(metric)
+            mean, std = _mean_std(list(own.values()))
+            p = math.nan
+            if reference is not None and reference is not group:
+                p = paired_p(own, reference.finals(metric))
+            values[metric] = Statistic(mean, std, p, _is_best(metric, mean, peers))
+        at_mean = {m: _mean_std([t.at_mean.get(m, math.nan) for t in group.traces])[0] for m in metrics}
+        costs = {name: _mean_std([t.cost(name) for t in group.traces])[0] for name in ("bytes", "gradients", "seconds")}
+        reached: dict[str, float] = {}
+        if target is not None:
+            traces = [trace.to_target(target) for trace in group.traces]
+            reached = {name: _mean_std([trace[key] for trace in traces])[0] for name, key in COSTS.items()}
+        made.append(Row(group, values, at_mean, costs, reached))
+    return made
+
+
+def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
+    """Two-sided p of the paired t-test over the seeds both have; nan for fewer than two, or equal differences."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return math.nan
+    mine, other = np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
+    if np.ptp(mine - other) == 0:
+        return math.nan
+    return float(stats.ttest_rel(mine, other).pvalue)
+
+
+def to_csv(table: Sequence[Row], target: float | None = None) -> str:
+    """``table.csv``; an empty cell is a number there is not. Byte-identical for equal results but for seconds."""
+    extra = [m for m in ("rmse",) if any(m in row.metrics for row in table)]
+    header = [
+        "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
+        "bytes_total", "gradient_evaluations", "seconds_mean", "accuracy_p", "nll_p", "ece_p",
+        *(f"{m}_{part}" for m in extra for part in ("mean", "std", "p")),
+        "accuracy_at_mean", "nll_at_mean", "ece_at_mean", "seed_list", "status",
+    ]  # fmt: skip
+    if target is not None:
+        header += [f"{name}_to_target" for name in COSTS]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header, lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        group = row.group
+        cells: dict[str, str | int] = {
+            "experiment": group.setting,
+            "method": group.method,
+            "seeds": len(group.traces),
+            "bytes_total": _whole(row.costs["bytes"]),
+            "gradient_evaluations": _whole(row.costs["gradients"]),
+            "seconds_mean": _number(row.costs["seconds"], 4),
+            "seed_list": " ".join(str(trace.seed) for trace in group.traces),
+            "status": group.status,
+        }
+        for metric in ("accuracy", "nll", "ece", *extra):
+            found = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
+            for part in ("mean", "std", "p"):
+                cells[f"{metric}_{part}"] = _number(getattr(found, part))
+            if metric not in extra:
+                cells[f"{metric}_at_mean"] = _number(row.at_mean.get(metric, math.nan))
+        cells |= {f"{name}_to_target": _number(value) for name, value in row.to_target.items()}
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def to_markdown(table: Sequence[Row], baseline: str) -> str:
+    """``table.md``: a table for each setting, best means in bold."""
+    text = ""
+    for setting, part in by_setting(table):
+        header, body = cells(part, baseline, bold=lambda s: f"**{s}**")
+        lines = [header, ["---", *("---:" for _ in header[1:])], *body]
+        text += f"### {setting}\n\n" + "".join(f"| {' | '.join(_bar(c) for c in line)} |\n" for line in lines) + "\n"
+    return text + caption(table, baseline) + "\n"
+
+
+def to_latex(table: Sequence[Row], baseline: str) -> str:
+    r"""``table.tex``: a table for each setting; needs ``\usepackage{booktabs}``."""
+    text = "% needs \\usepackage{booktabs}\n"
+    for setting, part in by_setting(table):
+        header, body = cells(
+            part, baseline, bold=lambda s: f"\\textbf{{{s}}}", plus_minus=" $\\pm$ ", escape=_tex
+        )  # fmt: skip
+        lines = "".join(f"    {' & '.join(line)} \\\\\n" for line in body)
+        text += (
+            "\\begin{table}\n  \\centering\n"
+            f"  \\caption{{{_tex(setting)}. {_tex(caption(part, baseline))}}}\n"
+            f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n    \\toprule\n"
+            f"    {' & '.join(_tex(name) for name in header)} \\\\\n    \\midrule\n{lines}"
+            "    \\bottomrule\n  \\end{tabular}\n\\end{table}\n"
+        )
+    return text
+
+
+def by_setting(table: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows of each setting."""
+    settings = dict.fromkeys(row.group.setting for row in table)
+    return [(setting, [row for row in table if row.group.setting == setting]) for setting in settings]
+
+
+def cells(
+    part: Sequence[Row],
+    baseline: str,
+    *,
+    bold: Callable[[str], str],
+    plus_minus: str = " ± ",
+    escape: Callable[[str], str] = str,
+) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a setting's table as text.
+
+    Args:
+        part: rows of one setting.
+        baseline: method of the tests.
+        bold: marks the best mean.
+        plus_minus: between mean and standard deviation.
+        escape: for all other text.
+    """
+    metrics = [m for m in METRICS if any(m in row.metrics for row in part)]
+    tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
+    costs = [name for name in COSTS if any(name in row.to_target for row in part)]
+    header = ["method", *(HEADERS[m] for m in metrics), *(f"p {HEADERS[m].split()[0]}" for m in tested)]
+    header += ["MB sent", "gradients", "seconds", *(f"{_unit(name)} to target" for name in costs), "seeds"]
+    body = []
+    for row in part:
+        line = [escape(row.group.method)]
+        for metric in metrics:
+            found = row.metrics[metric]
+            text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
+            line.append(bold(text) if found.best and len(part) > 1 else text)
+        rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
+        rest += [
+            megabytes(row.costs["bytes"]),
+            thousands(row.costs["gradients"]),
+            _number(row.costs["seconds"], 3) or "–",
+        ]
+        rest += [_cost(name, row.to_target[name]) for name in costs]
+        failed = f" ({len(row.group.failed)} failed)" if row.group.failed else ""
+        body.append([*line, *(escape(text) for text in [*rest, f"{len(row.group.traces)}{failed}"])])
+    return header, body
+
+
+def caption(table: Sequence[Row], baseline: str) -> str:
+    """What the numbers are."""
+    tested = f" p: two-sided paired t-test over seeds against {baseline}." if _tested(table) else ""
+    failed = [f"{row.group.method} ({row.group.setting}) {row.group.status}" for row in table if row.group.failed]
+    return (
+        "Mean ± standard deviation over seeds after the last round, best mean in bold; model-averaged where the method "
+        f"has a posterior.{tested} MB and gradients (examples × posterior samples) are totals of one run."
+        + (f" Failed: {'. '.join(failed)}." if failed else "")
+    )
+
+
+def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:
+    """``91.20 ± 0.31``."""
+    if not math.isfinite(found.mean):
+        return "–"
+    text = f"{found.mean:.{DIGITS[metric]}f}"
+    return text + (f"{plus_minus}{found.std:.{DIGITS[metric]}f}" if math.isfinite(found.std) else "")
+
+
+def short_p(p: float) -> str:
+    """``0.031``, ``<0.001``."""
+    if not math.isfinite(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as MB with three digits."""
+    return f"{size / 1e6:.3g}" if math.isfinite(size) and size < 1e9 else thousands(size / 1e6)
+
+
+def thousands(value: float) -> str:
+    """A whole number with separators."""
+    return f"{round(value):,}" if math.isfinite(value) else "–"
+
+
+def _tested(table: Sequence[Row]) -> bool:
+    return any(math.isfinite(found.p) for row in table for found in row.metrics.values())
+
+
+def _unit(name: str) -> str:
+    return "MB" if name == "bytes" else name
+
+
+def _cost(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "not reached"
+    return {"bytes": megabytes, "gradients": thousands}.get(name, lambda v: f"{v:.3g}")(value)
+
+
+def _mean_std(values: list[float]) -> tuple[float, float]:
+    mean = float(np.mean(values)) if values else math.nan
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _is_best(metric: str, mean: float, peers: Sequence[Group]) -> bool:
+    means = [_mean_std(list(peer.finals(metric).values()))[0] for peer in peers]
+    means = [value for value in means if math.isfinite(value)]
+    return bool(means) and mean == (max if metric in HIGHER_IS_BETTER else min)(means)
+
+
+def _number(value: float, digits: int = 8) -> str:
+    return f"{value:.{digits}g}" if math.isfinite(value) else ""
+
+
+def _whole(value: float) -> str:
+    return str(round(value)) if math.isfinite(value) else ""
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return "".join(special.get(c, c) for c in text)

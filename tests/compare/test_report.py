@@ -1,0 +1,102 @@
+"""Figures and the page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bayesfed.compare.figures import band, make_figures
+from bayesfed.compare.report import About, report
+from bayesfed.compare.results import Group
+from bayesfed.compare.table import rows
+
+ABOUT = About("bayesfed compare a=<b>", "fedavg", ["a & b"], [("s", "m", "client.lr=0.1", 80.0)], {"torch": "2"})
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    handle_startendtag = handle_starttag
+
+
+@pytest.fixture
+def page(groups, tmp_path) -> str:
+    other = [replace_setting(group) for group in groups]
+    table = rows([*groups, *other], "fedavg", 75.0)
+    return report(table, make_figures(table, tmp_path / "figures", 75.0), ABOUT)
+
+
+def replace_setting(group: Group) -> Group:
+    return replace(group, setting="another")
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    assert "http" not in page
+    tags = Tags(page).found
+    assert {tag for tag, _ in tags} & {"script", "link", "iframe", "img", "object"} == set()
+    for _, attributes in tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_identifiers_are_unique_and_references_resolve(page):
+    tags = Tags(page).found
+    names = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    used = {a["href"].removeprefix("#") for _, a in tags if (a.get("href") or "").startswith("#")}
+    used |= set(re.findall(r"url\(#([^)]*)\)", page))
+    assert used
+    assert used <= set(names)
+
+
+def test_names_are_escaped(page):
+    assert "bayes_admm/&lt;diagonal&gt;" in page
+    assert "<diagonal>" not in page
+    assert "a=&lt;b&gt;" in page
+
+
+def test_the_page_fits_phones_and_dark_screens(page):
+    assert "width=device-width" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "#1b1f24" not in page.split("</style>", 1)[1]  # no ink of its own in any figure
+
+
+def test_figures(groups, tmp_path):
+    figures = make_figures(rows(groups, "fedavg", 75.0), tmp_path, 75.0)
+    names = {figure.name for figure in figures}
+    assert {f"{m}_{c}" for m in ("accuracy", "nll") for c in ("rounds", "bytes", "gradients")} < names
+    assert {"ece", "rounds_to_target", "bytes_to_target", "gradients_to_target", "seconds_to_target"} < names
+    assert {path.stem for path in tmp_path.glob("*.png")} == names
+    again = make_figures(rows(groups, "fedavg"), tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {figure.name for figure in again}
+    assert {figure.name: figure.svg for figure in again}["ece"] == {f.name: f.svg for f in figures}["ece"]
+
+
+def test_heat_maps_need_several_settings(groups, tmp_path):
+    table = rows([*groups, *map(replace_setting, groups)], "fedavg")
+    assert {"heat_map_accuracy", "heat_map_nll"} <= {figure.name for figure in make_figures(table, tmp_path)}
+
+
+def test_a_band_holds_the_rounds_that_all_runs_evaluated(groups):
+    groups[0].traces[1].metrics["accuracy"][1] = np.nan
+    x, values = band(groups[0], "accuracy", "bytes")
+    assert x.tolist() == [2e6]
+    assert values.tolist() == [[80], [81], [84]]
+
+
+def test_failed_everywhere_still_makes_a_page(tmp_path):
+    table = rows([Group("s", "m", [], {1: "no power"})], "m")
+    assert "no power" in report(table, make_figures(table, tmp_path), ABOUT)
