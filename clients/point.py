@@ -78,6 +78,7 @@ class PointSolver(BatchingSolver):
         model = problem.model
         model.load(problem.start())
         model.module.train()
+        model.drop_grad()
         weights = torch.nn.Parameter(model.vector)
         weights.grad = model.grad
         with span("optimizer"):
@@ -91,9 +92,9 @@ class PointSolver(BatchingSolver):
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             with span("gradient"):
-                model.zero_grad()
                 loss = problem.loss(x, y, self.amp)
                 loss.backward()
+                model.gather_grad()
             with span("update"):
                 if slope is not None and offset is not None:
                     extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector

@@ -15,7 +15,7 @@ class FlatModel:
     Attributes:
         module: the wrapped module, moved to ``device`` and ``dtype``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
-        grad: (P,) the gradients after :meth:`zero_grad`: ``backward()`` then accumulates into it.
+        grad: (P,) the gradients after :meth:`gather_grad`.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
@@ -42,16 +42,23 @@ class FlatModel:
         """Set all parameters from a vector of shape (P,), casting to the model's dtype and device."""
         self.vector.copy_(vector)
 
-    def zero_grad(self) -> None:
-        """Set the gradients to zero and make the parameters' ``.grad`` views of :attr:`grad`."""
-        self.grad.zero_()
-        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-
     def drop_grad(self) -> None:
         """Leave the gradients to autograd, for optimizers that take them as it made them (one pass over memory less)."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def gather_grad(self) -> None:
+        """Copy what autograd made since :meth:`drop_grad` into :attr:`grad` (0 where it made nothing), and drop it.
+
+        One pass over the memory less than letting the backward pass add to views of a cleared vector.
+        """
+        grads = [parameter.grad for parameter in self.parameters]
+        if all(g is not None and g.layout == torch.strided for g in grads):
+            torch._foreach_copy_(self._gradients, grads)  # type: ignore[arg-type]
+        else:
+            for view, gradient in zip(self._gradients, grads, strict=True):
+                view.zero_() if gradient is None else view.copy_(gradient.to_dense())
+        self.drop_grad()
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
