@@ -111,8 +111,11 @@ class LocalProblem:
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:
         """Key torch's global generators, from which dropout draws, by (seed, client, round); put them back afterwards."""
+        seed = seeding.derive(self.seed, "dropout", self.client, self.round)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seeding.derive(self.seed, "dropout", self.client, self.round))
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.4 ms to look for other devices
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             yield
 
     def orders(self, epochs: int) -> Iterator[Tensor]:

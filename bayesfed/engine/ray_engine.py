@@ -13,6 +13,7 @@ from bayesfed.app import client_app
 from bayesfed.engine.batching import batch_of
 from bayesfed.engine.flower_version import node_context
 from bayesfed.engine.ray_grid import RayGrid
+from bayesfed.engine.ray_worker import keep_freed_memory
 from bayesfed.errors import InputError, integer, number
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class RayEngine:
     def run(self, session: Session) -> None:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
+        keep_freed_memory()
         build = partial(client_app, session.config, str(session.directory.sites.resolve()))
         session.workers = self._workers(session.num_clients)
         batch = batch_of(session, self.clients_per_batch, torch.device("cuda") if self.num_gpus else None)

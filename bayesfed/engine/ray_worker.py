@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +35,18 @@ def share_memory() -> None:
         return made
 
     ray.util.register_serializer(Array, serializer=parts, deserializer=array)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault per 4 KiB.
+
+    A quarter of the processor time of a round with a million parameters. Does nothing where there is no glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # from malloc.h
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 25)
+        libc.mallopt(trim_threshold, 1 << 29)
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Worker:
         torch.set_num_threads(1)
         set_identity()
         share_memory()
+        keep_freed_memory()
         self.app: Any = build()
         self.num_clients = num_clients
         self.contexts: dict[int, Context] = {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError
+from bayesfed.families.natural import all_finite
 
 
 def consecutive(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -159,7 +160,7 @@ def spread(field: str, value: object, groups: Sequence[FlatParameters]) -> list[
             if part.numel() != flat.vector.numel():
                 raise InputError(field, f"{part.numel()} values", fix)
             part = part.detach().reshape(-1).to(device=flat.vector.device)
-            if not part.is_meta and not bool(torch.isfinite(part).all()):
+            if not part.is_meta and not all_finite(part):
                 raise InputError(field, "not finite", fix)
             result.append(part)
             continue
