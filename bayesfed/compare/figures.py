@@ -257,6 +257,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     longest = max(len(label) for label in labels)
     columns = max(1, min(len(labels), 52 // (longest + 5)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(labels) / columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
 
 
@@ -266,7 +267,10 @@ def _wide(columns: Sequence[object], factor: float) -> bool:
 
 
 def _wrapped(setting: str) -> str:
-    return setting.replace(" ", "\n")
+    experiment, *swept = setting.split(" ")
+    return "\n".join(
+        [experiment, *(item.rpartition("=")[0].rpartition(".")[2] + "=" + item.rpartition("=")[2] for item in swept)]
+    )
 
 
 def _save(figure: Figure, folder: Path, name: str, setting: str, title: str) -> Picture:
