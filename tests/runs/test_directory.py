@@ -51,7 +51,7 @@ def test_files(digits):
 def test_rounds_have_exactly_these_keys(digits):
     lines = [json.loads(line) for line in (digits.run_dir / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2, 3, 4]
-    start = {"round", "seconds/total"} | CLASSIFICATION | PRECISION
+    start = {"round", "seconds/total", "gradients/total"} | CLASSIFICATION | PRECISION
     assert set(lines[0]) == start
     for line in lines[1:]:
         assert set(line) == start | ROUND | DUAL | {"hessian/moved"}
@@ -60,14 +60,14 @@ def test_rounds_have_exactly_these_keys(digits):
 
 def test_rounds_of_a_regression(run):
     lines = run("rounds=1").rounds
-    start = {"round", "seconds/total"} | REGRESSION | PRECISION
+    start = {"round", "seconds/total", "gradients/total"} | REGRESSION | PRECISION
     assert set(lines[0]) == start
     assert set(lines[1]) == start | ROUND | DUAL
 
 
 def test_rounds_of_a_point_estimate(fedavg):
-    assert set(fedavg.rounds[0]) == {"round", "seconds/total"} | CLASSIFICATION
-    assert set(fedavg.rounds[1]) == {"round", "seconds/total"} | CLASSIFICATION | ROUND
+    assert set(fedavg.rounds[0]) == {"round", "seconds/total", "gradients/total"} | CLASSIFICATION
+    assert set(fedavg.rounds[1]) == {"round", "seconds/total", "gradients/total"} | CLASSIFICATION | ROUND
     for line in fedavg.rounds:  # a point mass: averaging models changes nothing
         assert line["bayes/nll"] == line["mean/nll"]
 
