@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
+from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import each, span
 from bayesfed.schedule import Schedule
 from clients.batched import BatchingSolver
@@ -79,12 +80,10 @@ class PointSolver(BatchingSolver):
         model.load(problem.start())
         model.module.train()
         model.drop_grad()
-        weights = torch.nn.Parameter(model.vector)
-        weights.grad = model.grad
         with span("optimizer"):
-            optimizer = self._build(weights, self.lr * problem.lr_factor)
+            optimizer = self._build(model.parameters, self.lr * problem.lr_factor)
         if problem.memory:
-            optimizer.state[weights] = {name: value.clone() for name, value in problem.memory.items()}
+            _restore(optimizer, model, problem.memory)
         slope, offset = quadratic_terms(problem)
 
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
@@ -94,21 +93,22 @@ class PointSolver(BatchingSolver):
             with span("gradient"):
                 loss = problem.loss(x, y, self.amp)
                 loss.backward()
-                model.gather_grad()
             with span("update"):
+                gradients = model.gradients()
                 if slope is not None and offset is not None:
                     extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
-                    model.grad.add_(extra).add_(offset)
+                    torch._foreach_add_(gradients, model.split(extra.add_(offset)))
                 if self.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_([weights], self.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
                 optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
                 optimizer.step()
+                model.drop_grad()
             total += loss.detach()
 
         mean = model.vector.clone()
         server = problem.server
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
-        memory = dict(optimizer.state[weights]) if self.keep_momentum else {}
+        memory = _memory(optimizer, model) if self.keep_momentum else {}
         metrics = {
             "loss": float(total) / max(step, 1),
             "gradient-evaluations": self.epochs * problem.num_examples,
@@ -120,13 +120,31 @@ class PointSolver(BatchingSolver):
 
         return batched_point.solve(self, problems)
 
-    def _build(self, weights: torch.nn.Parameter, lr: float) -> torch.optim.Optimizer:
+    def _build(self, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
-            return torch.optim.SGD([weights], lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        fused = weights.device.type in ("cpu", "cuda")
+        fused = parameters[0].device.type in ("cpu", "cuda")
         betas = (self.beta1, self.beta2)
-        return kind([weights], lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+        return kind(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+
+
+def _memory(optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:
+    """The optimizer's state as vectors (P,), and its count of steps, shape ()."""
+    states = [optimizer.state[p] for p in model.parameters]
+    return {
+        name: value if name == "step" else torch.cat([state[name].reshape(-1) for state in states])
+        for name, value in states[0].items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, model: FlatModel, memory: dict[str, Tensor]) -> None:
+    """Inverse of :func:`_memory`."""
+    for name, value in memory.items():
+        count = len(model.parameters)
+        pieces = [value.clone() for _ in range(count)] if name == "step" else model.split(value.clone())
+        for parameter, piece in zip(model.parameters, pieces, strict=True):
+            optimizer.state[parameter][name] = piece
 
 
 def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:

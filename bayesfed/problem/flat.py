@@ -15,7 +15,6 @@ class FlatModel:
     Attributes:
         module: the wrapped module, moved to ``device`` and ``dtype``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
-        grad: (P,) the gradients after :meth:`gather_grad`.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
@@ -27,10 +26,8 @@ class FlatModel:
             raise ValueError("the model has no trainable parameters")
         self.sizes = [p.numel() for p in self.parameters]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        self.grad = torch.zeros_like(self.vector)
         for parameter, values in zip(self.parameters, self.vector.split(self.sizes), strict=True):
             parameter.data = values.view_as(parameter)
-        self._gradients = [g.view_as(p) for g, p in zip(self.grad.split(self.sizes), self.parameters, strict=True)]
 
     @property
     def dim(self) -> int:
@@ -47,23 +44,23 @@ class FlatModel:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def gather_grad(self) -> None:
-        """Copy what autograd made since :meth:`drop_grad` into :attr:`grad` (0 where it made nothing), and drop it.
+    def gradients(self) -> list[Tensor]:
+        """The gradients as autograd made them, one per parameter; zeros where the backward pass did not come."""
+        made = []
+        for parameter in self.parameters:
+            gradient = parameter.grad
+            if gradient is None or gradient.layout != torch.strided:
+                parameter.grad = gradient = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+            made.append(gradient)
+        return made
 
-        One pass over the memory less than letting the backward pass add to views of a cleared vector.
-        """
-        grads = [parameter.grad for parameter in self.parameters]
-        if all(g is not None and g.layout == torch.strided for g in grads):
-            torch._foreach_copy_(self._gradients, grads)  # type: ignore[arg-type]
-        else:
-            for view, gradient in zip(self._gradients, grads, strict=True):
-                view.zero_() if gradient is None else view.copy_(gradient.to_dense())
-        self.drop_grad()
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of ``vector`` (P,), shaped like the parameters."""
+        return [v.view(p.shape) for v, p in zip(vector.split(self.sizes), self.parameters, strict=True)]
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
-        pieces = vector.split(self.sizes)
-        return {n: v.view(p.shape) for n, v, p in zip(self.names, pieces, self.parameters, strict=True)}
+        return dict(zip(self.names, self.split(vector), strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.module(x)

@@ -146,7 +146,7 @@ class IVON(torch.optim.Optimizer):
             self._build(index, flat, {name: values[index] for name, values in shared.items()})
         self._built = True
         self._finish("hess")
-        device = self._groups[0].hess.device
+        device = self._groups[0].total.device
         if generator is None and device.type != "meta":
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
@@ -204,7 +204,7 @@ class IVON(torch.optim.Optimizer):
             site_linear=ready(values["site_linear"]),
             site_quadratic=ready(values["site_quadratic"]),
             damping=delta,
-            hess=torch.zeros_like(like).add_(initial),
+            total=torch.zeros_like(like).add_(initial).add_(delta),
             root=torch.empty_like(like),
             initial=initial,
         )
@@ -215,21 +215,21 @@ class IVON(torch.optim.Optimizer):
     def _finish(self, field: str) -> None:
         """Check the curvature; in the isotropic family, give all groups the same one-number h and damping."""
         first = self._groups[0]
-        if any(g.hess.device != first.hess.device for g in self._groups):
+        if any(g.total.device != first.total.device for g in self._groups):
             raise InputError("params", "several devices", "put all parameters on one device")
         if self.hess_structure == "scalar":
             for name in ("ess", "hess_init", "beta2"):
                 if len({group[name] for group in self.param_groups}) > 1:
                     raise InputError(name, "different between groups", "must be the same with hess_structure=scalar")
-            hess, damping = (
-                self._average([g.hess for g in self._groups]),
+            total, damping = (
+                self._average([g.total for g in self._groups]),
                 self._average([g.delta for g in self._groups]),
             )
-            root, initial = torch.empty_like(hess), hess.clone()
+            root, initial = torch.empty_like(total), total - damping
             for g in self._groups:
-                g.hess, g.root, g.initial, g.damping = hess, root, initial, damping
+                g.total, g.root, g.initial, g.damping = total, root, initial, damping
         for g in self._groups:
-            if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
+            if not g.total.is_meta and not bool(g.total.amin() > 0):
                 raise InputError(field, "not positive definite", "h + delta must be > 0 everywhere")
             g.refresh(self.min_precision)
 
@@ -293,7 +293,8 @@ class IVON(torch.optim.Optimizer):
             else:
                 self._noise.fill(noise)
                 g.pair = noise.clone() if train and self.antithetic else None
-            torch.addcmul(g.flat.vector, noise, g.root, value=group["ess"] ** -0.5, out=g.sample)
+            noise.mul_(g.root)
+            torch.add(g.flat.vector, noise, alpha=group["ess"] ** -0.5, out=g.sample)
             g.flat.show(g.sample_views)
 
     def _clear(self) -> None:
@@ -302,7 +303,7 @@ class IVON(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _collect(self) -> None:
-        """Add the sample's gradient g and z * g to the statistics of the step."""
+        """Add the sample's gradient g and ``z root g`` to the statistics of the step."""
         # A lone sample's gradients are used where autograd left them: one pass over the memory less.
         alone = self.hess_structure == "diagonal" and not self.sync and not self.compile
         found = False
@@ -366,7 +367,7 @@ class IVON(torch.optim.Optimizer):
                 g.noise.mul_(g.gradient)
         if not self.sync:
             return self._samples
-        count = torch.tensor(self._samples, device=self._groups[0].hess.device)
+        count = torch.tensor(self._samples, device=self._groups[0].total.device)
         torch.distributed.all_reduce(count)
         for g in self._groups:
             torch.distributed.all_reduce(g.gradient)
@@ -380,11 +381,12 @@ class IVON(torch.optim.Optimizer):
         count = sum(g.gradient.numel() for g in self._groups)
         plain = samples == 1 and not self.sync
         products = [torch.dot(g.noise, g.gradient) if plain else g.noise.sum() for g in self._groups]
-        hhat = torch.stack([p.to(g.root.dtype) for p in products]).sum().mul_(scale / count).div_(g.root)
-        excess = hhat - self._average([g.site_quadratic for g in self._groups]) - g.hess
-        g.hess.add_(c * excess + 0.5 * (c * excess * g.root) ** 2)
+        slope = g.damping - self._average([g.site_quadratic for g in self._groups])
+        ratio = torch.stack([p.to(g.root.dtype) for p in products]).sum().mul_(scale / count)
+        w = 1 - c + c * (ratio + slope / g.total)
+        g.total.mul_(0.5 + 0.5 * w * w)
         g.hold()
-        torch.rsqrt(g.denominator(torch.empty_like(g.root)), out=g.root)
+        torch.rsqrt(g.total, out=g.root)
 
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
@@ -404,7 +406,7 @@ class IVON(torch.optim.Optimizer):
     def precision(self) -> Tensor:
         """ess (h + delta), (P,)."""
         groups = zip(self.param_groups, self._groups, strict=True)
-        return self._join([(g.hess + g.damping) * group["ess"] for group, g in groups])
+        return self._join([g.total * group["ess"] for group, g in groups])
 
     @property
     def posterior(self) -> tuple[Tensor, Tensor]:
@@ -419,7 +421,7 @@ class IVON(torch.optim.Optimizer):
 
     def floored(self) -> Tensor:
         """How many entries of h are at the bound that ``min_precision`` sets, shape ()."""
-        held = [g.hess <= g.bound if g.bound is not None else torch.zeros_like(g.hess) for g in self._groups]
+        held = [g.total <= g.bound if self.min_precision else torch.zeros_like(g.total) for g in self._groups]
         return self._join([h.float() for h in held]).sum()
 
     @torch.no_grad()
@@ -443,18 +445,15 @@ class IVON(torch.optim.Optimizer):
                 g.flat.vector.copy_(value) if isinstance(value, Tensor) else g.flat.vector.fill_(value)
         if precision is not None:
             values = spread("precision", precision, flats)
-            if any(not torch.as_tensor(v).is_meta and bool((torch.as_tensor(v) <= 0).any()) for v in values):
+            if any(not torch.as_tensor(v).is_meta and not bool(torch.as_tensor(v).amin() > 0) for v in values):
                 raise InputError("precision", "not positive", "must be > 0 everywhere")
             for group, g, value in zip(self.param_groups, self._groups, values, strict=True):
                 if self.hess_structure == "scalar":
                     value = self._average(values)
-                start = value / group["ess"] - g.damping
-                g.hess.copy_(start) if isinstance(start, Tensor) else g.hess.fill_(start)
-                g.initial = g.hess.clone()
-            for g in self._groups:
-                if not g.hess.is_meta and not bool((g.hess + g.damping > 0).all()):
-                    raise InputError("precision", "lost to rounding", "too small next to the prior precision")
-                g.refresh(self.min_precision)
+                start = value / group["ess"]
+                g.total.copy_(start) if isinstance(start, Tensor) else g.total.fill_(start)
+                g.initial = g.hess
+                torch.rsqrt(g.total, out=g.root)
         self._samples = 0
         if reset:
             self._steps = 0
@@ -480,7 +479,7 @@ class IVON(torch.optim.Optimizer):
         """
         names = (
             "momentum",
-            "hess",
+            "total",
             "initial",
             "damping",
             "delta",
@@ -511,7 +510,7 @@ class IVON(torch.optim.Optimizer):
         for g, saved in zip(self._groups, own["groups"], strict=True):
             like = g.momentum
             g.momentum.copy_(saved["momentum"])
-            g.hess.copy_(saved["hess"])
+            g.total.copy_(saved["total"])
             for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic", "pair"):
                 value = saved[name]
                 setattr(g, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)

@@ -16,7 +16,7 @@ class Group:
 
     flat: FlatParameters
     sample: Tensor  # what the parameters are while a context is open, work space otherwise
-    noise: Tensor  # z of the last training sample; afterwards part of the Hessian statistics
+    noise: Tensor  # z root of a training sample; afterwards part of the Hessian statistics
     work: Tensor
     gradient: Tensor
     momentum: Tensor
@@ -25,11 +25,10 @@ class Group:
     site_linear: float | Tensor
     site_quadratic: float | Tensor
     damping: float | Tensor  # delta as the curvature sees it: delta, or its mean over all parameters if isotropic
-    hess: Tensor
-    root: Tensor  # 1 / sqrt(hess + damping)
-    initial: Tensor  # hess at the start; () if it was constant
-    floor: float = 0.0  # of h + damping: below the rounding error of the sum
-    bound: float | Tensor | None = None  # smallest hess, from min_precision
+    total: Tensor  # h + damping, > 0
+    root: Tensor  # 1 / sqrt(total)
+    initial: Tensor  # h at the start; () if it was constant
+    bound: float | Tensor = 0.0  # smallest total
     slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
     offset: float | Tensor = 0.0
     extra: Tensor | None = None  # gradient of the second and later samples of a step
@@ -45,24 +44,21 @@ class Group:
             self.released = None
 
     def refresh(self, min_precision: float) -> None:
-        """Recompute what follows from hess, delta, the prior mean and the sites."""
-        self.bound = self.damping * (min_precision - 1) if min_precision else None
+        """Recompute what follows from the total, delta, the prior mean and the sites."""
+        info = torch.finfo(self.total.dtype)
+        self.bound = self.damping * max(min_precision, info.eps)
         self.slope = self.delta - self.site_quadratic
         self.offset = self.delta * self.prior_mean - self.site_linear
-        least = self.damping.min() if isinstance(self.damping, Tensor) else torch.tensor(self.damping)
-        info = torch.finfo(self.hess.dtype)
-        known = not least.is_meta and (isinstance(self.damping, Tensor) or self.damping > 0)
-        self.floor = max(info.eps * float(least), info.tiny) if known else 0.0
-        torch.add(self.hess, self.damping, out=self.root).rsqrt_()
+        torch.rsqrt(self.total, out=self.root)
+
+    @property
+    def hess(self) -> Tensor:
+        """h: the curvature of the mean loss, less V."""
+        return self.total - self.damping
 
     def hold(self) -> None:
-        """Keep hess at its bound or above."""
+        """Keep the total at its bound or above."""
         if isinstance(self.bound, Tensor):
-            torch.maximum(self.hess, self.bound, out=self.hess)
-        elif self.bound is not None:
-            self.hess.clamp_(min=self.bound)
-
-    def denominator(self, out: Tensor) -> Tensor:
-        """hess + damping, kept above the rounding error of the sum."""
-        torch.add(self.hess, self.damping, out=out)
-        return out.clamp_(min=self.floor) if self.floor else out
+            torch.maximum(self.total, self.bound, out=self.total)
+        elif self.bound:
+            self.total.clamp_(min=self.bound)
