@@ -105,7 +105,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         """Inverse of :meth:`tensors`."""
         self.hsum = NaturalParameters(self.family, tensors["hsum.first"], tensors["hsum.second"])
 
-    def local_settings(self) -> dict[str, float | bool]:
+    def local_settings(self) -> dict[str, float | bool | str]:
         """What clients need of the local problem."""
         return {
             "rho": self.rho,
