@@ -67,7 +67,9 @@ class Method:
             wire.BadMessage: a value is missing, of the wrong type or out of range.
         """
         kinds = {"str": str, "int": int, "float": float, "bool": bool}
-        optional = {n for n in cls.__annotations__ if hasattr(cls, n) and isinstance(record, ConfigRecord) and n not in record}
+        optional = {
+            n for n in cls.__annotations__ if hasattr(cls, n) and isinstance(record, ConfigRecord) and n not in record
+        }
         values: dict[str, Any] = {
             n: getattr(cls, n) if n in optional else wire.value(record, n, kinds[str(kind)])
             for n, kind in cls.__annotations__.items()

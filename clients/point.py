@@ -157,10 +157,14 @@ class Progress:
 
 
 def _unit_pull(problem: LocalProblem, weights: Tensor) -> Tensor:
-    """Gradient of ``proximal/2 ||w - w_g||`` (zero at ``w_g``), in mean-loss units."""
-    gap = weights - problem.server.mean
+    """Gradient of ``c/2 ||w - w_g||`` (zero at ``w_g``), in mean-loss units; c is the weight of the proximal term."""
+    server = problem.server
+    weight = problem.proximal / problem.loss_scale
+    if not isinstance(server, PointMass):
+        weight = problem.rho * float(server.precision) / problem.data_weight
+    gap = weights - server.mean
     norm = torch.linalg.vector_norm(gap)
-    return gap * (0.5 * problem.proximal / problem.loss_scale / norm.clamp_min(torch.finfo(gap.dtype).tiny))
+    return gap * (0.5 * weight / norm.clamp_min(torch.finfo(gap.dtype).tiny))
 
 
 def _memory(optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:
@@ -196,8 +200,9 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
         if problem.site is not None:
             offset += problem.site.first.to(offset) / problem.loss_scale
         return slope, offset if problem.linear is None else offset + problem.linear
-    slope = problem.rho * server.precision
-    offset = -problem.rho * server.multiply(server.precision, server.mean)
+    anchor = 0.0 if problem.unsquared else problem.rho
+    slope = anchor * server.precision
+    offset = -anchor * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]

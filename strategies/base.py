@@ -65,7 +65,9 @@ class Reply(Generic[Posterior]):
         """
         value = self.metrics.get(name)
         if value is None or not 0 < value < float("inf"):
-            raise wire.BadMessage(f"metric '{name}' is {value}, expected a positive number; not every client reports it")
+            raise wire.BadMessage(
+                f"metric '{name}' is {value}, expected a positive number; not every client reports it"
+            )
         return value
 
 
@@ -156,6 +158,25 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
+
+    @property
+    def num_examples(self) -> int:
+        """N of all clients, as they said when they connected.
+
+        Raises:
+            RunFailed: some never connected; the objective would change with them.
+        """
+        if len(self.sizes) < self.num_clients:
+            missing = self.num_clients - len(self.sizes)
+            raise RunFailed(
+                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
+            )
+        return sum(self.sizes.values())
+
+    @property
+    def size_scale(self) -> float:
+        """``K/N``: with this weight the clients' summed losses average to the pooled mean loss."""
+        return self.num_clients / self.num_examples
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
