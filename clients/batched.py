@@ -49,6 +49,9 @@ def can_batch(problems: Sequence[LocalProblem]) -> bool:
         and p.data.scaling is first.data.scaling
         and type(p.server) is type(first.server)
         and (p.site is None) == (first.site is None)
+        and p.keep_gradient == first.keep_gradient
+        and p.observer is None
+        and not p.unsquared
         for p in problems
     )
     return alike and isinstance(first.server, PointMass | ElementwiseGaussian) and separable(first)

@@ -12,7 +12,7 @@ from bayesfed.families import PointMass
 from bayesfed.schedule import Schedule
 from clients.batched import Gradients, SideBySide
 from clients.local import LocalProblem, LocalSolution
-from clients.point import quadratic_terms
+from clients.point import Progress, quadratic_terms
 
 if TYPE_CHECKING:
     from clients.point import PointSolver
@@ -87,12 +87,15 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
     slope, offset = _stack(clients)
     schedules = [Schedule(solver.local_schedule, steps) for steps in clients.steps]
     totals = torch.zeros_like(weights[:, 0])
+    seen = torch.zeros_like(weights) if problems[0].keep_gradient else None
 
     for active, steps in clients.segments():
         here = weights[:active]
         gradients = Gradients(clients, here, solver.amp)
         for step in steps:
             totals[:active] += gradients(*clients.batch(step, active))
+            if seen is not None:
+                seen[:active] += gradients.matrix
             if slope is not None and offset is not None:
                 gradients.matrix.addcmul_(slope[:active], here).add_(offset[:active])
             if solver.clip_norm is not None:
@@ -106,8 +109,15 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
         mean, server = weights[row].clone(), problem.server
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = state.memory(row, count) if solver.keep_momentum else {}
-        metrics = {"loss": loss / max(count, 1), "gradient-evaluations": solver.epochs * problem.num_examples}
-        solutions.append(LocalSolution(posterior, metrics, memory))
+        progress = Progress(solver)
+        for step in range(count):
+            progress.step(schedules[row](step))
+        metrics = {
+            "loss": loss / max(count, 1),
+            "gradient-evaluations": solver.epochs * problem.num_examples,
+            "local-progress": progress.total,
+        }
+        solutions.append(LocalSolution(posterior, metrics, memory, None if seen is None else seen[row] / max(count, 1)))
     return solutions
 
 

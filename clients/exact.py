@@ -32,6 +32,8 @@ class ExactSolver(Solver):
             )
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        if problem.asks_for_gradients:
+            raise ValueError("this strategy needs a client that takes gradient steps; use client=sgd or client=adam")
         with span("data"):
             loss = LocalLoss(problem)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)
@@ -47,8 +49,12 @@ class ExactSolver(Solver):
 
         if isinstance(server, PointMass):
             size = problem.num_examples
-            left = curvature / size + problem.proximal * torch.eye(len(pull), dtype=pull.dtype)
-            mean = torch.linalg.lstsq(left, (pull / size + problem.proximal * server.mean)[:, None], driver="gelsd")
+            scale = problem.loss_scale
+            right = pull / size + problem.proximal / scale * server.mean
+            if problem.site is not None:
+                right = right - problem.site.first / scale
+            left = curvature / size + problem.proximal / scale * torch.eye(len(pull), dtype=pull.dtype)
+            mean = torch.linalg.lstsq(left, right[:, None], driver="gelsd")
             return self._solution(problem, PointMass(mean.solution[:, 0]), loss)
 
         site = problem.site if problem.site is not None else server.zero(server.mean)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
+from bayesfed.families.natural import all_finite
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span
+from clients import duals
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
-from clients.sites import DiskSites, SiteStore
+from clients.sites import DiskSites, Record, SiteStore
 
 log = getLogger("bayesfed")
+STATE = "state."  # before the names of what `Trainer.settle` keeps, in a client's record
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Method:
         durable: the same, as of the server's last checkpoint.
         rho, damping, temperature, proximal, learn_precision: of the local problem and the dual step.
         lr_factor: learning-rate schedule at this round.
+        dual: what the dual moves along, see :func:`clients.duals.difference`.
+        size_scale: weight of the *summed* loss of point estimates; 0: the mean loss has weight 1.
+        unsquared: see :class:`clients.local.LocalProblem`.
     """
 
     name: str
@@ -49,6 +55,9 @@ class Method:
     proximal: float
     learn_precision: bool
     lr_factor: float
+    dual: str = "natural"
+    size_scale: float = 0.0
+    unsquared: bool = False
 
     @classmethod
     def parse(cls, record: object) -> Method:
@@ -58,7 +67,13 @@ class Method:
             wire.BadMessage: a value is missing, of the wrong type or out of range.
         """
         kinds = {"str": str, "int": int, "float": float, "bool": bool}
-        values: dict[str, Any] = {n: wire.value(record, n, kinds[str(kind)]) for n, kind in cls.__annotations__.items()}
+        optional = {
+            n for n in cls.__annotations__ if hasattr(cls, n) and isinstance(record, ConfigRecord) and n not in record
+        }
+        values: dict[str, Any] = {
+            n: getattr(cls, n) if n in optional else wire.value(record, n, kinds[str(kind)])
+            for n, kind in cls.__annotations__.items()
+        }
         method = cls(**values)
         ranges = {
             "round": method.round >= 1,
@@ -69,6 +84,8 @@ class Method:
             "temperature": math.isfinite(method.temperature) and method.temperature > 0,
             "proximal": math.isfinite(method.proximal) and method.proximal >= 0,
             "lr_factor": math.isfinite(method.lr_factor) and method.lr_factor >= 0,
+            "dual": method.dual in duals.KINDS,
+            "size_scale": math.isfinite(method.size_scale) and method.size_scale >= 0,
         }
         for name, good in ranges.items():
             if not good:
@@ -87,6 +104,9 @@ class Task:
         site: ``eta_k`` in float64, on the CPU; None if there are no duals.
         stateful: whether the client keeps a record of this round.
         local: the problem to solve.
+        settings: all plain values of the message, for handlers that read more of them.
+        extra: the further vectors of the message, in the model's dtype, on the CPU.
+        state: what :meth:`Trainer.settle` kept in the client's last accepted round.
     """
 
     message: Message
@@ -95,6 +115,9 @@ class Task:
     site: NaturalParameters | None
     stateful: bool
     local: LocalProblem
+    settings: Mapping[str, Any]
+    extra: Record
+    state: Record
 
 
 class Trainer:
@@ -105,6 +128,11 @@ class Trainer:
         eta_k <- eta_k + gamma rho (lambda_k - lambda_g)
 
     in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to rounding (spec 1.3).
+    For point estimates the step is ``gamma proximal (w_k - w_g)``.
+
+    A method that needs more of its clients subclasses this (``handler:`` in ``conf/strategy/NAME.yaml``): vectors that travel besides
+    posteriors are named in ``received`` and ``returned``, :meth:`pose` changes the local problem, :meth:`answer` what is
+    uploaded, and :meth:`settle` what is kept, as durable as the site.
 
     Args:
         name: the strategy this client takes messages from.
@@ -117,6 +145,10 @@ class Trainer:
         device: where the model is trained.
         wire_format: how posteriors travel, see :class:`bayesfed.wire.Codec`.
     """
+
+    received: ClassVar[tuple[str, ...]] = ()  # names of further vectors (P,) in messages
+    returned: ClassVar[tuple[str, ...]] = ()  # and in replies
+    remembers: ClassVar[bool] = False  # whether `settle` keeps something
 
     def __init__(
         self,
@@ -142,6 +174,26 @@ class Trainer:
         if issubclass(self.family, Gaussian):
             shapes["precision"] = tuple(self.family.precision_shape(self.model.dim))
         self.codec = wire.Codec(wire_format, shapes, dtype)
+        vector = (self.model.dim,)
+        self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, vector), dtype)
+        self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.returned, vector), dtype)
+        self._extra: tuple[object, Record] = (None, {})
+
+    # -- what a method may change ---------------------------------------------------------------------------------------
+
+    def pose(self, task: Task) -> LocalProblem:
+        """The problem to solve, from ``task.local`` and what the message and the client's state say."""
+        return task.local
+
+    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
+        """What to upload: a posterior, and the vectors named in ``returned``."""
+        return solution.posterior, {}
+
+    def settle(self, task: Task, solution: LocalSolution, sent: Posterior, extra: Record) -> Record:
+        """What to keep for the next round; ``sent`` and ``extra`` are :meth:`answer` as the server decodes it."""
+        return {}
+
+    # -- messages -------------------------------------------------------------------------------------------------------
 
     def query(self, message: Message, context: Context) -> Message:
         """Who this node is: its partition id and number of examples."""
@@ -188,13 +240,15 @@ class Trainer:
             self._server = self.family.from_arrays(self.codec.decode(sent))
             self._sent = sent
         server = self._server
+        settings = message.content["method"]
 
-        keeps_site = method.damping > 0 and isinstance(server, Gaussian)
-        stateful = keeps_site or bool(getattr(self.solver, "keep_momentum", False))
+        keeps_site = method.damping > 0 and (isinstance(server, Gaussian) or method.proximal > 0)
+        stateful = keeps_site or self.remembers or bool(getattr(self.solver, "keep_momentum", False))
         record = self.sites.open(client, method.round, method.accepted, method.durable) if stateful else None
         memory = dict(record) if record else {}
+        state = {n.removeprefix(STATE): memory.pop(n) for n in list(memory) if n.startswith(STATE)}
         site: NaturalParameters | None = None
-        if keeps_site and isinstance(server, Gaussian):
+        if keeps_site:
             site = server.zero(server.mean.to(torch.float64))
             if record:
                 site = NaturalParameters(site.family, memory.pop("site.first"), memory.pop("site.second"))
@@ -216,8 +270,21 @@ class Trainer:
             seed=self.seed,
             lr_factor=method.lr_factor,
             memory={name: value.to(device) for name, value in memory.items()},
+            loss_scale=method.size_scale * len(self.problem.clients[client]) or 1.0,
+            unsquared=method.unsquared,
         )
-        return Task(message, method, server, site, stateful, local)
+        extra = self._extra_of(message)
+        task = Task(message, method, server, site, stateful, local, dict(settings), extra, state)
+        return replace(task, local=self.pose(task))
+
+    def _extra_of(self, message: Message) -> Record:
+        """The further vectors of a message; decoded once for all clients of a round that share them."""
+        if not self.received:
+            return {}
+        record = message.content.get("extra")
+        if record is None or record is not self._extra[0]:
+            self._extra = record, self._extra_in.decode(record)
+        return self._extra[1]
 
     def _solve(self, task: Task) -> LocalSolution:
         with task.local.keyed_dropout(), span("solve"):
@@ -237,24 +304,35 @@ class Trainer:
     def _reply(self, task: Task, solution: LocalSolution, started: float) -> Message:
         """Keep the site and the solver's memory, and send the posterior back."""
         method, server, site = task.method, task.server, task.site
-        solved = solution.posterior.to(dtype=self.dtype, device="cpu")
+        chosen, further = self.answer(task, solution)
+        solved = chosen.to(dtype=self.dtype, device="cpu")
         arrays, values = self.codec.encode(solved.arrays(), server.arrays())
         posterior = type(solved)(**values)  # as the server will see it; what is wrong with it is for the server to say
         metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
-        if site is not None and isinstance(server, Gaussian) and isinstance(posterior, Gaussian):
+        content: dict[str, ArrayRecord | MetricRecord] = {"posterior": arrays}
+        extra: Record = {}
+        if self.returned:
+            vectors = {name: value.to(dtype=self.dtype, device="cpu") for name, value in further.items()}
+            content["extra"], extra = self._extra_out.encode(vectors)
+        if site is not None:
             with span("dual"):
-                increment = posterior.to(torch.float64).natural - server.to(torch.float64).natural
-                site = site.clone().add_(increment, method.damping * method.rho)
+                step = method.damping * (method.rho if isinstance(server, Gaussian) else method.proximal)
+                site = site.clone().add_(duals.difference(method.dual, posterior, server), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}
             metrics["dual-norm"] = float(site.norm())
+        if self.remembers:
+            state = self.settle(task, solution, posterior, extra)
+            if not all(all_finite(value) for value in state.values()):
+                raise ValueError("the client's state is not finite; use a smaller learning rate")
+            kept |= {f"{STATE}{name}": value for name, value in state.items()}
         if task.stateful:
             self.sites.save(task.local.client, method.round, kept)
         metrics["seconds"] = time.perf_counter() - started
-        content = RecordDict({"posterior": arrays, "metrics": MetricRecord(dict(metrics))})
-        return Message(content, reply_to=task.message)
+        content["metrics"] = MetricRecord(dict(metrics))
+        return Message(RecordDict(content), reply_to=task.message)
 
     def _partition(self, context: Context) -> int:
         client = context.node_config.get("partition-id")

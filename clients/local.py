@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -27,7 +27,7 @@ class LocalProblem:
     """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; spec 1.3).
 
     ``l_k`` is the summed negative log-likelihood of the client's ``N_k`` examples. For point estimates (``server`` a point mass)
-    the problem is ``min_w l_k(w)/N_k + proximal/2 ||w - w_g||^2``.
+    the problem is ``min_w loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, of which solvers work on ``1/loss_scale``.
 
     Attributes:
         model: parameters are overwritten by the solver.
@@ -38,13 +38,19 @@ class LocalProblem:
         site: ``eta_k`` in float64, zero at first; None for methods without duals.
         rho: weight of the KL term.
         temperature: ``tau``, tempers the data term.
-        proximal: weight of the proximal term of point estimates, per mean loss.
+        proximal: weight of the proximal term of point estimates.
         learn_precision: False keeps the server's precision and uses the delta method ``E_q[f] = f(m)``.
         round: communication round, from 1.
         client: partition id, a key of the client's random streams.
         seed: the run's seed.
         lr_factor: the schedule's factor on the learning rate in this round.
         memory: tensors this solver returned in the client's previous accepted round.
+        loss_scale: weight of the mean loss of point estimates; 1, or ``N_k`` over the mean of all clients' for methods whose sum
+            over clients is the pooled loss.
+        linear: (P,) added to every gradient of the mean loss (control variates); None for none.
+        keep_gradient: the solver has to return the mean of the loss gradients it saw.
+        observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
+        unsquared: the pull towards ``w_g`` is that of ``proximal/2 ||w - w_g||``, a variant in published code; never by default.
     """
 
     model: FlatModel
@@ -62,6 +68,16 @@ class LocalProblem:
     seed: int
     lr_factor: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
+    loss_scale: float = 1.0
+    linear: Tensor | None = None
+    keep_gradient: bool = False
+    observer: Callable[[int, Tensor], None] | None = None
+    unsquared: bool = False
+
+    @property
+    def asks_for_gradients(self) -> bool:
+        """Whether only a solver that takes gradient steps can serve this problem."""
+        return self.linear is not None or self.keep_gradient or self.observer is not None or self.unsquared
 
     @property
     def num_examples(self) -> int:
@@ -144,11 +160,13 @@ class LocalSolution:
         metrics: numbers for the log: ``loss`` = mean training loss over the round, ``gradient-evaluations`` = examples x
             posterior samples, summed over steps (a solver that doesn't say leaves the run's count unknown).
         memory: tensors to be handed to this client's next round (empty unless asked for).
+        gradient: (P,) mean of the loss gradients along the local path, if ``keep_gradient`` asked for it.
     """
 
     posterior: Posterior
     metrics: dict[str, float]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    gradient: Tensor | None = None
 
 
 class Solver(ABC):

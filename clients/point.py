@@ -21,7 +21,7 @@ class PointSolver(BatchingSolver):
     """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
 
     This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's (federated ADMM,
-    spec 1.4). For point-estimate strategies it is ``l_k(w)/N_k + proximal/2 ||w - w_g||^2``.
+    spec 1.4). For point-estimate strategies it is ``loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, divided by ``loss_scale``.
 
     Uploads the mean, and the server's precision unchanged.
 
@@ -88,6 +88,8 @@ class PointSolver(BatchingSolver):
 
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
+        seen = torch.zeros_like(model.vector) if problem.keep_gradient else None
+        progress = Progress(self)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             with span("gradient"):
@@ -95,6 +97,10 @@ class PointSolver(BatchingSolver):
                 loss.backward()
             with span("update"):
                 gradients = model.gradients()
+                if seen is not None:
+                    torch._foreach_add_(model.split(seen), gradients)
+                if problem.unsquared:
+                    torch._foreach_add_(gradients, model.split(_unit_pull(problem, model.vector)))
                 if slope is not None and offset is not None:
                     extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
                     torch._foreach_add_(gradients, model.split(extra.add_(offset)))
@@ -103,6 +109,9 @@ class PointSolver(BatchingSolver):
                 optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
                 optimizer.step()
                 model.drop_grad()
+                progress.step(rates(step - 1))
+            if problem.observer is not None:
+                problem.observer(step, model.vector)
             total += loss.detach()
 
         mean = model.vector.clone()
@@ -112,8 +121,9 @@ class PointSolver(BatchingSolver):
         metrics = {
             "loss": float(total) / max(step, 1),
             "gradient-evaluations": self.epochs * problem.num_examples,
+            "local-progress": progress.total,
         }
-        return LocalSolution(posterior, metrics, memory)
+        return LocalSolution(posterior, metrics, memory, None if seen is None else seen / max(step, 1))
 
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
         from clients import batched_point
@@ -127,6 +137,34 @@ class PointSolver(BatchingSolver):
         fused = parameters[0].device.type in ("cpu", "cuda")
         betas = (self.beta1, self.beta2)
         return kind(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+
+
+class Progress:
+    """How often a gradient of the local path counts in the change of the weights, summed over gradients: FedNova's ``||a_k||_1``.
+
+    In units of the round's learning rate. The number of steps for SGD and Adam with a constant rate; heavy-ball momentum beta makes a
+    gradient count ``1 + beta + beta^2 + ...`` times as far as the path goes.
+    """
+
+    def __init__(self, solver: PointSolver):
+        self._momentum = solver.momentum if solver.optimizer == "sgd" else 0.0
+        self._weight = self.total = 0.0
+
+    def step(self, rate: float) -> None:
+        """One more step, at ``rate`` times the round's learning rate."""
+        self._weight = self._momentum * self._weight + 1.0
+        self.total += rate * self._weight
+
+
+def _unit_pull(problem: LocalProblem, weights: Tensor) -> Tensor:
+    """Gradient of ``c/2 ||w - w_g||`` (zero at ``w_g``), in mean-loss units; c is the weight of the proximal term."""
+    server = problem.server
+    weight = problem.proximal / problem.loss_scale
+    if not isinstance(server, PointMass):
+        weight = problem.rho * float(server.precision) / problem.data_weight
+    gap = weights - server.mean
+    norm = torch.linalg.vector_norm(gap)
+    return gap * (0.5 * weight / norm.clamp_min(torch.finfo(gap.dtype).tiny))
 
 
 def _memory(optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:
@@ -148,18 +186,23 @@ def _restore(optimizer: torch.optim.Optimizer, model: FlatModel, memory: dict[st
 
 
 def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient of site and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if there are none.
+    """The gradient of site, linear and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if there are none.
 
     ``slope = (rho S_g - V)/(N_k/tau)`` has the shape of the precision, ``offset = (v - rho S_g m_g)/(N_k/tau)`` shape (P,).
     """
     server = problem.server
     if isinstance(server, PointMass):
-        if problem.proximal == 0:
+        proximal = 0.0 if problem.unsquared else problem.proximal / problem.loss_scale
+        if proximal == 0 and problem.site is None and problem.linear is None:
             return None, None
-        slope = server.mean.new_full((), problem.proximal)
-        return slope, -slope * server.mean
-    slope = problem.rho * server.precision
-    offset = -problem.rho * server.multiply(server.precision, server.mean)
+        slope = server.mean.new_full((), proximal)
+        offset = -slope * server.mean
+        if problem.site is not None:
+            offset += problem.site.first.to(offset) / problem.loss_scale
+        return slope, offset if problem.linear is None else offset + problem.linear
+    anchor = 0.0 if problem.unsquared else problem.rho
+    slope = anchor * server.precision
+    offset = -anchor * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,6 +17,7 @@ from torch import Tensor
 from bayesfed import seeding, wire
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.families.natural import all_finite
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
@@ -39,11 +41,42 @@ class Callbacks(Protocol):
         """The server's posterior is the new one."""
 
 
+@dataclass(frozen=True)
+class Reply(Generic[Posterior]):
+    """A client's answer, checked.
+
+    Attributes:
+        posterior: float64, on the CPU.
+        num_examples: ``N_k``.
+        metrics: numbers the client sent.
+        extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
+    """
+
+    posterior: Posterior
+    num_examples: int
+    metrics: dict[str, float]
+    extra: dict[str, Tensor]
+
+    def metric(self, name: str) -> float:
+        """A number the method can't do without.
+
+        Raises:
+            wire.BadMessage: it is missing, not finite or not positive.
+        """
+        value = self.metrics.get(name)
+        if value is None or not 0 < value < float("inf"):
+            raise wire.BadMessage(
+                f"metric '{name}' is {value}, expected a positive number; not every client reports it"
+            )
+        return value
+
+
 class FederatedStrategy(Strategy, Generic[Posterior]):
     """Base of bayesfed's strategies: a subclass says what it sends and how it combines what comes back.
 
     A subclass implements :meth:`prepare`, :meth:`local_settings`, :meth:`begin`, :meth:`empty`, :meth:`accumulate`, :meth:`combine`
-    and names its ``family``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival,
+    and names its ``family``. A method that needs more of a reply than its posterior implements :meth:`add` instead of :meth:`accumulate`;
+    vectors that travel besides posteriors are given by :meth:`extra` and named in ``received``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival,
     in groups whose size depends only on how many clients are sampled, so that floating-point sums don't depend on the engine;
     memory is O(P) plus the replies that arrived early. An engine may sum a group where its clients run (:meth:`fold`).
 
@@ -58,6 +91,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     name: str
     family: str = PointMass.name
+    received: ClassVar[tuple[str, ...]] = ()  # names of further vectors (P,) in replies
+    streams: ClassVar[bool] = True  # False: needs all replies at once, so no engine may sum them
 
     def __init__(self, *, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
         number("fraction", fraction, above=0, at_most=1)
@@ -69,6 +104,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
         self.num_clients = 0
+        self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0
         self._callbacks: Callbacks | None = None
         self._held = 0
@@ -85,8 +121,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """Set ``self.posterior`` (and sums) before round 1 from the network initialisation (P,)."""
 
     @abstractmethod
-    def local_settings(self) -> dict[str, float | bool]:
-        """Values of the local problem: rho, damping, temperature, proximal, learn_precision."""
+    def local_settings(self) -> dict[str, float | bool | str]:
+        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's handler reads."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -100,6 +136,18 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
         """Add one client's posterior (float64, CPU) to ``sums`` in place; returns numbers to log for this client."""
 
+    def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
+        """The same, for methods that need more of the reply.
+
+        Raises:
+            wire.BadMessage: what they need is not there; ``sums`` is as before.
+        """
+        return self.accumulate(sums, reply.posterior, reply.num_examples)
+
+    def extra(self) -> dict[str, Tensor]:
+        """Vectors (P,) that go to clients with the posterior."""
+        return {}
+
     @abstractmethod
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
@@ -110,6 +158,25 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
+
+    @property
+    def num_examples(self) -> int:
+        """N of all clients, as they said when they connected.
+
+        Raises:
+            RunFailed: some never connected; the objective would change with them.
+        """
+        if len(self.sizes) < self.num_clients:
+            missing = self.num_clients - len(self.sizes)
+            raise RunFailed(
+                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
+            )
+        return sum(self.sizes.values())
+
+    @property
+    def size_scale(self) -> float:
+        """``K/N``: with this weight the clients' summed losses average to the pooled mean loss."""
+        return self.num_clients / self.num_examples
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -125,6 +192,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.prepare(initial.detach().cpu())
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
         self.codec = wire.Codec(wire_format, shapes, self.dtype)
+        self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
+        self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
         self.sent = self.posterior
 
     def summary(self) -> None:
@@ -157,7 +226,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         self._callbacks = callbacks
         with span("start-up"), span("roster"):
-            self._nodes = roster(grid, self.num_clients, self.timeout)
+            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
@@ -169,7 +238,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             with span("round"):
                 with span("messages"):
                     messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
-                replies = stream(grid, messages, timeout or self.timeout, group_size(len(self._tally.sampled)))
+                size = group_size(len(self._tally.sampled)) if self.streams else 1
+                replies = stream(grid, messages, timeout or self.timeout, size)
                 updated, metrics = self.aggregate_train(current, replies)
             if updated is not None:
                 arrays = result.arrays = updated
@@ -184,15 +254,15 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     ) -> Iterable[Message]:
         """One message per sampled client: the server's posterior and the values of the local problem."""
         if not self._nodes:
-            self._nodes = roster(grid, self.num_clients, self.timeout)
-        self._folds = bool(getattr(grid, "folds", False))
+            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        self._folds = self.streams and bool(getattr(grid, "folds", False))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in self._nodes]
         self._tally = Tally(sampled={c: self._nodes[c] for c in clients if c in self._nodes})
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
-        settings: dict[str, float | bool] = {
+        settings: dict[str, float | bool | str] = {
             "damping": 0.0,
             "proximal": 0.0,
             "rho": 0.0,
@@ -201,7 +271,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         }
         settings |= self.local_settings()
         arrays = self._encoded(arrays, server_round)
-        size = record_bytes("posterior", arrays)
+        records: dict[str, ArrayRecord | ConfigRecord] = {"posterior": arrays}
+        if further := self.extra():
+            records["extra"] = self._encoded_extra(further, server_round)
+        size = sum(record_bytes(name, record) for name, record in records.items())
         messages = []
         methods: dict[tuple[int, int], ConfigRecord] = {}  # most clients get the same record
         sizes: dict[tuple[int, int], int] = {}
@@ -221,7 +294,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 )
                 sizes[seen] = size + record_bytes("method", methods[seen])
             self._tally.down += sizes[seen]
-            content = RecordDict({"posterior": arrays, "method": methods[seen]})
+            content = RecordDict({**records, "method": methods[seen]})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
 
@@ -355,6 +428,12 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.sent = cast(Posterior, type(self.posterior).from_arrays(values))
         return record
 
+    def _encoded_extra(self, vectors: dict[str, Tensor], server_round: int) -> ArrayRecord:
+        try:
+            return self._extra_out.encode({name: value.to(self.dtype) for name, value in vectors.items()})[0]
+        except ValueError as error:
+            raise RunFailed(f"round {server_round}: the server's {error}") from error
+
     def _counted(self, replies: Iterable[Message]) -> Iterator[Message]:
         """The replies, with their size added to the tally: whatever becomes of them, they were sent."""
         for reply in replies:
@@ -394,8 +473,14 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                     sums[name].add_(value)
             return metrics
         posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
+        extra: dict[str, Tensor] = {}
+        if self.received:
+            extra = self._extra_in.decode(reply.content.get("extra"), to=torch.float64)
+            for name, vector in extra.items():
+                if not all_finite(vector):
+                    raise wire.BadMessage(f"array '{name}' is not finite")
         with span("accumulate"):
-            metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
+            metrics |= self.add(sums, Reply(posterior, int(metrics["num-examples"]), metrics, extra))
         return metrics
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:

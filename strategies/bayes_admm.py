@@ -105,7 +105,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         """Inverse of :meth:`tensors`."""
         self.hsum = NaturalParameters(self.family, tensors["hsum.first"], tensors["hsum.second"])
 
-    def local_settings(self) -> dict[str, float | bool]:
+    def local_settings(self) -> dict[str, float | bool | str]:
         """What clients need of the local problem."""
         return {
             "rho": self.rho,
@@ -141,7 +141,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """The dual sum, then the server's step."""
         total = NaturalParameters(self.family, sums["first"], sums["second"])
-        self.hsum.add_(total - self._server * replies, self.damping * self.rho)
+        self.hsum.add_(self.dual_change(sums, replies), self.damping * self.rho)
         mean = total / replies
         if self.absent == "agree":
             absent = self.num_clients - replies
@@ -159,6 +159,10 @@ class BayesADMM(FederatedStrategy[Gaussian]):
             "dual/norm": float(self.hsum.norm()),
             "admm/dual": self.rho * float(moved),
         }
+
+    def dual_change(self, sums: Sums, replies: int) -> NaturalParameters:
+        """``sum_k (lambda_k - lambda_g)`` over the participants: what the duals move along."""
+        return NaturalParameters(self.family, sums["first"], sums["second"]) - self._server * replies
 
     def _guard(self, natural: NaturalParameters, mean: NaturalParameters) -> tuple[NaturalParameters, int]:
         """Keep the precision at its floor or above; says so when it acts."""

@@ -26,7 +26,7 @@ class FedAvg(FederatedStrategy[PointMass]):
         """The server starts at the network initialisation."""
         self.posterior = PointMass(initial.clone())
 
-    def local_settings(self) -> dict[str, float | bool]:
+    def local_settings(self) -> dict[str, float | bool | str]:
         """Nothing but the client's own loss."""
         return {}
 

@@ -26,6 +26,6 @@ class FedProx(FedAvg):
         number("mu", mu, at_least=0)
         self.mu = float(mu)
 
-    def local_settings(self) -> dict[str, float | bool]:
+    def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal weight, per mean loss."""
         return {"proximal": self.mu}

@@ -135,9 +135,10 @@ class Worker:
 
     def _message(self, task: Task) -> Message:
         records = dict(task.records)
+        keys = {reference.hex(): reference for reference in task.shared.values()}
+        if keys.keys() != self.arrays.keys():  # only this round's
+            self.arrays = {key: ray.get(reference) for key, reference in keys.items()}
         for name, reference in task.shared.items():
             key = reference.hex()
-            if key not in self.arrays:
-                self.arrays = {key: ray.get(reference)}  # only this round's
             records[name] = self.arrays[key]
         return Message(RecordDict(records), task.node, task.message_type, group_id=task.group)

@@ -7,13 +7,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bayesfed.families.natural import all_finite
+from bayesfed.families.natural import NaturalParameters, all_finite
 
 
 class PointMass:
     """All probability at ``mean`` (P,); ``precision`` is infinite. The posterior of FedAvg and its kin.
 
-    Not an exponential family: it has no natural parameters, density or KL.
+    Not an exponential family: it has no natural parameters, density or KL. Duals of point estimates are elements ``(v, 0)`` of the
+    same vector space: ``<eta, T(w)> = v^T w``.
     """
 
     name: ClassVar[str] = "point"
@@ -28,6 +29,11 @@ class PointMass:
         if not arrays["mean"].is_meta and not all_finite(arrays["mean"]):
             raise ValueError("mean is not finite")
         return cls(arrays["mean"])
+
+    @classmethod
+    def zero(cls, mean: Tensor) -> NaturalParameters:
+        """The zero dual ``(0, 0)`` for ``mean``'s dimension, dtype and device."""
+        return NaturalParameters(cls.name, torch.zeros_like(mean), mean.new_zeros(()))
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,91 @@
+"""Federated learning with dynamic regularisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import number
+from bayesfed.families import PointMass
+from strategies.base import Sums
+from strategies.fedavg import FedAvg
+
+
+class FedDyn(FedAvg):
+    r"""FedDyn (Acar et al., ICLR 2021), minimising ``sum_k l_k(w)`` through ``L_k = (N_k / mean_j N_j) l_k/N_k``:
+
+        client   w_k = argmin_w  L_k(w) + v_k^T w + alpha/2 ||w - w_g||^2          (v_k = -g_k of the paper)
+        dual     v_k += alpha (w_k - w_g)
+        server   h -= alpha/K sum_{k in P} (w_k - w_g),   w_g = mean_{k in P} w_k - h/alpha
+
+    so the mean is not weighted: the duals put it right. Dividing a client's problem by its weight gives the official code's
+    ``alpha_k = alpha mean_j N_j / N_k`` for mean losses: *its own* for each client (public code lets all clients share one).
+    Under client sampling absent clients keep ``v_k``, and K in the server's step is all clients.
+
+    The limit ``delta -> 0`` of BayesADMM with fixed isotropic precision delta, ``rho = alpha N/(K delta)``, ``damping=1`` (spec 1.4).
+    Client state: ``v_k``. Server state: h. Uploads P numbers.
+
+    Args:
+        alpha: weight of the proximal term.
+        reference_quirks: the norm itself instead of its square in the client's problem, as in published reference code: its pull has
+            constant strength, so the optimum is no longer the only fixed point. For parity checks only.
+        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    name: str = "feddyn"
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        reference_quirks: bool = False,
+        fraction: float = 1.0,
+        min_replies: int = 1,
+        timeout: float = 86400.0,
+    ):
+        super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
+        number("alpha", alpha, above=0)
+        self.alpha, self.reference_quirks = float(alpha), reference_quirks
+
+    def prepare(self, initial: Tensor) -> None:
+        """The server starts at the network initialisation, h at 0."""
+        super().prepare(initial)
+        self.h = torch.zeros_like(initial, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """h."""
+        return {"h": self.h}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`tensors`."""
+        self.h = tensors["h"]
+
+    def local_settings(self) -> dict[str, float | bool | str]:
+        """The proximal term, the dual's full step, and ``L_k = (K/N) l_k``."""
+        settings: dict[str, float | bool | str] = {
+            "proximal": self.alpha,
+            "damping": 1.0,
+            "size_scale": self.size_scale,
+        }
+        return settings | ({"unsquared": True} if self.reference_quirks else {})
+
+    def empty(self) -> Sums:
+        """``sum_k w_k``."""
+        return {"weights": torch.zeros_like(self._server)}
+
+    def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
+        """Add ``w_k``; sizes are in ``L_k``."""
+        sums["weights"].add_(posterior.mean)
+        return {"residual": float(torch.sub(posterior.mean, self._server, out=self._difference).norm())}
+
+    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+        """h, then the server's step."""
+        self.h.sub_(sums["weights"] - replies * self._server, alpha=self.alpha / self.num_clients)
+        mean = sums["weights"] / replies - self.h / self.alpha
+        self.posterior = PointMass(mean.to(self.dtype))
+        return {
+            "dual/norm": self.num_clients * float(self.h.norm()),
+            "admm/dual": self.alpha * float((mean - self._server).norm()),
+        }
