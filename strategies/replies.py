@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from bayesfed.profiling import each, span
 
 log = getLogger("bayesfed")
-GROUPS = 16  # about as many partial sums in a round, however many clients there are
+GROUPS = 64  # about as many partial sums in a round, however many clients there are
 LARGEST_GROUP = 32
 
 
