@@ -70,6 +70,26 @@ def federate() -> Callable[..., Federation]:
     return make
 
 
+@pytest.fixture(scope="session")
+def convex() -> Callable[..., object]:
+    """``convex(seed, clients, dim)``: random clients of unequal sizes whose *mean* losses have curvatures in 1..3, so that rates don't hang on luck."""
+
+    def make(seed: int, clients: int, dim: int):
+        g = torch.Generator().manual_seed(seed)
+        inputs, targets = [], []
+        for _ in range(clients):
+            rows = int(torch.randint(dim, 4 * dim, (), generator=g))
+            directions, _ = torch.linalg.qr(torch.randn(rows, dim, generator=g, dtype=torch.float64))
+            rotation, _ = torch.linalg.qr(torch.randn(dim, dim, generator=g, dtype=torch.float64))
+            scale = (1 + 2 * torch.rand(dim, generator=g, dtype=torch.float64)).sqrt()
+            inputs.append(rows**0.5 * directions * scale @ rotation)
+            slope = 2 * torch.randn(dim, generator=g, dtype=torch.float64)
+            targets.append(inputs[-1] @ slope + torch.randn(rows, generator=g, dtype=torch.float64))
+        return exactness.Quadratics(inputs, targets)
+
+    return make
+
+
 def pooled(data) -> Tensor:
     """The minimum of ``sum_k l_k``, without a prior."""
     curvature = sum(data.curvature(k) for k in range(len(data)))
