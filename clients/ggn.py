@@ -29,7 +29,7 @@ def ggn_diagonal(problem: LocalProblem, vector: Tensor, memory_mb: float = 128) 
         return result
 
     def squares(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        found, pullback = vjp(lambda values: outputs(x, values), parameters)
+        found, pullback = vjp(lambda values: outputs(x, values), parameters)[:2]
         curvature = hessian(lambda f: problem.likelihood.loss(f[None], y[None]))(found)
         values, vectors = torch.linalg.eigh(curvature)
         root = vectors * values.clamp_min(0).sqrt()  # a convex loss has none below 0 but by rounding

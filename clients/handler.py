@@ -310,7 +310,7 @@ class Trainer:
         posterior = type(solved)(**values)  # as the server will see it; what is wrong with it is for the server to say
         metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
-        content: dict[str, ArrayRecord | MetricRecord] = {"posterior": arrays}
+        content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"posterior": arrays}
         extra: Record = {}
         if self.returned:
             vectors = {name: value.to(dtype=self.dtype, device="cpu") for name, value in further.items()}

@@ -22,7 +22,8 @@ def _exactness():
     if name not in sys.modules:
         path = Path(__file__).parents[1] / "exactness" / "conftest.py"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[name]

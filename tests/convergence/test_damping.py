@@ -7,6 +7,8 @@ clients of equal curvature a multiply the error of the sum of sites by ``(1 - K)
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_error_of_the_sum_of_sites_in_closed_form(equal, federate, relative, del
     factor = 1 - gamma * (p + CLIENTS * (1 - p))
     optimum = equal.posterior(delta)[0]
     errors = [mean - optimum for mean in run.means]
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert relative(after, factor * before) < 1e-8
     assert (abs(factor) > 1) == (gamma * (p + CLIENTS * (1 - p)) > 2)
 
