@@ -35,7 +35,8 @@ def plain(cfg: DictConfig) -> Plain:
 def problem_of(config: Plain) -> Problem:
     """The problem a configuration describes; loaded once per process."""
     keys = ("data", "partition", "model", "likelihood", "seed")
-    return _problem(json.dumps({**{k: config[k] for k in keys}, "validation": config["eval"]["validation"]}))
+    described = {**{k: config[k] for k in keys}, "shift": config.get("shift")}
+    return _problem(json.dumps({**described, "validation": config["eval"]["validation"]}))
 
 
 @lru_cache(maxsize=2)
