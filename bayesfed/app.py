@@ -161,6 +161,14 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
                 reply = found.train(message, context)
         return app._timed([reply])[0]
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        with profiling.recording(app._profiler):
+            found = trainer()
+            with profiling.span("evaluation"):
+                return found.evaluate(message, context)
+
     @app.query()
     def query(message: Message, context: Context) -> Message:
         with profiling.recording(app._profiler):

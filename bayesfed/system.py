@@ -63,6 +63,8 @@ class System:
         number("system.stragglers", self.stragglers, at_least=0, at_most=1)
         number("system.least_work", self.least_work, above=0, at_most=1)
         number("system.most_work", self.most_work, at_least=self.least_work, at_most=1)
+        if not isinstance(self.fixed, bool):
+            raise InputError("system.fixed", self.fixed, "must be true or false")
         number("system.dropout", self.dropout, at_least=0)
         if self.dropout >= 1:
             raise InputError("system.dropout", self.dropout, "must be below 1, or no client ever replies")

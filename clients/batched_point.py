@@ -106,7 +106,8 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
         mean, server = weights[row].clone(), problem.server
         posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
         memory = state.memory(row, count) if solver.keep_momentum else {}
-        metrics = {"loss": loss / max(count, 1), "gradient-evaluations": solver.epochs * problem.num_examples}
+        seen = problem.examples_seen(solver.epochs, solver.batch_size)
+        metrics = {"loss": loss / max(count, 1), "gradient-evaluations": seen}
         solutions.append(LocalSolution(posterior, metrics, memory))
     return solutions
 

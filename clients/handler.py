@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
+from bayesfed.evaluation import evaluate
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
@@ -37,6 +38,7 @@ class Method:
         durable: the same, as of the server's last checkpoint.
         rho, damping, temperature, proximal, learn_precision: of the local problem and the dual step.
         lr_factor: learning-rate schedule at this round.
+        work: share of its local steps that the client does, see :class:`bayesfed.system.System`.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Method:
     proximal: float
     learn_precision: bool
     lr_factor: float
+    work: float = 1.0
 
     @classmethod
     def parse(cls, record: object) -> Method:
@@ -58,7 +61,13 @@ class Method:
             wire.BadMessage: a value is missing, of the wrong type or out of range.
         """
         kinds = {"str": str, "int": int, "float": float, "bool": bool}
-        values: dict[str, Any] = {n: wire.value(record, n, kinds[str(kind)]) for n, kind in cls.__annotations__.items()}
+        optional = {
+            n for n in cls.__annotations__ if hasattr(cls, n) and isinstance(record, ConfigRecord) and n not in record
+        }
+        values: dict[str, Any] = {
+            n: getattr(cls, n) if n in optional else wire.value(record, n, kinds[str(kind)])
+            for n, kind in cls.__annotations__.items()
+        }
         method = cls(**values)
         ranges = {
             "round": method.round >= 1,
@@ -69,6 +78,7 @@ class Method:
             "temperature": math.isfinite(method.temperature) and method.temperature > 0,
             "proximal": math.isfinite(method.proximal) and method.proximal >= 0,
             "lr_factor": math.isfinite(method.lr_factor) and method.lr_factor >= 0,
+            "work": 0 < method.work <= 1,
         }
         for name, good in ranges.items():
             if not good:
@@ -155,6 +165,28 @@ class Trainer:
         task = self._read(message, context)
         return self._reply(task, self._solve(task), started)
 
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Personalize: solve the local problem as :meth:`train` would, keep nothing, and test the local posterior.
+
+        The reply holds numbers only: ``num-examples`` (of the client's own test distribution), ``gradient-evaluations``, and the
+        scores of :func:`bayesfed.evaluation.evaluate` as ``mean/...`` and ``bayes/...``.
+        """
+        task = self._read(message, context)
+        client = task.local.client
+        tests = self.problem.client_tests[client]
+        if len(tests) == 0:
+            raise ValueError("the test set has no example of this client's classes")
+        solution = self._solve(task)
+        posterior = solution.posterior.to(dtype=self.dtype, device=self.model.vector.device)
+        scores = evaluate(
+            self.model, posterior, tests, self.problem.likelihood,
+            samples=wire.value(message.content["evaluation"], "samples", int),
+            generator=task.local.generator("personalized", self.model.vector.device),
+        )  # fmt: skip
+        spent = {k: v for k, v in solution.metrics.items() if k == "gradient-evaluations"}
+        metrics = MetricRecord({**scores, **spent, "num-examples": len(tests), "round": task.method.round})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
     def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """What :meth:`train` replies to each message, or an error reply where it raises; solved side by side if the solver can.
 
@@ -216,6 +248,7 @@ class Trainer:
             seed=self.seed,
             lr_factor=method.lr_factor,
             memory={name: value.to(device) for name, value in memory.items()},
+            work=method.work,
         )
         return Task(message, method, server, site, stateful, local)
 

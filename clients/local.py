@@ -45,6 +45,7 @@ class LocalProblem:
         seed: the run's seed.
         lr_factor: the schedule's factor on the learning rate in this round.
         memory: tensors this solver returned in the client's previous accepted round.
+        work: share of its steps that the client gets done, in (0, 1]; below 1 it is a straggler.
     """
 
     model: FlatModel
@@ -62,6 +63,7 @@ class LocalProblem:
     seed: int
     lr_factor: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
+    work: float = 1.0
 
     @property
     def num_examples(self) -> int:
@@ -125,14 +127,25 @@ class LocalProblem:
             yield torch.randperm(self.num_examples, generator=generator, device="cpu")
 
     def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mini-batches of ``epochs`` passes over :meth:`orders`."""
+        """Mini-batches of ``epochs`` passes over :meth:`orders`, as many as :meth:`steps` says."""
+        left = self.steps(epochs, batch_size)
         for order in self.orders(epochs):
-            for rows in order.split(batch_size):
+            for rows in order.split(batch_size)[:left]:
                 yield self.data.batch(rows, self.dtype, self.device)
+            left = max(left - math.ceil(self.num_examples / batch_size), 0)
 
     def steps(self, epochs: int, batch_size: int) -> int:
         """How many mini-batches :meth:`batches` yields."""
-        return epochs * math.ceil(self.num_examples / batch_size)
+        return self.budget(epochs * math.ceil(self.num_examples / batch_size))
+
+    def budget(self, steps: int) -> int:
+        """How many of ``steps`` the client gets done, at least 1."""
+        return steps if self.work == 1 else max(1, math.floor(self.work * steps))
+
+    def examples_seen(self, epochs: int, batch_size: int) -> int:
+        """How many examples the mini-batches hold together."""
+        full, rest = divmod(self.steps(epochs, batch_size), math.ceil(self.num_examples / batch_size))
+        return full * self.num_examples + rest * batch_size
 
 
 @dataclass(frozen=True)

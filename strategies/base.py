@@ -18,6 +18,7 @@ from bayesfed.errors import RunFailed, integer, number
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
+from bayesfed.system import Fate
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
@@ -77,6 +78,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
+        self.fates: Callable[[Sequence[int], int], dict[int, Fate]] | None = None  # simulated: what clients manage in a round
 
     # -- what a strategy is -----------------------------------------------------------------------------------------
 
@@ -192,6 +194,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
+        fates = self.fates(clients, server_round) if self.fates else {}
+        reached = dict(self._tally.sampled)
+        for client in reached:
+            if client in fates and fates[client].lost:
+                self._lose(server_round, client, fates[client].lost)
         settings: dict[str, float | bool] = {
             "damping": 0.0,
             "proximal": 0.0,
@@ -203,10 +210,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         arrays = self._encoded(arrays, server_round)
         size = record_bytes("posterior", arrays)
         messages = []
-        methods: dict[tuple[int, int], ConfigRecord] = {}  # most clients get the same record
-        sizes: dict[tuple[int, int], int] = {}
-        for client, node in self._tally.sampled.items():
-            seen = self.accepted.get(client, 0), self.durable.get(client, 0)
+        methods: dict[tuple[int, int, float], ConfigRecord] = {}  # most clients get the same record
+        sizes: dict[tuple[int, int, float], int] = {}
+        for client, node in reached.items():
+            work = fates[client].work if client in fates else 1.0
+            seen = self.accepted.get(client, 0), self.durable.get(client, 0), work
             if seen not in methods:
                 methods[seen] = ConfigRecord(
                     {
@@ -217,10 +225,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         "accepted": seen[0],
                         "durable": seen[1],
                         "lr_factor": self.lr_factor(server_round),
+                        **({"work": work} if work < 1 else {}),
                     }
                 )
                 sizes[seen] = size + record_bytes("method", methods[seen])
-            self._tally.down += sizes[seen]
+            self._tally.down += sizes[seen]  # a client whose reply is lost was sent the model all the same
+            if client not in self._tally.sampled:
+                continue
             content = RecordDict({"posterior": arrays, "method": methods[seen]})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
@@ -303,6 +314,52 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Evaluation happens on the server."""
         return None
+
+    def personalize(self, grid: Grid, server_round: int, samples: int) -> dict[int, dict[str, float]]:
+        """Let every client solve its local problem once more from the posterior, without keeping it, and test the result.
+
+        Random draws are those of round ``server_round + 1``, the learning rate is that of ``server_round``; no state changes.
+
+        Args:
+            grid: reaches the clients.
+            server_round: the last round.
+            samples: posterior samples of a model-averaged prediction.
+
+        Returns:
+            Per client that answered, its scores on its own test distribution; the others are named in the log.
+        """
+        if not self._nodes:
+            self._nodes = roster(grid, self.num_clients, self.timeout)
+        found: dict[int, dict[str, float]] = {}
+        kept = self.sent, self._tally, self.fates, self._callbacks, self.lr_factor
+        factor = self.lr_factor
+        self.fates = self._callbacks = None
+        self.lr_factor = lambda round: factor(server_round)
+        fraction, self.fraction = self.fraction, 1.0
+        try:
+            asked = self.configure_train(
+                server_round + 1, wire.pack(self.posterior.arrays()), ConfigRecord(), grid
+            )
+            evaluation = ConfigRecord({"samples": samples})
+            messages = [
+                Message(
+                    RecordDict({**dict(m.content.items()), "evaluation": evaluation}),
+                    m.metadata.dst_node_id, MessageType.EVALUATE, group_id=m.metadata.group_id,
+                )
+                for m in asked
+            ]  # fmt: skip
+            sampled = self._tally.sampled
+        finally:
+            self.fraction = fraction
+            self.sent, self._tally, self.fates, self._callbacks, self.lr_factor = kept
+        for client, reply in in_order(sampled, grid.send_and_receive(messages, timeout=self.timeout)):
+            record = None if reply is None or reply.has_error() else reply.content.get("metrics")
+            if isinstance(record, MetricRecord):
+                found[client] = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "round"}
+            else:
+                reason = reply.error.reason if reply is not None and reply.has_error() else "no reply"
+                log.warning("client %d was not personalized: %s", client, reason)
+        return found
 
     def sample(self, server_round: int) -> list[int]:
         """The partition ids that take part, ascending: keyed by (seed, round), never by node ids."""
@@ -397,6 +454,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         with span("accumulate"):
             metrics |= self.accumulate(sums, posterior, int(metrics["num-examples"]))
         return metrics
+
+    def _lose(self, server_round: int, client: int, reason: str) -> None:
+        """A sampled client whose reply never counts (simulated): it is not asked to work."""
+        del self._tally.sampled[client]
+        self._tally.failed[client] = reason
+        if self._callbacks:
+            self._callbacks.client_done(server_round, client, None, reason)
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import Handler, LogRecord, getLogger
 from pathlib import Path
@@ -18,10 +18,12 @@ from omegaconf import DictConfig
 
 from bayesfed import seeding
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
-from bayesfed.config import build
+from bayesfed.config import BUILT_IN, build, named_group
 from bayesfed.errors import InputError
-from bayesfed.evaluation import evaluate, reliability
+from bayesfed.evaluation import evaluate, evaluate_clients, fairness, ood_auroc, reliability
+from bayesfed.problem.examples import Examples
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.ood import ood_examples
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import RunDirectory, provenance
@@ -30,7 +32,9 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
+from bayesfed.runs.targets import to_targets
 from bayesfed.schedule import Schedule
+from bayesfed.system import System
 from bayesfed.wire import DTYPES
 
 log = getLogger("bayesfed")
@@ -71,6 +75,11 @@ class Session:
             cfg.client.get("schedule_decay", 0.1),
         )  # fmt: skip
         self.strategy.lr_factor = lambda round: horizon(round - 1)
+        system, sizes = System.of(self.config.get("system")), [len(client) for client in self.problem.clients]
+        if system.active:
+            self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
+        self.outside = self._outside()
+        self.personalized: dict[str, float] = {}
         self.directory: RunDirectory
         self.workers = 1
         self.round = 0
@@ -95,6 +104,16 @@ class Session:
                     f"the model has {self.num_parameters:,} parameters: one precision matrix takes {matrix / 1e9:.1f} GB and a run "
                     f"about {8 * matrix / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; use family=diagonal or a smaller model",
                 )
+
+    def _outside(self) -> Examples | None:
+        """Out-of-distribution inputs, if the run is to look at some."""
+        kind = self.cfg.eval.get("ood")
+        if kind is None:
+            return None
+        if kind == self.cfg.data.name:
+            raise InputError("eval.ood", kind, "is what the model is trained on; name another data set")
+        data = None if kind in BUILT_IN else named_group("data", kind)
+        return ood_examples(kind, self.problem, self.cfg.seed, data)
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +172,8 @@ class Session:
                     self._finish_round(0, {})
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
+                if self.cfg.eval.get("personalized"):
+                    self._personalize(grid)
                 status = "finished"
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -249,9 +270,17 @@ class Session:
         if len(self.problem.test) == 0:
             return {}
         last = round == self.cfg.rounds
+        found = self._evaluate_clients(round, last)
+        if last and self.outside is not None:
+            scores = ood_auroc(
+                self.model, self._posterior, self.problem.test, self.outside, self.problem.likelihood,
+                samples=self.cfg.eval.samples, batch_size=self.cfg.eval.batch_size, at_once=self.cfg.eval.at_once,
+                generator=self._generator(round, "ood"),
+            )  # fmt: skip
+            found |= {f"ood/auroc_{kind}": value for kind, value in scores.items()}
         if not (last or round % self.cfg.eval.every == 0):
-            return {}
-        return evaluate(
+            return found
+        return found | evaluate(
             self.model,
             self.strategy.posterior.to(device=self.model.vector.device),
             self.problem.test,
@@ -263,8 +292,47 @@ class Session:
             bayes=last or round % self.cfg.eval.bayes_every == 0,
         )
 
-    def _generator(self, round: int) -> torch.Generator:
-        return seeding.torch_generator(self.cfg.seed, "evaluation", round, device=self.model.vector.device)
+    def _evaluate_clients(self, round: int, last: bool) -> dict[str, float]:
+        """The server's posterior on each client's own test distribution: lines in ``clients.jsonl``, and their summary."""
+        every = self.cfg.eval.get("clients_every")
+        if not (last if every is None else every and round > 0 and (last or round % every == 0)):
+            return {}
+        scores = evaluate_clients(
+            self.model, self._posterior, self.problem.client_tests, self.problem.likelihood,
+            samples=self.cfg.eval.samples, batch_size=self.cfg.eval.batch_size, at_once=self.cfg.eval.at_once,
+            generator=self._generator(round, "clients"),
+        )  # fmt: skip
+        self._tested(round, "test", scores, [len(part) for part in self.problem.client_tests])
+        return {f"clients/{name}": value for name, value in fairness(scores).items()}
+
+    def _tested(
+        self, round: int, name: str, scores: Sequence[dict[str, float] | None], sizes: Sequence[float]
+    ) -> None:
+        """A line per client in ``clients.jsonl``."""
+        for client, (of_client, size) in enumerate(zip(scores, sizes, strict=True)):
+            if of_client is not None:
+                line = {f"{name}/{metric}": value for metric, value in of_client.items()}
+                self.directory.append("clients", {"round": round, "client": client, **line, f"{name}/examples": size})
+
+    @timed("evaluation")
+    def _personalize(self, grid: Grid) -> None:
+        """Every client's local posterior, started from the server's, on its own test distribution."""
+        answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
+        kind = "mean/" if self.strategy.family == "point" else "bayes/"
+        scores: list[dict[str, float] | None] = [None] * self.num_clients
+        sizes = [0.0] * self.num_clients
+        for client, numbers in answers.items():
+            scores[client] = {k.removeprefix(kind): v for k, v in numbers.items() if k.startswith(kind)}
+            sizes[client] = numbers["num-examples"]
+        self._tested(self.round, "personalized", scores, sizes)
+        self.personalized = {f"personalized/{name}": value for name, value in fairness(scores).items()}
+
+    @property
+    def _posterior(self) -> Any:
+        return self.strategy.posterior.to(device=self.model.vector.device)
+
+    def _generator(self, round: int, *purpose: str) -> torch.Generator:
+        return seeding.torch_generator(self.cfg.seed, "evaluation", *purpose, round, device=self.model.vector.device)
 
     @timed("checkpoint")
     def _checkpoint(self) -> None:
@@ -315,6 +383,7 @@ class Session:
                 summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
         if rounds:
             summary |= {key: value for key, value in rounds[-1].items() if key != "round"}
+        summary |= to_targets(rounds, self.cfg.eval.get("target_accuracy", ())) | self.personalized
         for key in ("guard/count", "guard/clients"):
             summary[f"total/{key}"] = sum(r.get(key) or 0 for r in rounds)
         return summary
