@@ -41,7 +41,7 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
         ("+new.key=1", ["new", "no such key"]),
         ("+strategy.gamma=1", ["strategy.gamma=1", "no such key", "damping"]),
         ("strategy=bayes_adm", ["strategy=bayes_adm", "did you mean 'bayes_admm'"]),
-        ("strategy=unknown", ["strategy=unknown", "valid: bayes_admm, fedavg"]),
+        ("strategy=unknown", ["strategy=unknown", "valid: bayes_admm, bregman_admm"]),
         ("client=ivvon", ["client=ivvon", "did you mean 'ivon'"]),
         ("experiment=digits", ["experiment=digits", "did you mean 'digits_het10'"]),
         ("strategy.rho=-1", ["strategy.rho=-1", "> 0"]),

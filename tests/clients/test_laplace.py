@@ -59,7 +59,7 @@ def test_against_the_dense_matrix(name: str, memory_mb: float) -> None:
 def test_laplace_precision() -> None:
     """S_k = S_g + (H_k/tau - V_k)/rho at the mode; fixed covariance keeps S_g."""
     likelihood, y = PROBLEMS["categorical"]
-    site = DiagonalGaussian.zero(torch.zeros(38).double())
+    site = DiagonalGaussian.zero(torch.zeros(43).double())
     site.second.fill_(-0.25)
     problem = pose(likelihood, y, site=site, rho=2.0, temperature=0.5)
     solver = LaplaceSolver("adam", lr=0.01, epochs=3, batch_size=4)
@@ -68,4 +68,4 @@ def test_laplace_precision() -> None:
     assert torch.allclose(solution.posterior.precision, 3.0 + (curvature / 0.5 - 0.5) / 2.0, rtol=1e-12)
     assert solution.metrics["gradient-evaluations"] == 3 * 11 + 3 * 11
     fixed = solver.solve(pose(likelihood, y, learn_precision=False))
-    assert torch.equal(fixed.posterior.precision, torch.full((38,), 3.0).double())
+    assert torch.equal(fixed.posterior.precision, torch.full((43,), 3.0).double())
