@@ -1,0 +1,5 @@
+"""Emulation of low-precision number formats."""
+
+from bayesfed.lowprecision.mx import quantize_mx
+
+__all__ = ["quantize_mx"]
