@@ -1,5 +1,7 @@
 """The SR-VN step: the checks of spec/lmd_srvn_nva.md b.6 on Gaussian targets N(mu, H^-1)."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -99,7 +101,7 @@ def test_worked_diagonal_example_descends_and_equals_the_full_step():
         values.append(float(0.5 * (h * (mean - target) ** 2 + h * c**2 - (h * c**2).log() - 1).sum()))
         mean, c = srvn_step(mean, c, h * (mean - target), h, 0.07)
         full_mean, full = srvn_step(full_mean, full, h * (full_mean - target), torch.diag(h), 0.07)
-    assert all(after < before for before, after in zip(values, values[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(values))
     assert values[-1] < 1e-3
     torch.testing.assert_close(full_mean, mean)
     torch.testing.assert_close(full, torch.diag(c))
