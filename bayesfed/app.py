@@ -80,7 +80,9 @@ def _strategy(text: str, sites: str) -> Any:
     """The strategy, to sum replies where they are made."""
     cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites)
     strategy = build(cfg.strategy, "strategy")
-    strategy.setup(trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"))
+    strategy.setup(
+        trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"), cfg.get("limits")
+    )
     return strategy
 
 

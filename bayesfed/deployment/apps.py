@@ -66,6 +66,8 @@ def session_of(context: Context) -> Session:
     if not context.run_config.get("resume", False):
         return prepare(cfg, overrides)
     stored = RunDirectory.open(folder).config()
+    if "schedule_rounds" in cfg.client and not any("schedule_rounds" in text for text in overrides):
+        cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
     for key, value in stored.items():
         if str(key) not in RESUMABLE and cfg.get(str(key)) != value:
             fix = "give a run that is to be resumed the overrides it was started with; only rounds, eval, logger may change"

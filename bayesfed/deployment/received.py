@@ -65,4 +65,7 @@ def experiment_key(config: Plain, run: str) -> str:
         run: run directory on the server, or its Flower run id.
     """
     lasting: dict[str, Any] = {key: value for key, value in config.items() if key not in SERVER_ONLY}
+    lasting["client"] = {
+        k: v for k, v in config["client"].items() if k != "schedule_rounds"
+    }  # the server's factors count
     return hashlib.sha256(json.dumps([lasting, run], sort_keys=True).encode()).hexdigest()[:16]
