@@ -154,6 +154,8 @@ class Session:
                     self.logger.begin(self.directory.path, self.config)
                 if not self.directory.rounds():
                     self._finish_round(0, {})
+                if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round
+                    save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 status = "finished"

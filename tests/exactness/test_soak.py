@@ -37,6 +37,12 @@ def test_soak(quadratics, federation, tmp_path) -> None:
     def asked(reply: Message) -> Message:
         return run.grid.asked[reply.metadata.src_node_id]
 
+    def old(reply: Message) -> Message | None:
+        """What some client said in another round."""
+        now = reply.content["metrics"]["round"]
+        found = [content for content in stale if content["metrics"]["round"] != now]
+        return Message(found[0], reply_to=asked(reply)) if found else None
+
     faults = {
         "lost reply": lambda reply: None,
         "crash after training": lambda reply: error_reply(asked(reply), RuntimeError("crashed")),
@@ -49,7 +55,7 @@ def test_soak(quadratics, federation, tmp_path) -> None:
         "no examples": lambda reply: Message(
             RecordDict({"posterior": reply.content["posterior"], "metrics": MetricRecord({"round": 1, "num-examples": 0})}),
             reply_to=asked(reply)),
-        "stale round": lambda reply: Message(stale[0], reply_to=asked(reply)) if stale else None,
+        "stale round": old,
     }  # fmt: skip
 
     def intercept(reply: Message) -> Message | None:

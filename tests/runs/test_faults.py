@@ -68,9 +68,8 @@ def test_kill_9_at_fifty_points_and_resume_gives_the_same_bits(run, tmp_path, di
     for number, point in enumerate(sorted(draw.sample(range(1, operations), POINTS))):
         folder = tmp_path / f"run{number}"
         killed += in_child([*base, f"hydra.run.dir={folder}"], point) == signal.SIGKILL
-        for _ in range(2):  # the resumed run is killed too, once
-            if any((folder / "checkpoint").glob("server-*.safetensors")):
-                in_child([f"resume={folder}"], draw.randrange(1, operations))
+        if number % 3 == 0 and any((folder / "checkpoint").glob("server-*.safetensors")):  # and once more on the way
+            in_child([f"resume={folder}"], draw.randrange(1, operations))
         try:
             done = bayesfed.run([f"resume={folder}"])
             resumed += 1

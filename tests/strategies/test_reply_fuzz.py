@@ -53,7 +53,7 @@ arrays = st.one_of(
     st.builds(lambda d, s, t, b: Array(d, s, t, b), st.text(max_size=5), shapes, st.sampled_from([NUMPY, "", "pickle"]), st.binary(max_size=90)),
     st.builds(lambda n: Array("float32", (n,), NUMPY, wire._header(np.dtype("float32"), (n,))), st.integers(0, 2**62)),
 )  # fmt: skip
-positive = st.floats(0.01, 100.0, width=32)
+positive = st.floats(0.015625, 128.0, width=32)
 sound = st.builds(  # posteriors of the three families, most of them good
     lambda mean, precision, shape: wire.pack({
         "mean": torch.tensor(mean),
