@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import CLIENT_RAISED
 from bayesfed.errors import RunFailed
 
 log = getLogger("bayesfed")
@@ -31,6 +32,8 @@ def roster(grid: Grid, num_clients: int, timeout: float, sizes: dict[int, int] |
         new = [node for node in grid.get_node_ids() if node not in known]
         messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="roster") for node in new]
         for reply in grid.send_and_receive(messages, timeout=60) if messages else ():
+            if reply.has_error() and reply.error.code != CLIENT_RAISED:
+                continue  # Flower's word for a node that is away; it may be back in a moment
             if reply.has_error():
                 refused[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"
                 log.warning("node %d did not say who it is: %s", *list(refused.items())[-1])

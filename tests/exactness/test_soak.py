@@ -97,7 +97,7 @@ def test_soak(quadratics, federation, tmp_path) -> None:
         run.strategy = server()
         run.strategy.setup(run.trainer.initial, len(data), run.seed)
         run.strategy.posterior = posterior
-        run.strategy.load_tensors(tensors)
+        run.strategy.load_tensors({name: value.clone() for name, value in tensors.items()})
         run.strategy.accepted, run.strategy.durable = dict(accepted), dict(accepted)
         del run.posteriors[length:]
 

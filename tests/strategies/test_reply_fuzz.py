@@ -60,7 +60,7 @@ sound = st.builds(  # posteriors of the three families, most of them good
         "precision": torch.diag(torch.tensor(precision)) if len(shape) == 2 else torch.tensor(precision)[: shape[0]].reshape(shape)
         if shape else torch.tensor(precision[0]),
     }),
-    st.lists(numbers, min_size=P, max_size=P), st.lists(st.one_of(positive, positive, numbers), min_size=P, max_size=P),
+    st.lists(st.one_of(positive, numbers), min_size=P, max_size=P), st.lists(st.one_of(positive, positive, numbers), min_size=P, max_size=P),
     st.sampled_from([(), (P,), (P, P)]),
 )  # fmt: skip
 names = st.sampled_from(["mean", "precision", "x", ""])
@@ -77,9 +77,12 @@ metrics = st.one_of(
     st.just(MetricRecord({"round": 1, "num-examples": 3})),
     st.just(ConfigRecord({"round": 1, "num-examples": 3})),
 )  # fmt: skip
-contents = st.builds(
+contents = st.one_of(
+    st.builds(lambda p: RecordDict({"posterior": p, "metrics": MetricRecord({"round": 1, "num-examples": 3})}), sound),
+    st.builds(
     lambda p, m, drop: RecordDict({n: r for n, r in (("posterior", p), ("metrics", m)) if n != drop}),
     records, metrics, st.sampled_from(["", "", "", "posterior", "metrics"]),
+),
 )  # fmt: skip
 
 
