@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,10 @@ def test_every_supernode_is_another_client_with_its_own_key_sites_and_data() -> 
 @pytest.mark.parametrize("service", SERVICES)
 def test_flower_knows_the_options(service: str) -> None:
     shown = subprocess.run(
-        [SERVICES[service]["command"][0], "--help"], capture_output=True, text=True, check=True
+        [str(Path(sys.executable).with_name(SERVICES[service]["command"][0])), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert set(options(service)) <= set(re.findall(r"--([a-z][a-z-]+)", shown))
     if service == "superlink":
