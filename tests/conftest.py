@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bayesfed import profiling
+
+# A shell starts background jobs with SIGINT ignored, and so would be every process that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUIET = ["display=false", "figures=false"]
 

@@ -96,7 +96,7 @@ class Loopback:
         words = [word for key, value in given.items() if value is not None for word in (f"--{key}", value) if word]
         return self.start(f"supernode{node}", "flower-supernode", *words)
 
-    def call(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=self.folder, text=True, capture_output=True,
             timeout=timeout, check=False,
@@ -105,7 +105,7 @@ class Loopback:
     def deploy(self, *overrides: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from bayesfed.cli import main; main()", "deploy", "loopback", *overrides]
         return subprocess.run(
-            command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=240, check=False
+            command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=600, check=False
         )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ def refused(loopback):
     def check(reason: str, **options: str | None) -> None:
         start = len(loopback.log("supernode3")) if (loopback.folder / "supernode3.log").exists() else 0
         node = loopback.supernode(3, "partition-id=2", max_retries="1", max_wait_time="5", **options)
-        end = time.monotonic() + 40
+        end = time.monotonic() + 120
         while node.poll() is None and reason not in loopback.log("supernode3")[start:] and time.monotonic() < end:
             time.sleep(0.2)
         text = loopback.log("supernode3")[start:]
