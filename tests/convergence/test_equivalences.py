@@ -241,6 +241,7 @@ def test_fedpa_round(data, federate, relative) -> None:
 def test_the_unsquared_norm_stops_short_of_the_optimum(data, federate, optimum, relative) -> None:
     """The reference's variant has a ball of fixed points: clients return w_g while their gradient is below alpha/2."""
     solver = sgd(100, lr=0.05)
-    proper = federate(data, FedDyn(4.0), 60, solver=solver)
-    quirky = federate(data, FedDyn(4.0, reference_quirks=True), 60, solver=solver)
-    assert relative(proper.means[-1], optimum(data)) < 1e-3 < relative(quirky.means[-1], optimum(data))
+    proper = federate(data, FedDyn(1.0), 40, solver=solver)
+    quirky = federate(data, FedDyn(1.0, reference_quirks=True), 40, solver=solver)
+    assert relative(proper.means[-1], optimum(data)) < 1e-5
+    assert 1e-2 < relative(quirky.means[-1], optimum(data)) < 0.2
