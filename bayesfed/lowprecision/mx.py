@@ -1,9 +1,13 @@
 """Microscaling (MX) formats: blocks of small floats that share one power-of-two scale (OCP MX v1.0)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from bayesfed.errors import choice, integer
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,16 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
 
     Raises ValueError for an unknown format or rounding, a block size below 1, or a tensor without floats or axes.
     """
-    if fmt not in FORMATS:
-        raise ValueError(f"fmt={fmt!r} is unknown; choose from {', '.join(FORMATS)}")
-    if rounding not in ("away", "even"):
-        raise ValueError(f"rounding={rounding!r} is unknown; choose 'away' or 'even'")
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1")
+    choice("fmt", fmt, FORMATS)
+    choice("rounding", rounding, ("away", "even"))
+    integer("block_size", block_size, at_least=1)
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x must be a floating-point tensor with at least one axis, not {x.dtype} {tuple(x.shape)}")
     element = FORMATS[fmt]
     rows = x.detach().movedim(axis, -1).to(torch.float64)
     length = rows.shape[-1]
     padded = torch.nn.functional.pad(rows, (0, -length % block_size))
-    blocks = padded.unflatten(-1, (-1, block_size)) if length else padded.unsqueeze(-1)
+    blocks = padded.unflatten(-1, (padded.shape[-1] // block_size, block_size))
     top = blocks.abs().amax(-1, keepdim=True)
     exponent = (_floor_log2(top) - element.largest_exponent).clamp(min=-127)
     scale = torch.exp2(exponent.to(torch.float64))
@@ -58,8 +59,7 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
     steps = magnitude / quantum
     steps = steps.round() if rounding == "even" else (steps + 0.5).floor()
     rounded = torch.copysign((steps * quantum).clamp(max=element.largest), blocks) * scale
-    rounded = rounded.flatten(-2)[..., :length] if length else rounded.squeeze(-1)
-    return rounded.movedim(-1, axis).to(x.dtype)
+    return rounded.flatten(-2)[..., :length].movedim(-1, axis).to(x.dtype)
 
 
 def _floor_log2(x: Tensor) -> Tensor:

@@ -4,11 +4,17 @@ Maximises E_q[l] + omega H(q) over Gaussian mixtures q by natural-gradient steps
 components settle on the global modes of l.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from bayesfed.errors import InputError, choice, integer
 
 LOG_DENSITY_FLOOR = -743.0  # exp underflows below it
 LARGEST_LOGIT = 10.0
@@ -21,6 +27,12 @@ class Mixture:
     means: Tensor
     covariances: Tensor
     weights: Tensor
+
+    @cached_property
+    def factors(self) -> Tensor:
+        """Lower Cholesky factors of the covariances, (K, d, d)."""
+        factors: Tensor = torch.linalg.cholesky(self.covariances)
+        return factors
 
 
 def maximize(
@@ -48,10 +60,13 @@ def maximize(
 
     Raises ValueError for an unknown estimator or counts out of range.
     """
-    if estimator not in ("fitness", "stein", "hessian"):
-        raise ValueError(f"estimator={estimator!r} is unknown; choose fitness, stein or hessian")
-    if min(dim, num_components, samples) < 1 or num_steps < 0 or not 1 <= parents <= samples:
-        raise ValueError("dim, num_components and samples must be at least 1, num_steps 0, parents in 1..samples")
+    choice("estimator", estimator, ("fitness", "stein", "hessian"))
+    counts = {"dim": dim, "num_components": num_components, "samples": samples, "parents": parents}
+    for name, count in counts.items():
+        integer(name, count, at_least=1)
+    integer("num_steps", num_steps, at_least=0)
+    if parents > samples:
+        raise InputError("parents", parents, f"must be at most samples={samples}")
     generator = torch.Generator().manual_seed(seed)
     eye = torch.eye(dim, dtype=torch.float64)
     means = init_range * (2 * torch.rand(num_components, dim, generator=generator, dtype=torch.float64) - 1)
@@ -62,9 +77,9 @@ def maximize(
         omega = temperature / i**cooling
         rho = step_size * min(i ** (0.7 * cooling), 1 / damping if damping else float("inf"))
         noise = torch.randn(num_components, samples, dim, generator=generator, dtype=torch.float64)
-        offsets = noise @ torch.linalg.cholesky(covariances).mT
-        points = (means[:, None] + offsets).flatten(0, 1)
         mixture = Mixture(means, covariances, torch.softmax(logits, 0))
+        offsets = noise @ mixture.factors.mT
+        points = (means[:, None] + offsets).flatten(0, 1)
 
         def penalised(x: Tensor, mixture: Mixture = mixture, omega: float = omega) -> Tensor:
             return log_density(x) - omega * mixture_log_density(mixture, x).clamp(min=LOG_DENSITY_FLOOR)
@@ -90,10 +105,10 @@ def maximize(
 
 def mixture_log_density(mixture: Mixture, x: Tensor) -> Tensor:
     """log q at x (B, d): (B,)."""
-    factors = torch.linalg.cholesky(mixture.covariances)
+    factors = mixture.factors
     offsets = (x[None] - mixture.means[:, None]).mT  # (K, d, B)
     squares = torch.linalg.solve_triangular(factors, offsets, upper=False).square().sum(1)
-    log_scale = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * x.shape[-1]
+    log_scale = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * math.log(2 * math.pi) * x.shape[-1]
     return torch.logsumexp(mixture.weights.log()[:, None] - log_scale[:, None] - 0.5 * squares, 0)
 
 

@@ -3,6 +3,8 @@
 Minimises E_q[f] - gamma H(q) over q = N(m, C C^T) with C lower-triangular with a positive diagonal.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,8 @@ def srvn_step(
         new_mean = mean - step_size * factor**2 * gradient
         diagonal = new_factor
     else:
-        curvature = factor.T @ hessian @ factor - temperature * torch.eye(
-            len(mean), dtype=mean.dtype, device=mean.device
-        )
-        excess = torch.diagonal(curvature)
+        curvature = factor.T @ hessian @ factor
+        excess = torch.diagonal(curvature).sub_(temperature)
         new_factor = factor - step_size * factor @ halved_tril(curvature)
         new_mean = mean - step_size * factor @ (factor.T @ gradient)
         diagonal = torch.diagonal(new_factor)
