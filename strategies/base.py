@@ -46,7 +46,7 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: float64, on the CPU.
+        posterior: on the CPU; a Gaussian in float64, a point as it travelled (not to be written to: it may be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
@@ -134,7 +134,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     @abstractmethod
     def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (float64, CPU) to ``sums`` in place; returns numbers to log for this client."""
+        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
 
     def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
         """The same, for methods that need more of the reply.
@@ -457,7 +457,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             raise wire.BadMessage(wire.value(reply.content["refused"], "reason", str))
         arrays = {}
         if not folded:
-            arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=torch.float64)
+            wide = None if self.family == PointMass.name else torch.float64  # points are only added: no copy is needed
+            arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=wide, copy=False)
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
