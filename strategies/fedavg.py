@@ -43,18 +43,18 @@ class FedAvg(FederatedStrategy[PointMass]):
 
     def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
         """Add ``N_k w_k``."""
-        sums["weighted"].add_(posterior.mean, alpha=num_examples)
         sums["examples"].add_(num_examples)
-        return {"residual": self.residual(posterior)}
+        return {"residual": self.add_mean(sums["weighted"], posterior, num_examples)}
 
-    def residual(self, posterior: PointMass) -> float:
-        """``||w_k - w_g||``, in pieces that stay in the cache; the rest of a reply's cost is one pass to add it."""
-        total = self._server.new_zeros(())
-        pieces = zip(posterior.mean.split(PIECE), self._received.split(PIECE), strict=True)
-        for mine, servers in pieces:
+    def add_mean(self, total: Tensor, posterior: PointMass, weight: float = 1) -> float:
+        """Add ``weight w_k`` to ``total`` (P,); returns ``||w_k - w_g||``. In pieces that stay in the cache: large vectors cost what is read."""
+        squares = total.new_zeros(())
+        mean, server = posterior.mean.split(PIECE), self._received.split(PIECE)
+        for piece, mine, servers in zip(total.split(PIECE), mean, server, strict=True):
             difference = mine - servers
-            total += difference.dot(difference)
-        return float(total.sqrt())
+            squares += difference.dot(difference)
+            piece.add_(mine, alpha=weight)
+        return float(squares.sqrt())
 
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """The weighted mean."""
