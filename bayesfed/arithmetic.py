@@ -12,8 +12,8 @@ def set_arithmetic() -> None:
     """One thread, and numbers too small for full precision (below 1.2e-38 in float32) count as zero.
 
     Two threads give other bits and cost more than they gain on small models. Saturated sigmoids make such numbers by the thousand, and a
-    processor takes many times as long over each: a step of IVON on raw pixels took 2.7 times as long with them
-    (docs/performance.md).
+    processor takes many times as long over each: a forward and backward pass over raw pixels took twice as long
+    with them (docs/performance.md).
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # of this thread and those it starts
