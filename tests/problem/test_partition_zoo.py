@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def brightness_of(problem) -> list[np.ndarray]:
 
 def sorted_by_brightness(problem) -> bool:
     means = brightness_of(problem)
-    return all(a.max() <= b.min() for a, b in zip(means, means[1:], strict=False))
+    return all(a.max() <= b.min() for a, b in pairwise(means))
 
 
 CASES = {

@@ -62,10 +62,8 @@ class IdToSize(_BySize):
         self.power = float(power)
 
     def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.IdToSizeFncPartitioner(
-            num_partitions=clients,
-            partition_id_to_size_fn=lambda place: place**self.power,  # from 1
-        )
+        # flwr-datasets counts clients from 1 here
+        return flower.IdToSizeFncPartitioner(num_partitions=clients, partition_id_to_size_fn=lambda k: k**self.power)
 
 
 class Size(_BySize):
