@@ -18,11 +18,21 @@ IMAGES = torch.rand(3, 2, 7, 6, generator=torch.Generator().manual_seed(0), dtyp
 
 
 def one(**changes) -> ClientShift:
-    plain = {"variant": 0, "angle": 0.0, "contrast": 1.0, "brightness": 0.0, "gains": (), "labels": (), "maximum": MAXIMUM}
+    plain = {
+        "variant": 0,
+        "angle": 0.0,
+        "contrast": 1.0,
+        "brightness": 0.0,
+        "gains": (),
+        "labels": (),
+        "maximum": MAXIMUM,
+    }
     return ClientShift(**plain | changes)
 
 
-def drawn(clients: int = 8, seed: int = 1, shape=(2, 7, 6), classes: int | None = 10, **shift) -> list[ClientShift | None]:
+def drawn(
+    clients: int = 8, seed: int = 1, shape=(2, 7, 6), classes: int | None = 10, **shift
+) -> list[ClientShift | None]:
     return Shift(**shift).draw(seed, clients, shape, classes, MAXIMUM)
 
 
@@ -82,7 +92,9 @@ def test_labels_are_permuted_in_a_cycle(share, moved):
 
 
 def test_a_stream_for_each_purpose_and_client():
-    few, many, more = (drawn(k, rotation=30.0, **o) for k, o in ((4, {}), (9, {}), (4, {"contrast": 1.0, "labels": 0.5})))
+    few, many, more = (
+        drawn(k, rotation=30.0, **o) for k, o in ((4, {}), (9, {}), (4, {"contrast": 1.0, "labels": 0.5}))
+    )
     assert [s.angle for s in few] == [s.angle for s in many[:4]] == [s.angle for s in more]
     assert [s.angle for s in drawn(4, seed=2, rotation=30.0)] != [s.angle for s in few]
     assert len({s.angle for s in many}) == 9
@@ -125,7 +137,9 @@ def test_clients_train_and_are_tested_on_what_they_see_the_server_on_the_origina
         moved[np.array(after.clients[k].shift.labels)] = before.label_counts[k]
         assert after.label_counts[k].tolist() == moved.tolist()
     assert after.test.shift is None
-    assert torch.equal(after.test.batch(rows, torch.float32, "cpu")[0], before.test.batch(rows, torch.float32, "cpu")[0])
+    assert torch.equal(
+        after.test.batch(rows, torch.float32, "cpu")[0], before.test.batch(rows, torch.float32, "cpu")[0]
+    )
 
 
 def test_subsets_keep_the_shift(config):
