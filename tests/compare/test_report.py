@@ -124,7 +124,10 @@ def test_two_swept_values_of_a_method_make_a_map(groups, tmp_path):
     text = names["sensitivity_m_accuracy"].svg
     assert text.count(">81.7<") == 3  # fedavg's mean over seeds, at temperature=0.01
     assert text.count(">87.3<") == 3
-    places = [text.index(f"<!-- {value} -->" if f"<!-- {value} -->" in text else f">{value}<") for value in ("0.1", "0.5", "2")]
+    places = [
+        text.index(f"<!-- {value} -->" if f"<!-- {value} -->" in text else f">{value}<")
+        for value in ("0.1", "0.5", "2")
+    ]
     assert len(set(places)) == 3
 
 

@@ -101,4 +101,7 @@ def test_fednova_with_fixed_stragglers_loses_most_of_the_bias_that_fedavg_keeps(
         run = federate(data, under(kind(), data, **settings), 90, solver=sgd(lr, 10))
         assert relative(run.means[-1], fixed_point(data, steps, lr, kind is FedNova)) < 1e-4
         bias[kind] = relative(run.means[-1], optimum(data))
-    assert bias[FedNova] < 0.3 * bias[FedAvg]
+    assert bias[FedNova] < 0.6 * bias[FedAvg]
+    slow = {kind: relative(fixed_point(data, steps, lr / 100, kind is FedNova), optimum(data)) for kind in bias}
+    assert slow[FedNova] < 0.03 * bias[FedNova]  # of first order in the rate
+    assert slow[FedAvg] > 0.8 * bias[FedAvg]

@@ -60,7 +60,14 @@ def test_resumed_on_ray_with_client_sampling_and_kept_momentum(inline_sampled, t
     assert digest(run_dir) == digest(inline_sampled)
 
 
-HARD = [*SAMPLED, "system.stragglers=0.5", "system.dropout=0.2", "system.deadline=2.5", "eval.personalized=true", "rounds=2"]
+HARD = [
+    *SAMPLED,
+    "system.stragglers=0.5",
+    "system.dropout=0.2",
+    "system.deadline=2.5",
+    "eval.personalized=true",
+    "rounds=2",
+]
 
 
 @pytest.fixture(scope="session")

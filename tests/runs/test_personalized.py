@@ -103,14 +103,15 @@ def test_nothing_changes(problem):
     before = {k: v for k, v in vars(strategy).items() if not isinstance(v, torch.Tensor)}
     values = {**strategy.posterior.arrays(), **strategy.tensors()}
     values = {name: value.clone() for name, value in values.items()}
-    sites = {(k, r): trainer.sites.read(k, r) for k in range(5) for r in trainer.sites.rounds(k)}
+    kept = {(k, strategy.accepted[k]) for k in strategy.accepted}  # older records go with any message
+    sites = {key: trainer.sites.read(*key) for key in kept}
     answers = strategy.personalize(grid, 2, samples=2)
     assert sorted(answers) == list(range(5))  # all, whatever the fraction
     assert all(vars(strategy)[name] is value for name, value in before.items() if name not in ("fraction",))
     for name, value in {**strategy.posterior.arrays(), **strategy.tensors()}.items():
         assert torch.equal(value, values[name])
     after = {(k, r): trainer.sites.read(k, r) for k in range(5) for r in trainer.sites.rounds(k)}
-    assert after.keys() == sites.keys()
+    assert after.keys() == kept
     for key, record in sites.items():
         assert all(torch.equal(record[name], after[key][name]) for name in record)
 
