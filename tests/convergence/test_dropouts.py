@@ -42,9 +42,9 @@ def under(strategy, data, **settings):
 )  # fmt: skip
 def test_exact_clients_that_drop_out(data, federate, optimum, relative, make, handler, settings):
     strategy = under(make(), data, **settings)
-    run = federate(data, strategy, 300, handler=handler)
-    lost = sum(m["clients/failed"] for m in run.metrics)
-    assert lost > 300
+    rounds = 60 if isinstance(strategy, BayesADMM) else 150
+    run = federate(data, strategy, rounds, handler=handler)
+    assert sum(m["clients/failed"] for m in run.metrics) > 3 * rounds
     expected = data.posterior(40.0)[0] if isinstance(strategy, BayesADMM) else optimum(data)
     assert relative(run.means[-1], expected) < 1e-6
 
