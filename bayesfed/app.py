@@ -36,7 +36,8 @@ def plain(cfg: DictConfig) -> Plain:
 def problem_of(config: Plain) -> Problem:
     """The problem a configuration describes; loaded once per process."""
     keys = ("data", "partition", "model", "likelihood", "seed")
-    return _problem(json.dumps({**{k: config[k] for k in keys}, "validation": config["eval"]["validation"]}))
+    described = {**{k: config[k] for k in keys}, "shift": config.get("shift")}
+    return _problem(json.dumps({**described, "validation": config["eval"]["validation"]}))
 
 
 @lru_cache(maxsize=2)
@@ -160,6 +161,14 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
             with profiling.span("train"):
                 reply = found.train(message, context)
         return app._timed([reply])[0]
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        with profiling.recording(app._profiler):
+            found = trainer()
+            with profiling.span("evaluation"):
+                return found.evaluate(message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:

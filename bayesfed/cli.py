@@ -3,6 +3,7 @@
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
 ``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
 and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods.
+``bayesfed partition key=value ...`` shows who would hold what.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 
-VERBS = ("run", "profile", "compare")
+VERBS = ("run", "profile", "compare", "partition")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             choice("command", verb, VERBS)
             if verb == "compare":
                 sys.exit(_compared(args))
+            if verb == "partition":
+                from bayesfed.splits.command import partition
+
+                partition(args)
+                return
             if verb == "profile":
                 args = _profiled(args)
         except InputError as error:

@@ -24,10 +24,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.problem.shift import Shift
+from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
+BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
 _RESERVED = {"_target_", "name", "default_client", "handler"}
 
 
@@ -39,6 +42,10 @@ class EvalSchema:
     validation: float = 0.0
     batch_size: int = 2048
     at_once: int | None = None
+    clients_every: int | None = None
+    personalized: bool = False
+    ood: str | None = None
+    target_accuracy: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -60,6 +67,8 @@ class RunSchema:
     figures: bool = True
     profile: bool = False
     eval: EvalSchema = field(default_factory=EvalSchema)
+    shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
+    system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
 
 
@@ -279,10 +288,23 @@ def validate(cfg: DictConfig) -> None:
     integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
+    integer("eval.clients_every", cfg.eval.get("clients_every"), at_least=0, optional=True)
+    for target in cfg.eval.get("target_accuracy", ()):
+        number("eval.target_accuracy", target, at_least=0, at_most=100)
+    ood = cfg.eval.get("ood")
+    if ood is not None:
+        choice("eval.ood", ood, [*BUILT_IN, *_options("data")])
+    Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
+    System.of(cfg.get("system"))
     for group in GROUPS:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group)
+
+
+def named_group(group: str, name: str) -> dict[str, Any]:
+    """The built-in (or local) settings of ``group=name``, as plain values."""
+    return plain_section(_plain([f"{group}={name}"])[group])
 
 
 def plain_section(section: DictConfig) -> dict[str, Any]:

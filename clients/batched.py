@@ -47,6 +47,7 @@ def can_batch(problems: Sequence[LocalProblem]) -> bool:
         and p.data.x is first.data.x
         and p.data.y is first.data.y
         and p.data.scaling is first.data.scaling
+        and p.data.shift is None
         and type(p.server) is type(first.server)
         and (p.site is None) == (first.site is None)
         and p.keep_gradient == first.keep_gradient

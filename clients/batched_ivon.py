@@ -226,7 +226,7 @@ def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSol
             "loss": losses[row] / max(count * solver.mc_samples, 1),
             "hessian-moved": moved[row],
             "floored": float(floored[row]),
-            "gradient-evaluations": solver.epochs * problem.num_examples * solver.mc_samples,
+            "gradient-evaluations": problem.examples_seen(solver.epochs, solver.batch_size) * solver.mc_samples,
         }
         memory = {}
         if solver.keep_momentum:

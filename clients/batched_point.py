@@ -114,7 +114,7 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
             progress.step(schedules[row](step))
         metrics = {
             "loss": loss / max(count, 1),
-            "gradient-evaluations": solver.epochs * problem.num_examples,
+            "gradient-evaluations": problem.examples_seen(solver.epochs, solver.batch_size),
             "local-progress": progress.total,
         }
         solutions.append(LocalSolution(posterior, metrics, memory, None if seen is None else seen[row] / max(count, 1)))

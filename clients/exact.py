@@ -22,6 +22,7 @@ class ExactSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
+    stepwise: ClassVar[bool] = False
 
     def check(self, model: str, likelihood: str) -> None:
         if model != "linear" or likelihood != "gaussian":

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
+from bayesfed.evaluation import evaluate
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.families.natural import all_finite
 from bayesfed.problem import Problem
@@ -43,6 +44,7 @@ class Method:
         dual: what the dual moves along, see :func:`clients.duals.difference`.
         size_scale: weight of the *summed* loss of point estimates; 0: the mean loss has weight 1.
         unsquared: see :class:`clients.local.LocalProblem`.
+        work: share of its local steps that the client does, see :class:`bayesfed.system.System`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Method:
     dual: str = "natural"
     size_scale: float = 0.0
     unsquared: bool = False
+    work: float = 1.0
 
     @classmethod
     def parse(cls, record: object) -> Method:
@@ -86,6 +89,7 @@ class Method:
             "lr_factor": math.isfinite(method.lr_factor) and method.lr_factor >= 0,
             "dual": method.dual in duals.KINDS,
             "size_scale": math.isfinite(method.size_scale) and method.size_scale >= 0,
+            "work": 0 < method.work <= 1,
         }
         for name, good in ranges.items():
             if not good:
@@ -207,6 +211,28 @@ class Trainer:
         task = self._read(message, context)
         return self._reply(task, self._solve(task), started)
 
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Personalize: solve the local problem as :meth:`train` would, keep nothing, and test the local posterior.
+
+        The reply holds numbers only: ``num-examples`` (of the client's own test distribution), ``gradient-evaluations``, and the
+        scores of :func:`bayesfed.evaluation.evaluate` as ``mean/...`` and ``bayes/...``.
+        """
+        task = self._read(message, context)
+        client = task.local.client
+        tests = self.problem.client_tests[client]
+        if len(tests) == 0:
+            raise ValueError("the test set has no example of this client's classes")
+        solution = self._solve(task)
+        posterior = solution.posterior.to(dtype=self.dtype, device=self.model.vector.device)
+        scores = evaluate(
+            self.model, posterior, tests, self.problem.likelihood,
+            samples=wire.value(message.content["evaluation"], "samples", int),
+            generator=task.local.generator("personalized", self.model.vector.device),
+        )  # fmt: skip
+        spent = {k: v for k, v in solution.metrics.items() if k == "gradient-evaluations"}
+        metrics = MetricRecord({**scores, **spent, "num-examples": len(tests), "round": task.method.round})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
     def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """What :meth:`train` replies to each message, or an error reply where it raises; solved side by side if the solver can.
 
@@ -272,6 +298,7 @@ class Trainer:
             memory={name: value.to(device) for name, value in memory.items()},
             loss_scale=method.size_scale * len(self.problem.clients[client]) or 1.0,
             unsquared=method.unsquared,
+            work=method.work,
         )
         extra = self._extra_of(message)
         task = Task(message, method, server, site, stateful, local, dict(settings), extra, state)

@@ -149,7 +149,7 @@ class IVONSolver(BatchingSolver):
             "loss": float(total) / max(step * self.mc_samples, 1),
             "hessian-moved": float(((precision - start).abs() > 0.1 * start).to(problem.dtype).mean()),
             "floored": float(optimizer.floored()),
-            "gradient-evaluations": self.epochs * problem.num_examples * self.mc_samples,
+            "gradient-evaluations": problem.examples_seen(self.epochs, self.batch_size) * self.mc_samples,
         }
         memory = {}
         if self.keep_momentum:

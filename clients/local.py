@@ -51,6 +51,7 @@ class LocalProblem:
         keep_gradient: the solver has to return the mean of the loss gradients it saw.
         observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
         unsquared: the pull towards ``w_g`` is that of ``proximal/2 ||w - w_g||``, a variant in published code; never by default.
+        work: share of its steps that the client gets done, in (0, 1]; below 1 it is a straggler.
     """
 
     model: FlatModel
@@ -73,6 +74,7 @@ class LocalProblem:
     keep_gradient: bool = False
     observer: Callable[[int, Tensor], None] | None = None
     unsquared: bool = False
+    work: float = 1.0
 
     @property
     def asks_for_gradients(self) -> bool:
@@ -141,14 +143,25 @@ class LocalProblem:
             yield torch.randperm(self.num_examples, generator=generator, device="cpu")
 
     def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mini-batches of ``epochs`` passes over :meth:`orders`."""
+        """Mini-batches of ``epochs`` passes over :meth:`orders`, as many as :meth:`steps` says."""
+        left = self.steps(epochs, batch_size)
         for order in self.orders(epochs):
-            for rows in order.split(batch_size):
+            for rows in order.split(batch_size)[:left]:
                 yield self.data.batch(rows, self.dtype, self.device)
+            left = max(left - math.ceil(self.num_examples / batch_size), 0)
 
     def steps(self, epochs: int, batch_size: int) -> int:
         """How many mini-batches :meth:`batches` yields."""
-        return epochs * math.ceil(self.num_examples / batch_size)
+        return self.budget(epochs * math.ceil(self.num_examples / batch_size))
+
+    def budget(self, steps: int) -> int:
+        """How many of ``steps`` the client gets done, at least 1."""
+        return steps if self.work == 1 else max(1, math.floor(self.work * steps))
+
+    def examples_seen(self, epochs: int, batch_size: int) -> int:
+        """How many examples the mini-batches hold together."""
+        full, rest = divmod(self.steps(epochs, batch_size), math.ceil(self.num_examples / batch_size))
+        return full * self.num_examples + rest * batch_size
 
 
 @dataclass(frozen=True)
@@ -177,10 +190,12 @@ class Solver(ABC):
     Attributes:
         families: names of the posterior families it can return.
         batches: whether :meth:`solve_many` can be faster than one client after the other.
+        stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
     """
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
+    stepwise: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:

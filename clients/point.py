@@ -120,7 +120,7 @@ class PointSolver(BatchingSolver):
         memory = _memory(optimizer, model) if self.keep_momentum else {}
         metrics = {
             "loss": float(total) / max(step, 1),
-            "gradient-evaluations": self.epochs * problem.num_examples,
+            "gradient-evaluations": problem.examples_seen(self.epochs, self.batch_size),
             "local-progress": progress.total,
         }
         return LocalSolution(posterior, metrics, memory, None if seen is None else seen / max(step, 1))

@@ -68,10 +68,11 @@ class VONSolver(Solver):
         linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
         rho, tau = problem.rho, problem.temperature
         generator = problem.generator("noise", problem.device)
-        rates = Schedule(self.local_schedule, self.epochs)
+        steps = problem.budget(self.epochs)
+        rates = Schedule(self.local_schedule, steps)
         posterior = FullGaussian(problem.start().to(torch.float64), server.precision)
 
-        for step in range(self.epochs):
+        for step in range(steps):
             mean, precision = posterior.mean, posterior.precision
             with span("sampling"):
                 points = posterior.sample(self.mc_samples, generator) if self.mc_samples else mean[None]
@@ -90,6 +91,6 @@ class VONSolver(Solver):
 
         value = float(loss.loss(posterior.mean)) / problem.num_examples
         posterior = FullGaussian.from_mean_precision(posterior.mean, posterior.precision)
-        points_used = self.epochs * max(self.mc_samples, 1)
+        points_used = steps * max(self.mc_samples, 1)
         metrics = {"loss": value, "gradient-evaluations": points_used * loss.gradients_per_point}
         return LocalSolution(posterior.to(problem.dtype), metrics)

@@ -20,6 +20,8 @@ from bayesfed.families import Gaussian, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
+from bayesfed.system import Fate
+from strategies.personalize import personalize
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
@@ -113,6 +115,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
+        # simulated: what clients manage in a round
+        self.fates: Callable[[Sequence[int], int], dict[int, Fate]] | None = None
 
     # -- what a strategy is -----------------------------------------------------------------------------------------
 
@@ -262,6 +266,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
+        fates = self.fates(clients, server_round) if self.fates else {}
+        reached = dict(self._tally.sampled)
+        for client in reached:
+            if client in fates and fates[client].lost:
+                self._lose(server_round, client, fates[client].lost)
         settings: dict[str, float | bool | str] = {
             "damping": 0.0,
             "proximal": 0.0,
@@ -276,10 +285,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             records["extra"] = self._encoded_extra(further, server_round)
         size = sum(record_bytes(name, record) for name, record in records.items())
         messages = []
-        methods: dict[tuple[int, int], ConfigRecord] = {}  # most clients get the same record
-        sizes: dict[tuple[int, int], int] = {}
-        for client, node in self._tally.sampled.items():
-            seen = self.accepted.get(client, 0), self.durable.get(client, 0)
+        methods: dict[tuple[int, int, float], ConfigRecord] = {}  # most clients get the same record
+        sizes: dict[tuple[int, int, float], int] = {}
+        for client, node in reached.items():
+            work = fates[client].work if client in fates else 1.0
+            seen = self.accepted.get(client, 0), self.durable.get(client, 0), work
             if seen not in methods:
                 methods[seen] = ConfigRecord(
                     {
@@ -290,10 +300,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         "accepted": seen[0],
                         "durable": seen[1],
                         "lr_factor": self.lr_factor(server_round),
+                        **({"work": work} if work < 1 else {}),
                     }
                 )
                 sizes[seen] = size + record_bytes("method", methods[seen])
-            self._tally.down += sizes[seen]
+            self._tally.down += sizes[seen]  # a client whose reply is lost was sent the model all the same
+            if client not in self._tally.sampled:
+                continue
             content = RecordDict({**records, "method": methods[seen]})
             messages.append(Message(content, node, MessageType.TRAIN, group_id=str(server_round)))
         return messages
@@ -376,6 +389,12 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Evaluation happens on the server."""
         return None
+
+    def personalize(self, grid: Grid, server_round: int, samples: int) -> dict[int, dict[str, float]]:
+        """Test every client's local posterior, started from the server's: see :func:`strategies.personalize.personalize`."""
+        if not self._nodes:
+            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        return personalize(self, grid, server_round, samples)
 
     def sample(self, server_round: int) -> list[int]:
         """The partition ids that take part, ascending: keyed by (seed, round), never by node ids."""
@@ -483,6 +502,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         with span("accumulate"):
             metrics |= self.add(sums, Reply(posterior, int(metrics["num-examples"]), metrics, extra))
         return metrics
+
+    def _lose(self, server_round: int, client: int, reason: str) -> None:
+        """A sampled client whose reply never counts (simulated): it is not asked to work."""
+        del self._tally.sampled[client]
+        self._tally.failed[client] = reason
+        if self._callbacks:
+            self._callbacks.client_done(server_round, client, None, reason)
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:

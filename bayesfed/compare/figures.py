@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bayesfed.compare.results import HIGHER_IS_BETTER, Group
+from bayesfed.compare.sensitivity import sensitivities, shade
 from bayesfed.compare.table import Row, by_setting
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
@@ -76,6 +77,8 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
             prefix = f"{number:02d}_" if len(settings) > 1 else ""
             for name, title, figure in _of_setting(part, styles, target):
                 made.append(_save(figure, folder, prefix + name, setting, title))
+        for name, setting, title, figure in sensitivities(table):
+            made.append(_save(figure, folder, name, setting, title))
         if len(settings) > 1:
             for metric in ("accuracy", "nll"):
                 if any(metric in row.metrics for row in table):
@@ -155,6 +158,24 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
     return figure
 
 
+def clients_apart(part: Sequence[Row], styles: Styles) -> Figure | None:
+    """From the mean over clients to the mean over the worst tenth of them, each on its own test distribution; None without."""
+    shown = [row for row in part if all(math.isfinite(row.clients.get(key, math.nan)) for key in ("mean", "worst10"))]
+    if not shown:
+        return None
+    figure, axis = _figure(height=1.2 + 0.34 * len(shown))
+    for place, row in enumerate(shown):
+        colour, mean, worst = styles[row.group.method]["color"], row.clients["mean"], row.clients["worst10"]
+        axis.plot([worst, mean], [place, place], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
+        axis.plot(mean, place, "|", color=colour, markersize=15, markeredgewidth=2)
+        axis.plot(worst, place, "o", color=colour, markersize=6)
+    axis.set_yticks(range(len(shown)), [row.group.method for row in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    metric = "accuracy" if any("accuracy" in row.metrics for row in shown) else "rmse"
+    axis.set_xlabel(f"{NAMES[metric]}: client mean (bar), worst 10 % of clients (dot)")
+    return figure
+
+
 def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figure | None:
     """What it took each method to reach ``target``; None if no method did."""
     values = [row.to_target.get(cost, math.nan) * SCALE.get(cost, 1.0) for row in part]
@@ -189,17 +210,8 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     up = metric in HIGHER_IS_BETTER
-    image = axis.imshow(np.ma.masked_invalid(values), cmap="cividis" if up else "cividis_r", aspect="auto")
-    for i, method in enumerate(methods):
-        for j, setting in enumerate(settings):
-            if math.isfinite(values[i, j]):
-                red, green, blue, _ = image.to_rgba(values[i, j])
-                bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
-                statistic = found[method, setting]
-                axis.text(
-                    j, i, f"{values[i, j]:.{1 if up else 3}f}", ha="center", va="center",
-                    color="#010101" if bright else "#ffffff", weight="bold" if statistic and statistic.best else "normal",
-                )  # fmt: skip
+    best = np.array([[getattr(found.get((m, s)), "best", False) for s in settings] for m in methods])
+    shade(axis, values, up, best)
     axis.set_yticks(range(len(methods)), methods)
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)
     axis.tick_params(length=0)
@@ -221,6 +233,9 @@ def _of_setting(part: Sequence[Row], styles: Styles, target: float | None) -> It
     figure = dots(part, "ece", styles)
     if figure is not None:
         yield "ece", "Calibration error after the last round, every seed", figure
+    figure = clients_apart(part, styles)
+    if figure is not None:
+        yield "clients", "Fairness: each client on its own test distribution, mean over seeds", figure
     if target is not None:
         for cost in TARGET:
             figure = bars(part, cost, target, styles)

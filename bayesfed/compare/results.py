@@ -14,6 +14,7 @@ from bayesfed.runs.directory import RunDirectory
 
 METRICS = ("accuracy", "nll", "ece", "rmse")
 HIGHER_IS_BETTER = frozenset({"accuracy"})
+CLIENTS = ("mean", "worst10", "spread")  # of a metric over clients, each on its own test distribution
 COSTS = {"rounds": "round", "bytes": "bytes", "gradients": "gradients", "seconds": "seconds"}
 
 
@@ -27,6 +28,7 @@ class Trace:
         costs: by name (``round``, ``bytes``, ``gradients``, ``seconds``), (R,) totals up to each round.
         metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages.
         at_mean: final metrics at the posterior mean.
+        clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`.
     """
 
     seed: int
@@ -34,6 +36,7 @@ class Trace:
     costs: dict[str, np.ndarray]
     metrics: dict[str, np.ndarray]
     at_mean: dict[str, float]
+    clients: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: RunDirectory, seed: int) -> Trace:
@@ -55,6 +58,7 @@ class Trace:
             costs,
             {m: values for m, values in metrics.items() if np.isfinite(values).any()},
             {m: float(last[f"mean/{m}"]) for m in METRICS if last.get(f"mean/{m}") is not None},
+            _over_clients(last),
         )
 
     def final(self, metric: str) -> float:
@@ -127,6 +131,12 @@ def _not_finite(directory: RunDirectory) -> str:
     """A metric of the last round that is nan or infinite (null in JSON), or nothing."""
     last = directory.rounds()[-1]
     return next((k for k, v in last.items() if k.startswith(("mean/", "bayes/")) and v is None), "")
+
+
+def _over_clients(last: dict[str, Any]) -> dict[str, float]:
+    """:attr:`Trace.clients` from the last line of ``rounds.jsonl``."""
+    metric = "rmse" if last.get("clients/rmse_mean") is not None else "accuracy"
+    return {part: float(v) for part in CLIENTS if (v := last.get(f"clients/{metric}_{part}")) is not None}
 
 
 def _column(records: Sequence[dict[str, Any]], key: str, missing: float = math.nan) -> np.ndarray:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from bayesfed.compare.results import COSTS, HIGHER_IS_BETTER, METRICS, Group
+from bayesfed.compare.results import CLIENTS, COSTS, HIGHER_IS_BETTER, METRICS, Group
 
 HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
+CLIENT_HEADERS = {"mean": "client mean", "worst10": "worst 10 %", "spread": "client spread"}
 DIGITS = {"accuracy": 2, "nll": 3, "ece": 2, "rmse": 4}
 
 
@@ -45,6 +46,7 @@ class Row:
         at_mean: mean over seeds of the final metrics at the posterior mean.
         costs: mean over seeds of ``bytes``, ``gradients`` and ``seconds`` of a run.
         to_target: mean over seeds of what it took to reach the target; nan unless every finished run reached it.
+        clients: mean over seeds of :attr:`bayesfed.compare.results.Trace.clients`.
     """
 
     group: Group
@@ -52,6 +54,7 @@ class Row:
     at_mean: dict[str, float]
     costs: dict[str, float]
     to_target: dict[str, float]
+    clients: dict[str, float]
 
 
 def rows(groups: Sequence[Group], baseline: str, target: float | None = None) -> list[Row]:
@@ -81,7 +84,9 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
         if target is not None:
             traces = [trace.to_target(target) for trace in group.traces]
             reached = {name: _mean_std([trace[key] for trace in traces])[0] for name, key in COSTS.items()}
-        made.append(Row(group, values, at_mean, costs, reached))
+        tested = [part for part in CLIENTS if any(part in t.clients for t in group.traces)]
+        clients = {part: _mean_std([t.clients.get(part, math.nan) for t in group.traces])[0] for part in tested}
+        made.append(Row(group, values, at_mean, costs, reached, clients))
     return made
 
 
@@ -107,6 +112,8 @@ def to_csv(table: Sequence[Row], target: float | None = None) -> str:
     ]  # fmt: skip
     if target is not None:
         header += [f"{name}_to_target" for name in COSTS]
+    if any(row.clients for row in table):
+        header += [f"client_{part}" for part in CLIENTS]
     out = io.StringIO()
     writer = csv.DictWriter(out, header, lineterminator="\n")
     writer.writeheader()
@@ -129,6 +136,7 @@ def to_csv(table: Sequence[Row], target: float | None = None) -> str:
             if metric not in extra:
                 cells[f"{metric}_at_mean"] = _number(row.at_mean.get(metric, math.nan))
         cells |= {f"{name}_to_target": _number(value) for name, value in row.to_target.items()}
+        cells |= {f"client_{part}": _number(value) for part, value in row.clients.items()}
         writer.writerow(cells)
     return out.getvalue()
 
@@ -187,7 +195,9 @@ def cells(
     metrics = [m for m in METRICS if any(m in row.metrics for row in part)]
     tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
     costs = [name for name in COSTS if any(name in row.to_target for row in part)]
+    clients = [name for name in CLIENTS if any(math.isfinite(row.clients.get(name, math.nan)) for row in part)]
     header = ["method", *(HEADERS[m] for m in metrics), *(f"p {HEADERS[m].split()[0]}" for m in tested)]
+    header += [CLIENT_HEADERS[name] for name in clients]
     header += ["MB sent", "gradients", "seconds", *(f"{_unit(name)} to target" for name in costs), "seeds"]
     body = []
     for row in part:
@@ -197,6 +207,7 @@ def cells(
             text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
             line.append(bold(text) if found.best and len(part) > 1 else text)
         rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
+        rest += [_number(row.clients.get(name, math.nan), 4) or "–" for name in clients]
         rest += [
             megabytes(row.costs["bytes"]),
             thousands(row.costs["gradients"]),
@@ -211,10 +222,12 @@ def cells(
 def caption(table: Sequence[Row], baseline: str) -> str:
     """What the numbers are."""
     tested = f" p: two-sided paired t-test over seeds against {baseline}." if _tested(table) else ""
+    fair = " Client mean, worst 10 % and spread: over clients, each on its own test distribution."
+    fair = fair if any(row.clients for row in table) else ""
     failed = [f"{row.group.method} ({row.group.setting}) {row.group.status}" for row in table if row.group.failed]
     return (
         "Mean ± standard deviation over seeds after the last round, best mean in bold; model-averaged where the method "
-        f"has a posterior.{tested} MB and gradients (examples × posterior samples) are totals of one run."
+        f"has a posterior.{tested}{fair} MB and gradients (examples × posterior samples) are totals of one run."
         + (f" Failed: {'. '.join(failed)}." if failed else "")
     )
 

@@ -270,7 +270,7 @@ def evaluate(
         ``mean/...`` and, with ``bayes``, ``bayes/...`` of ``accuracy`` (%), ``nll`` (nats/example), ``ece`` (%) and
         ``brier``; for regression of ``rmse`` and ``nll``.
     """
-    inputs = _inputs(model, examples, batch_size)
+    inputs = input_batches(model, examples, batch_size)
     y = examples.targets().cpu()
     precision = noise_precision(likelihood)
 
@@ -313,7 +313,7 @@ def reliability(
     """
     if noise_precision(likelihood) is not None:
         raise InputError("likelihood", likelihood.name, "a reliability diagram needs classes (categorical)")
-    inputs = _inputs(model, examples, batch_size)
+    inputs = input_batches(model, examples, batch_size)
     y = examples.targets().cpu()
     diagram: dict[str, Any] = {"bins": bins}
     try:
@@ -331,7 +331,8 @@ def reliability(
     return diagram
 
 
-def _inputs(model: FlatModel, examples: EvaluationSet, batch_size: int) -> InputBatches:
+def input_batches(model: FlatModel, examples: EvaluationSet, batch_size: int) -> InputBatches:
+    """The scaled inputs of ``examples`` where the model lives."""
     if len(examples) == 0:
         raise ValueError("there are no examples to evaluate on")
     vector = model.vector

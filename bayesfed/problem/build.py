@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from bayesfed.errors import InputError, number
+from bayesfed.problem.client_tests import client_tests
 from bayesfed.problem.configured import construct, naming, plain
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
@@ -19,6 +22,7 @@ from bayesfed.problem.likelihood import Categorical, Likelihood
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.problem.problem import Problem, check_model
 from bayesfed.problem.scaling import fit_scaling
+from bayesfed.problem.shift import ClientShift, Shift
 from bayesfed.seeding import numpy_generator
 
 
@@ -26,7 +30,8 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     """Build the problem of a run; everything random in it depends on ``seed`` alone.
 
     Args:
-        cfg: with the groups ``data``, ``partition``, ``model``, ``likelihood``; each has ``_target_`` and options.
+        cfg: with the groups ``data``, ``partition``, ``model``, ``likelihood``; each has ``_target_`` and options. A section
+            ``shift`` has the values of :class:`bayesfed.problem.shift.Shift`.
         seed: of the run.
         validation: fraction of the training data held out, before partitioning, and evaluated instead of the test set.
 
@@ -37,6 +42,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     if validation >= 1:
         raise InputError("eval.validation", validation, "must be below 1")
     configs = {group: plain(group, cfg) for group in ("data", "partition", "model", "likelihood")}
+    shift = Shift.of(plain("shift", cfg) if cfg.get("shift") else None)
     source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
     partitioner = construct("partition", configs["partition"], Partitioner)  # type: ignore[type-abstract]
     likelihood = construct("likelihood", configs["likelihood"], Likelihood)  # type: ignore[type-abstract]
@@ -49,20 +55,41 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     num_outputs = num_classes if num_classes is not None else likelihood.num_outputs(y)
     input_shape = tuple(data.x.shape[1:])
     check_model(configs["model"], input_shape, num_outputs)
+    shifts_of = partial(
+        shift.draw, seed, shape=input_shape, num_classes=num_classes, maximum=_maximum(shift, data, train)
+    )
+    shifts_of(clients=1)  # says what can't be shifted before the split takes its time
     with naming("partition"):
-        parts = _partition(data, y if num_classes is not None else None, train, partitioner, seed)
+        parts, owner = _partition(data, y, num_classes is not None, train, partitioner, seed)
+    shifts = shifts_of(clients=len(parts))
 
     x_rows, y_rows = torch.from_numpy(data.x), torch.from_numpy(y)
-    clients = [Examples(x_rows, y_rows, torch.from_numpy(rows), scaling) for rows in parts]
+    clients = [
+        Examples(x_rows, y_rows, torch.from_numpy(rows), scaling, shifted)
+        for rows, shifted in zip(parts, shifts, strict=True)
+    ]
     if validation > 0:
         test = Examples(x_rows, y_rows, torch.from_numpy(validated), scaling)
     else:
         test_x = x_rows if data.test_x is data.x else torch.from_numpy(data.test_x)
         rows = None if data.test_rows is None else torch.from_numpy(data.test_rows)
         test = Examples(test_x, torch.from_numpy(test_y), rows, scaling)
-    counts = None
+    held = counts = None
     if num_classes is not None:
-        counts = np.stack([np.bincount(y[rows], minlength=num_classes) for rows in parts])
+        held = np.stack([np.bincount(y[rows], minlength=num_classes) for rows in parts])
+        counts = np.stack([_seen(of_client, shifted) for of_client, shifted in zip(held, shifts, strict=True)])
+    own_rows = client_tests(
+        np.arange(len(test.x)) if test.index is None else test.index.numpy(),
+        None if num_classes is None else test.targets().numpy(),
+        held,
+        seed,
+        len(parts),
+        owner[test.index.numpy()] if owner is not None and test.x is x_rows and test.index is not None else None,
+    )
+    own = [
+        replace(test, index=torch.from_numpy(rows), shift=shifted)
+        for rows, shifted in zip(own_rows, shifts, strict=True)
+    ]
     return Problem(
         clients=clients,
         test=test,
@@ -75,7 +102,24 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         label_counts=counts,
         model=configs["model"],
         likelihood_config=configs["likelihood"],
+        client_tests=own,
     )
+
+
+def _seen(counts: np.ndarray, shift: ClientShift | None) -> np.ndarray:
+    """(C,) examples per class after a client's permutation of its labels."""
+    if shift is None or not shift.labels:
+        return counts
+    seen = np.zeros_like(counts)
+    np.add.at(seen, np.asarray(shift.labels), counts)
+    return seen
+
+
+def _maximum(shift: Shift, data: Loaded, train: np.ndarray) -> float:
+    """The largest value an input can hold, if it matters."""
+    if data.maximum is not None or not shift.on_features:
+        return data.maximum or 1.0
+    return float(data.x[train].max())
 
 
 def _targets(data: Loaded, likelihood: Likelihood) -> tuple[np.ndarray, np.ndarray, int | None]:
@@ -117,12 +161,24 @@ def _training_rows(
 
 
 def _partition(
-    data: Loaded, labels: np.ndarray | None, train: np.ndarray, partitioner: Partitioner, seed: int
-) -> list[np.ndarray]:
-    """Rows of each client that has any; by client column if there is one, else by the partitioner."""
-    if data.client is None:
-        positions = partitioner.split(None if labels is None else labels[train], len(train), seed)
+    data: Loaded, y: np.ndarray, classes: bool, train: np.ndarray, partitioner: Partitioner, seed: int
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Rows of each client that has any; by client column if there is one, else by the partitioner.
+
+    With a client column also the client (position among those kept; -1: none) of every row of the data.
+    """
+    owner = None
+    grouped = partitioner.needs_values == "client"
+    if data.client is None or grouped:
+        if grouped and data.client is None:
+            fix = "the data have no client column: add one (npz: array 'client', parquet: data.client) or use partition=iid"
+            raise InputError("partition", partitioner.name, fix)
+        values = _values(partitioner.needs_values, data, y, train)
+        positions = partitioner.split(y[train] if classes else None, len(train), seed, values)
         parts = [train[part] for part in positions]
+        if grouped and partitioner.num_clients not in (None, len(parts)):
+            fix = f"the data's client column gives {len(parts)} groups; leave it null"
+            raise InputError("num_clients", partitioner.num_clients, fix)
     else:
         ids = np.unique(data.client)
         if partitioner.num_clients not in (None, len(ids)):
@@ -136,4 +192,22 @@ def _partition(
     if len(kept) < len(parts):
         text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out; {len(kept)} remain"
         warnings.warn(text, stacklevel=3)
-    return kept
+    if data.client is not None:
+        names, codes = np.unique(data.client, return_inverse=True)
+        client_of = np.full(len(names), -1)
+        for k, part in enumerate(kept):
+            client_of[codes[part]] = k
+        owner = client_of[codes]
+    return kept, owner
+
+
+def _values(kind: str, data: Loaded, y: np.ndarray, train: np.ndarray) -> np.ndarray | None:
+    """What a partitioner wants to know of each training example, see ``Partitioner.needs_values``."""
+    if kind == "client":
+        assert data.client is not None
+        return data.client[train]
+    if kind == "target":
+        return y[train].reshape(len(train), -1)[:, 0]
+    if kind == "mean":
+        return np.array([data.x[row].mean(dtype=np.float64) for row in train])
+    return None

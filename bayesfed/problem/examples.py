@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from bayesfed.problem.scaling import Scaling
+from bayesfed.problem.shift import ClientShift
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +21,14 @@ class Examples:
         y: (N,) int64 class labels, or (N,) / (N, D) float targets.
         index: (n,) int64 rows of ``x`` and ``y`` that belong to this set; None = all.
         scaling: applied to every batch of ``x``.
+        shift: of the client whose examples these are, applied before the scaling; None = none.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor | None = None
     scaling: Scaling = field(default_factory=Scaling.identity)
+    shift: ClientShift | None = None
 
     def __len__(self) -> int:
         return len(self.x) if self.index is None else len(self.index)
@@ -32,7 +36,7 @@ class Examples:
     def subset(self, positions: Tensor) -> Examples:
         """The rows at ``positions`` (n,) int64 within this set, as a view."""
         index = positions if self.index is None else self.index[positions]
-        return Examples(self.x, self.y, index, self.scaling)
+        return replace(self, index=index)
 
     def batch(self, positions: Tensor | slice, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Gather rows, move them, scale them.
@@ -51,9 +55,45 @@ class Examples:
             x, y = self.x[rows], self.y[rows]
         else:
             x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
-        x = self.scaling.convert(x, dtype, device, owned=not isinstance(rows, slice))
+        owned = not isinstance(rows, slice)
+        if self.shift is not None:
+            work = torch.promote_types(x.dtype, dtype) if x.is_floating_point() else dtype
+            shifted = self.shift.inputs(x.to(device=device, dtype=work))
+            owned, x, y = owned or shifted is not x, shifted, self.shift.targets(y)
+        x = self.scaling.convert(x, dtype, device, owned=owned)
         return x, y.to(device=device, dtype=dtype) if y.is_floating_point() else y.to(device=device)
 
     def targets(self) -> Tensor:
         """y of the rows in this set: (n,) or (n, D)."""
-        return self.y if self.index is None else self.y[self.index]
+        y = self.y if self.index is None else self.y[self.index]
+        return y if self.shift is None else self.shift.targets(y)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several sets one after the other, for a single pass over all of them.
+
+    Attributes:
+        parts: the sets.
+    """
+
+    parts: Sequence[Examples]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """:meth:`Examples.batch` for a slice without step."""
+        pieces, begin = [], 0
+        start, stop, _ = positions.indices(len(self))
+        for part in self.parts:
+            low, high = max(start - begin, 0), min(stop - begin, len(part))
+            if low < high:
+                pieces.append(part.batch(slice(low, high), dtype, device))
+            begin += len(part)
+        x, y = zip(*pieces, strict=True)
+        return torch.cat(x), torch.cat(y)
+
+    def targets(self) -> Tensor:
+        """y of all sets: (n,) or (n, D)."""
+        return torch.cat([part.targets() for part in self.parts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class Problem:
         num_outputs: columns of the model's output.
         scaling: of the inputs, already part of every ``Examples``.
         num_classes: C, or None for regression.
-        label_counts: (K, C) examples per client and class, or None for regression.
+        label_counts: (K, C) examples per client and class as the clients see them, or None for regression.
+        client_tests: what client k's own test distribution is, at position k; may be empty.
         model: ``_target_``, ``name`` and options of the model.
         likelihood_config: ``_target_``, ``name`` and options of the likelihood.
     """
@@ -48,6 +49,7 @@ class Problem:
     label_counts: np.ndarray | None
     model: dict[str, Any]
     likelihood_config: dict[str, Any]
+    client_tests: list[Examples] = field(default_factory=list)
 
     def build_model(self, seed: int) -> nn.Module:
         """The model in float32 on the CPU; drawn from ``seed`` alone, torch's global generator is left as it was."""

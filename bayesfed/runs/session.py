@@ -14,22 +14,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from bayesfed import seeding
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build
 from bayesfed.errors import InputError
-from bayesfed.evaluation import evaluate, reliability
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import RunDirectory, provenance
 from bayesfed.runs.display import Display
+from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
+from bayesfed.runs.targets import to_targets
 from bayesfed.schedule import Schedule
+from bayesfed.system import System
 from bayesfed.wire import DTYPES
 
 log = getLogger("bayesfed")
@@ -70,7 +71,14 @@ class Session:
             cfg.client.get("schedule_decay", 0.1),
         )  # fmt: skip
         self.strategy.lr_factor = lambda round: horizon(round - 1)
+        system, sizes = System.of(self.config.get("system")), [len(client) for client in self.problem.clients]
+        if system.active:
+            self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
         self.directory: RunDirectory
+        self.evaluator = Evaluator(
+            cfg, self.problem, self.model, lambda line: self.directory.append("client_tests", line)
+        )
+        self.personalized: dict[str, float] = {}
         self.workers = 1
         self.round = 0
         self.seconds = 0.0
@@ -84,6 +92,10 @@ class Session:
             fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
             raise InputError("client", client, fix)
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        stragglers = System.of(self.config.get("system")).stragglers
+        if stragglers and not self.solver.stepwise:
+            fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"
+            raise InputError("system.stragglers", stragglers, fix)
         if family == "full":
             matrix = 8 * self.num_parameters**2
             free = psutil.virtual_memory().available
@@ -112,7 +124,7 @@ class Session:
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)
-        for name in ("rounds", "clients"):
+        for name in ("rounds", "clients", "client_tests"):
             directory.truncate(name, self.round)
 
     def client_app(self):
@@ -152,6 +164,10 @@ class Session:
                     self._finish_round(0, {})
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
+                if self.cfg.eval.get("personalized"):
+                    answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
+                    kind = "mean" if self.strategy.family == "point" else "bayes"
+                    self.personalized = self.evaluator.personalized(self.round, answers, kind)
                 status = "finished"
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -178,11 +194,7 @@ class Session:
     def _figures(self) -> None:
         bins = None
         if self.problem.num_classes:
-            with span("evaluation"):
-                bins = reliability(
-                    self.model, self.strategy.posterior.to(device=self.model.vector.device), self.problem.test,
-                    self.problem.likelihood, samples=self.cfg.eval.samples, generator=self._generator(self.round),
-                )  # fmt: skip
+            bins = self.evaluator.reliability(self.round, self._posterior)
         make_figures(self.directory.path, label_counts=self.problem.label_counts, reliability=bins)
 
     # -- callbacks of the strategy --------------------------------------------------------------------------------------
@@ -208,7 +220,7 @@ class Session:
 
     def _finish_round(self, round: int, metrics: dict[str, float]) -> None:
         trained = time.perf_counter()
-        evaluation = self._evaluate(round)
+        evaluation = self.evaluator.after_round(round, self._posterior)
         record: dict[str, Any] = {"round": round, **evaluation, **metrics}
         if self.strategy.family != "point":
             low, mean, high = self.strategy.posterior.precision_summary()
@@ -243,27 +255,10 @@ class Session:
         self.logger.log(record)
         self.display.end_round(record)
 
-    @timed("evaluation")
-    def _evaluate(self, round: int) -> dict[str, float]:
-        if len(self.problem.test) == 0:
-            return {}
-        last = round == self.cfg.rounds
-        if not (last or round % self.cfg.eval.every == 0):
-            return {}
-        return evaluate(
-            self.model,
-            self.strategy.posterior.to(device=self.model.vector.device),
-            self.problem.test,
-            self.problem.likelihood,
-            samples=self.cfg.eval.samples,
-            generator=self._generator(round),
-            batch_size=self.cfg.eval.batch_size,
-            at_once=self.cfg.eval.at_once,
-            bayes=last or round % self.cfg.eval.bayes_every == 0,
-        )
-
-    def _generator(self, round: int) -> torch.Generator:
-        return seeding.torch_generator(self.cfg.seed, "evaluation", round, device=self.model.vector.device)
+    @property
+    def _posterior(self) -> Any:
+        """The server's posterior where the model lives."""
+        return self.strategy.posterior.to(device=self.model.vector.device)
 
     @timed("checkpoint")
     def _checkpoint(self) -> None:
@@ -314,6 +309,7 @@ class Session:
                 summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
         if rounds:
             summary |= {key: value for key, value in rounds[-1].items() if key != "round"}
+        summary |= to_targets(rounds, self.cfg.eval.get("target_accuracy", ())) | self.personalized
         for key in ("guard/count", "guard/clients"):
             summary[f"total/{key}"] = sum(r.get(key) or 0 for r in rounds)
         return summary

@@ -143,6 +143,8 @@ def test_the_same_message_twice_gives_the_same_reply_and_site(trainer, context):
         ({"temperature": 0.0}, "'temperature' is 0.0"),
         ({"proximal": -1.0}, "'proximal' is -1.0"),
         ({"lr_factor": math.inf}, "'lr_factor' is inf"),
+        ({"work": 0.0}, "'work' is 0.0"),
+        ({"work": 1.5}, "'work' is 1.5"),
         ({"learn_precision": 1}, "expected a bool"),
     ],
 )

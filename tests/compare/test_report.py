@@ -12,6 +12,7 @@ import pytest
 from bayesfed.compare.figures import band, make_figures
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group
+from bayesfed.compare.sensitivity import sensitivities
 from bayesfed.compare.table import rows
 
 ABOUT = About("bayesfed compare a=<b>", "fedavg", ["a & b"], [("s", "m", "client.lr=0.1", 80.0)], {"torch": "2"})
@@ -100,3 +101,59 @@ def test_a_band_holds_the_rounds_that_all_runs_evaluated(groups):
 def test_failed_everywhere_still_makes_a_page(tmp_path):
     table = rows([Group("s", "m", [], {1: "no power"})], "m")
     assert "no power" in report(table, make_figures(table, tmp_path), ABOUT)
+
+
+def test_fairness_is_drawn_where_clients_were_tested(groups, tmp_path):
+    assert "clients" not in {figure.name for figure in make_figures(rows(groups, "fedavg"), tmp_path)}
+    for group in groups:
+        for one in group.traces:
+            one.clients.update(mean=80.0, worst10=55.0, spread=9.0)
+    assert "clients" in {figure.name for figure in make_figures(rows(groups, "fedavg"), tmp_path)}
+
+
+# -- sensitivity ----------------------------------------------------------------------------------------------------------
+
+
+def swept(groups: list[Group], labels: list[str]) -> list:
+    return rows([replace(groups[i % 2], method=label) for i, label in enumerate(labels)], labels[0])
+
+
+def test_two_swept_values_of_a_method_make_a_map(groups, tmp_path):
+    grid = [f"m rho={rho} temperature={tau}" for rho in ("0.5", "0.1", "2") for tau in ("0.01", "0.1")]
+    names = {figure.name: figure for figure in make_figures(swept(groups, [*grid, "fedavg"]), tmp_path)}
+    assert {"sensitivity_m_accuracy", "sensitivity_m_nll"} <= set(names)
+    text = names["sensitivity_m_accuracy"].svg
+    assert text.count(">81.7<") == 3  # fedavg's mean over seeds, at temperature=0.01
+    assert text.count(">87.3<") == 3
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["m", "n"], ["m rho=1", "m rho=2"], ["m rho=1 lr=1 mu=1", "m rho=2 lr=2 mu=2"], ["m rho=1", "m lr=2"], ["m rho=1 lr=1", "n rho=2 lr=2"]],
+)  # fmt: skip
+def test_no_map_without_two_axes(groups, tmp_path, labels):
+    assert not [figure for figure in make_figures(swept(groups, labels), tmp_path) if "sensitivity" in figure.name]
+
+
+def test_values_stand_at_their_coordinates(groups):
+    """Rows are the first key, columns the second, both by size, whatever the order of the runs."""
+    grid = [(rho, lr) for lr in ("0.1", "0.01") for rho in ("2", "0.5", "10")]
+    table = [
+        replace(row, metrics={"accuracy": replace(row.metrics["accuracy"], mean=float(rho) * 100 + float(lr))})
+        for row, (rho, lr) in zip(swept(groups, [f"m rho={rho} lr={lr}" for rho, lr in grid]), grid, strict=True)
+    ]
+    ((name, _, _, figure),) = sensitivities(table)
+    (axis,) = figure.axes
+    expected = [[100 * rho + lr for lr in (0.01, 0.1)] for rho in (0.5, 2, 10)]
+    np.testing.assert_allclose(axis.images[0].get_array(), expected)
+    assert name == "sensitivity_m_accuracy"
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("rho", "lr")
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["0.5", "2", "10"]
+    assert [text.get_text() for text in axis.texts if text.get_weight() == "bold"] == ["1000.1"]
+
+
+def test_a_cell_whose_runs_failed_is_blank(groups, tmp_path):
+    table = swept(groups, [f"m rho={rho} lr={lr}" for rho in (1, 2) for lr in (1, 2)])
+    table += rows([Group("one & only", "m rho=3 lr=1", [], {1: "diverged"})], "m")
+    figures = {figure.name: figure.svg for figure in make_figures(table, tmp_path)}
+    assert "blank: failed" in figures["sensitivity_m_accuracy"]

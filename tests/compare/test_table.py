@@ -95,3 +95,20 @@ def test_one_seed_has_no_spread(groups):
     one = groups[0].traces[0]
     (row,) = rows([Group("s", "m", [one])], "m")
     assert math.isnan(row.metrics["accuracy"].std)
+
+
+def test_fairness_columns_come_last_and_only_where_clients_were_tested(groups):
+    assert "client_mean" not in to_csv(rows(groups, "fedavg"))
+    for i, one in enumerate(groups[0].traces):
+        one.clients.update(mean=80.0 + i, worst10=50.0 + 2 * i, spread=9.0)
+    table = rows(groups, "fedavg", 75.0)
+    text = to_csv(table, 75.0)
+    assert text.splitlines()[0].split(",")[: len(COLUMNS)] == COLUMNS
+    assert text.splitlines()[0].endswith("seconds_to_target,client_mean,client_worst10,client_spread")
+    first, second = read(text)
+    assert [float(first[f"client_{part}"]) for part in ("mean", "worst10", "spread")] == [81.0, 52.0, 9.0]
+    assert second["client_mean"] == ""
+    markdown = to_markdown(table, "fedavg")
+    assert "| client mean | worst 10 % | client spread |" in markdown
+    assert "| 81 | 52 | 9 |" in markdown
+    assert "| – | – | – |" in markdown

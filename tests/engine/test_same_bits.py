@@ -60,6 +60,45 @@ def test_resumed_on_ray_with_client_sampling_and_kept_momentum(inline_sampled, t
     assert digest(run_dir) == digest(inline_sampled)
 
 
+HARD = [
+    *SAMPLED,
+    "system.stragglers=0.5",
+    "system.dropout=0.2",
+    "system.deadline=2.5",
+    "eval.personalized=true",
+    "rounds=2",
+]
+
+
+@pytest.fixture(scope="session")
+def inline_hard(tmp_path_factory) -> Path:
+    return digits(tmp_path_factory.mktemp("inline") / "hard", "engine=inline", base=HARD)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("engine", [("ray", 1), ("ray", 2), ("flower", 1)], ids=str)
+def test_stragglers_dropouts_and_personalised_evaluation(inline_hard, tmp_path, digest, ray_with_three_slots, engine):
+    name, workers = engine
+    run_dir = digits(tmp_path / "run", f"engine={name}", f"engine.num_workers={workers}", base=HARD)
+    assert digest(run_dir) == digest(inline_hard)
+    mine, theirs = (read_jsonl(path / "client_tests.jsonl") for path in (run_dir, inline_hard))
+    assert mine == theirs
+    assert sum("personalized/accuracy" in line for line in mine) == 10
+    mine, theirs = (read_jsonl(path / "rounds.jsonl") for path in (run_dir, inline_hard))
+    for one, other in zip(mine, theirs, strict=True):
+        for key in ("clients/failed", "bytes/down", "bytes/up", "gradients/total"):
+            assert one.get(key) == other.get(key)
+    assert sum(record.get("clients/failed", 0) for record in mine) > 0
+
+
+def test_stragglers_and_dropouts_resumed(inline_hard, tmp_path, digest):
+    run_dir = digits(tmp_path / "half", "rounds=1", base=[o for o in HARD if not o.startswith("rounds")])
+    bayesfed.run([f"resume={run_dir}", "rounds=2"])
+    assert digest(run_dir) == digest(inline_hard)
+    last = [line for line in read_jsonl(run_dir / "client_tests.jsonl") if line["round"] == 2]
+    assert last == read_jsonl(inline_hard / "client_tests.jsonl")
+
+
 @pytest.mark.engines
 @pytest.mark.parametrize("options", [["strategy=bayes_admm"], ["strategy=fedavg"], ["wire=float16"]], ids=str)
 def test_groups_of_clients_summed_in_the_workers(tmp_path, digest, ray_with_three_slots, options):

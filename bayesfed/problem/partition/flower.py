@@ -11,7 +11,7 @@ import numpy as np
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.problem.partition.partitioner import Partitioner
-from bayesfed.seeding import derive, numpy_generator
+from bayesfed.seeding import derive
 
 
 class FlowerPartitioner(Partitioner):
@@ -25,13 +25,18 @@ class FlowerPartitioner(Partitioner):
         columns: dict[str, Any] = {"index": np.arange(num_examples)}
         if labels is not None:
             columns["label"] = labels
+        if self.values is not None:
+            columns["value"] = self.values
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # from inside datasets; nothing a user can do
                 partitioner = self.build(flower, clients, stream)
                 partitioner.dataset = datasets.Dataset.from_dict(columns)
-                return [np.sort(np.asarray(partitioner.load_partition(k)["index"])) for k in range(clients)]
-        except (ValueError, IndexError) as error:  # e.g. Dirichlet gives up after ten draws
+                # ids make their own number of groups
+                count = clients if self.values is None else partitioner.num_partitions
+                parts = (partitioner.load_partition(k)["index"] for k in range(count))
+                return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+        except (ValueError, IndexError, TypeError) as error:  # e.g. Dirichlet gives up after ten draws
             lines = " ".join(str(error).split())
             raise InputError("partition", self.name, f"flwr-datasets cannot split the data: {lines}") from error
 
@@ -135,35 +140,104 @@ class Shard(FlowerPartitioner):
         )
 
 
-class _BySize(FlowerPartitioner):
-    """Sizes that grow with the client id. flwr-datasets cuts the rows in order, so they are shuffled first."""
+class InnerDirichlet(FlowerPartitioner):
+    """Clients of given sizes, each drawing its classes from its own Dir(alpha) (flwr-datasets' InnerDirichletPartitioner).
 
-    kind: str
+    Args:
+        num_clients: K; null = the number of ``sizes``, or 10.
+        sizes: examples of each client; null = equal ones.
+        alpha: concentration, > 0; small = few classes per client.
+    """
+
+    name = "inner_dirichlet"
+    needs_labels = True
+
+    def __init__(self, num_clients: int | None = None, *, sizes: Sequence[int] | None = None, alpha: float = 0.5):
+        super().__init__(clients_of(num_clients, sizes))
+        number("alpha", alpha, above=0)
+        self.sizes, self.alpha = sizes, float(alpha)
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
-        order = numpy_generator(seed, "partition", "order").permutation(num_examples)
-        return [np.sort(order[part]) for part in super().assign(None, num_examples, clients, seed)]
+        check_sum(self.sizes, num_examples)
+        self._equal = [len(part) for part in np.array_split(np.arange(num_examples), clients)]
+        # flwr-datasets counts classes from 0 without gaps
+        _, codes = np.unique(np.asarray(labels), return_inverse=True)
+        return super().assign(codes, num_examples, clients, seed)
 
     def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return getattr(flower, self.kind)(num_partitions=clients)
+        sizes = self._equal if self.sizes is None else list(self.sizes)
+        warnings.simplefilter("ignore", UserWarning)  # sizes need not use up all examples
+        return flower.InnerDirichletPartitioner(
+            partition_sizes=sizes, partition_by="label", alpha=self.alpha, shuffle=True, seed=seed
+        )
 
 
-class Linear(_BySize):
-    """Client k's size is proportional to k + 1."""
+class Distribution(FlowerPartitioner):
+    """A few classes a client with log-normal counts (flwr-datasets' DistributionPartitioner; FedProx, Li et al. 2020).
 
-    name = "linear"
-    kind = "LinearPartitioner"
+    Args:
+        num_clients: K, a multiple of the number of classes; null = 10.
+        num_classes_per_client: classes each client holds.
+        sigma: of the log-normal from which the counts of a class are drawn; larger = more unequal.
+        at_least: examples that a client holds of each of its classes in any case.
+    """
+
+    name = "distribution"
+    needs_labels = True
+
+    def __init__(
+        self,
+        num_clients: int | None = None,
+        *,
+        num_classes_per_client: int = 2,
+        sigma: float = 2.0,
+        at_least: int = 5,
+    ):
+        super().__init__(num_clients)
+        integer("num_classes_per_client", num_classes_per_client, at_least=1)
+        number("sigma", sigma, at_least=0)
+        integer("at_least", at_least, at_least=0)
+        self.num_classes_per_client, self.sigma, self.at_least = num_classes_per_client, float(sigma), at_least
+
+    def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
+        self._classes = len(np.unique(np.asarray(labels)))
+        if clients % self._classes:
+            fix = f"must be a multiple of the number of classes ({self._classes}) with partition=distribution"
+            raise InputError("num_clients", clients, fix)
+        return super().assign(labels, num_examples, clients, seed)
+
+    def build(self, flower: Any, clients: int, seed: int) -> Any:
+        count = clients * self.num_classes_per_client
+        shares = np.random.default_rng(seed).lognormal(0.0, self.sigma, count).reshape(self._classes, -1)
+        return flower.DistributionPartitioner(
+            distribution_array=shares,
+            num_partitions=clients,
+            num_unique_labels_per_partition=self.num_classes_per_client,
+            partition_by="label",
+            preassigned_num_samples_per_label=self.at_least,
+            shuffle=True,
+            seed=seed,
+        )
 
 
-class Square(_BySize):
-    """Client k's size is proportional to (k + 1)^2."""
+def check_sum(sizes: Sequence[int] | None, num_examples: int) -> None:
+    """Raise InputError if explicit ``sizes`` ask for more examples than there are."""
+    if sizes is not None and sum(sizes) > num_examples:
+        raise InputError("sizes", list(sizes), f"sum to {sum(sizes)}, there are only {num_examples} training examples")
 
-    name = "square"
-    kind = "SquarePartitioner"
 
+def clients_of(num_clients: int | None, sizes: Sequence[int] | None) -> int | None:
+    """K of explicit ``sizes``.
 
-class Exponential(_BySize):
-    """Client k's size is proportional to exp(k + 1)."""
-
-    name = "exponential"
-    kind = "ExponentialPartitioner"
+    Raises:
+        InputError: a size below 1, or another ``num_clients``.
+    """
+    if sizes is None:
+        return num_clients
+    for size in sizes:
+        integer("sizes", size, at_least=1)
+    if not len(sizes):
+        raise InputError("sizes", list(sizes), "name the number of examples of each client, or null")
+    if num_clients not in (None, len(sizes)):
+        raise InputError("num_clients", num_clients, f"sizes has {len(sizes)} entries; leave num_clients null")
+    return len(sizes)

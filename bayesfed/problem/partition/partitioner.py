@@ -19,23 +19,30 @@ class Partitioner(ABC):
     Attributes:
         name: as in the configuration.
         needs_labels: whether it works on class labels only.
+        needs_values: which value of each example it looks at: ``mean`` (of the inputs), ``target``, ``client`` (the id in the
+            data's client column), or nothing.
     """
 
     name: str
     default_clients = 10
     needs_labels = False
+    needs_values = ""
+    values: np.ndarray | None = None  # of the examples to split, while it works
 
     def __init__(self, num_clients: int | None = None):
         integer("num_clients", num_clients, at_least=1, optional=True)
         self.num_clients = num_clients
 
-    def split(self, labels: np.ndarray | None, num_examples: int, seed: int) -> list[np.ndarray]:
+    def split(
+        self, labels: np.ndarray | None, num_examples: int, seed: int, values: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """Positions 0..num_examples-1 of each client.
 
         Args:
             labels: (num_examples,) class labels, or None for regression.
             num_examples: N.
             seed: of the run.
+            values: (num_examples,) what ``needs_values`` names.
 
         Returns:
             K arrays of positions; some may be empty.
@@ -50,6 +57,7 @@ class Partitioner(ABC):
             raise InputError(
                 "partition", self.name, "needs class labels; for regression use partition=iid or a client column"
             )
+        self.values = values if self.needs_values else None
         return [np.asarray(part, dtype=np.int64) for part in self.assign(labels, num_examples, clients, seed)]
 
     @abstractmethod

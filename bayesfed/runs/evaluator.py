@@ -1,0 +1,120 @@
+"""What a run evaluates, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from bayesfed import seeding
+from bayesfed.config import BUILT_IN, named_group
+from bayesfed.errors import InputError
+from bayesfed.evaluation import evaluate, evaluate_clients, fairness, ood_auroc, reliability
+from bayesfed.problem import Examples, Problem
+from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.ood import ood_examples
+from bayesfed.profiling import timed
+
+Scores = Sequence[dict[str, float] | None]
+
+
+class Evaluator:
+    """Scores the server's posterior on the test set, on each client's own test distribution and on inputs of another kind.
+
+    Random draws are keyed by the seed, the round and the purpose, so that what is evaluated changes nothing else.
+
+    Args:
+        cfg: validated configuration.
+        problem: gives the data.
+        model: its parameters are overwritten.
+        append: writes a line of ``client_tests.jsonl``.
+
+    Raises:
+        InputError: ``eval.ood`` names what doesn't fit the problem.
+    """
+
+    def __init__(self, cfg: DictConfig, problem: Problem, model: FlatModel, append: Callable[[dict[str, Any]], None]):
+        self.cfg, self.problem, self.model, self._append = cfg, problem, model, append
+        self._outside = self._other_inputs()
+        self._options = {"batch_size": cfg.eval.batch_size, "at_once": cfg.eval.at_once, "samples": cfg.eval.samples}
+
+    @timed("evaluation")
+    def after_round(self, round: int, posterior: Any) -> dict[str, float]:
+        """The metrics that are due after ``round``; ``posterior`` is on the model's device."""
+        if len(self.problem.test) == 0:
+            return {}
+        settings, last = self.cfg.eval, round == self.cfg.rounds
+        found: dict[str, float] = {}
+        if self._clients_due(round):
+            found |= self._clients(round, posterior)
+        if last and self._outside is not None:
+            scores = ood_auroc(
+                self.model, posterior, self.problem.test, self._outside, self.problem.likelihood,
+                generator=self._generator(round, "ood"), **self._options,
+            )  # fmt: skip
+            found |= {f"ood/auroc_{kind}": value for kind, value in scores.items()}
+        if last or round % settings.every == 0:
+            found |= evaluate(
+                self.model, posterior, self.problem.test, self.problem.likelihood, generator=self._generator(round),
+                bayes=last or round % settings.bayes_every == 0, **self._options,
+            )  # fmt: skip
+        return found
+
+    @timed("evaluation")
+    def reliability(self, round: int, posterior: Any) -> dict[str, Any]:
+        """Calibration bins, see :func:`bayesfed.evaluation.reliability`."""
+        return reliability(
+            self.model, posterior, self.problem.test, self.problem.likelihood,
+            samples=self.cfg.eval.samples, generator=self._generator(round),
+        )  # fmt: skip
+
+    def personalized(self, round: int, answers: Mapping[int, Mapping[str, float]], kind: str) -> dict[str, float]:
+        """Summarise what clients said of their local posteriors, see :func:`strategies.personalize.personalize`.
+
+        Args:
+            round: the last one.
+            answers: scores by client.
+            kind: ``mean`` or ``bayes``: which of the scores count.
+        """
+        scores: list[dict[str, float] | None] = [None] * len(self.problem.clients)
+        for client, numbers in answers.items():
+            scores[client] = {k.removeprefix(f"{kind}/"): v for k, v in numbers.items() if k.startswith(f"{kind}/")}
+        self._record(round, "personalized", scores)
+        return {f"personalized/{name}": value for name, value in fairness(scores).items()}
+
+    # -- details ------------------------------------------------------------------------------------------------------
+
+    def _clients_due(self, round: int) -> bool:
+        every, last = self.cfg.eval.get("clients_every"), round == self.cfg.rounds
+        if every is None:
+            return last
+        return bool(every) and round > 0 and (last or round % every == 0)
+
+    def _clients(self, round: int, posterior: Any) -> dict[str, float]:
+        scores = evaluate_clients(
+            self.model, posterior, self.problem.client_tests, self.problem.likelihood,
+            generator=self._generator(round, "clients"), **self._options,
+        )  # fmt: skip
+        self._record(round, "test", scores)
+        return {f"clients/{name}": value for name, value in fairness(scores).items()}
+
+    def _record(self, round: int, name: str, scores: Scores) -> None:
+        for client, (found, tests) in enumerate(zip(scores, self.problem.client_tests, strict=True)):
+            if found is not None:
+                line = {f"{name}/{metric}": value for metric, value in found.items()}
+                self._append({"round": round, "client": client, "examples": len(tests), **line})
+
+    def _other_inputs(self) -> Examples | None:
+        """Out-of-distribution inputs, if the run is to look at some."""
+        kind = self.cfg.eval.get("ood")
+        if kind is None:
+            return None
+        if kind == self.cfg.data.name:
+            raise InputError("eval.ood", kind, "is what the model is trained on; name another data set")
+        data = None if kind in BUILT_IN else named_group("data", kind)
+        return ood_examples(kind, self.problem, self.cfg.seed, data)
+
+    def _generator(self, round: int, *purpose: str) -> torch.Generator:
+        return seeding.torch_generator(self.cfg.seed, "evaluation", *purpose, round, device=self.model.vector.device)

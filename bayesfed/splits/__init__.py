@@ -1,0 +1,1 @@
+"""``bayesfed partition``: who would hold what, before anything is trained."""
