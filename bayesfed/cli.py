@@ -2,7 +2,8 @@
 
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
 ``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
-and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods.
+and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods. ``bayesfed deploy
+SUPERLINK key=value ...`` runs on real clients. ``bayesfed status RUN_DIR`` and ``bayesfed list [FOLDER]`` say how runs stand.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 
-VERBS = ("run", "profile", "compare")
+VERBS = ("run", "profile", "compare", "deploy", "status", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             choice("command", verb, VERBS)
             if verb == "compare":
                 sys.exit(_compared(args))
+            if verb == "deploy":
+                sys.exit(_deployed(args))
+            if verb in ("status", "list"):
+                sys.exit(_shown(verb, args))
             if verb == "profile":
                 args = _profiled(args)
         except InputError as error:
@@ -87,6 +92,27 @@ def _compared(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; start the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _deployed(args: Sequence[str]) -> int:
+    """``bayesfed deploy``: its outcome as an exit code."""
+    from bayesfed.deployment.command import deploy
+
+    return deploy(args)
+
+
+def _shown(verb: str, args: Sequence[str]) -> int:
+    """``bayesfed status`` and ``bayesfed list``."""
+    from rich.console import Console
+
+    from bayesfed.runs.status import listing, status
+
+    if len(args) != 1 and (verb, len(args)) != ("list", 0):
+        raise InputError(verb, " ".join(args), "takes one folder: a run directory for status, one of runs for list")
+    folder = Path(args[0] if args else "runs")
+    for part in status(folder) if verb == "status" else [listing(folder)]:
+        Console().print(part)
+    return 0
 
 
 def _profiled(args: Sequence[str]) -> list[str]:

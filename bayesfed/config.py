@@ -47,6 +47,13 @@ class CheckpointSchema:
 
 
 @dataclass
+class LimitsSchema:
+    mean_norm: float = 1e12
+    precision: float = 1e30
+    reply_bytes: int | None = None
+
+
+@dataclass
 class RunSchema:
     """Types of the top-level keys; the groups are checked against the constructors they name."""
 
@@ -61,6 +68,7 @@ class RunSchema:
     profile: bool = False
     eval: EvalSchema = field(default_factory=EvalSchema)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
+    limits: LimitsSchema = field(default_factory=LimitsSchema)
 
 
 def conf_dir() -> Path:
@@ -260,6 +268,7 @@ def validate(cfg: DictConfig) -> None:
         "profile",
         "eval",
         "checkpoint",
+        "limits",
     )
     for key in plain:
         try:
@@ -279,6 +288,9 @@ def validate(cfg: DictConfig) -> None:
     integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
+    number("limits.mean_norm", cfg.limits.mean_norm, above=0)
+    number("limits.precision", cfg.limits.precision, above=0)
+    integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):

@@ -17,6 +17,7 @@ from bayesfed.errors import InputError, choice
 from bayesfed.profiling import timed
 
 _NUMPY = "numpy.ndarray"  # how Flower names the serialisation by numpy.save
+_LARGEST_HEADER = 1 << 14
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -91,8 +92,23 @@ def _values(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
     size = math.prod(shape) * dtype.itemsize
     if array.stype == _NUMPY and len(data) == len(header) + size and data[: len(header)] == header:
         return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
+    if array.stype != _NUMPY:
+        raise BadMessage(f"array '{name}' cannot be read: serialised as '{array.stype[:40]}'")
+    # a header may claim any shape: compare it before room is made for the values
+    if len(data) > size + _LARGEST_HEADER:
+        raise BadMessage(f"array '{name}' has {len(data):,} bytes, expected about {size:,}")
+    file = io.BytesIO(array.data)
     try:
-        return np.asarray(array.numpy())
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        found_shape, _, found = read[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # whatever numpy's parser of Python literals raises
+        raise BadMessage(f"array '{name}' cannot be read: {type(error).__name__}: {error}") from error
+    if found_shape != shape:
+        raise BadMessage(f"array '{name}' has shape {found_shape}, expected {shape}")
+    if found != dtype:
+        raise BadMessage(f"array '{name}' has dtype {found}, expected torch.{dtype}")
+    try:
+        return np.asarray(np.load(io.BytesIO(array.data), allow_pickle=False))
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise BadMessage(f"array '{name}' cannot be read: {error}") from error
 

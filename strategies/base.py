@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
@@ -20,12 +21,14 @@ from bayesfed.families import Gaussian, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
+from strategies.limits import Limits
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
 log = getLogger("bayesfed")
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 Sums = dict[str, Tensor]
+MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
 
 
 class Callbacks(Protocol):
@@ -106,6 +109,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0
+        self.limits = Limits()
         self._callbacks: Callbacks | None = None
         self._held = 0
         self._tally = Tally()
@@ -180,14 +184,24 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def setup(self, initial: Tensor, num_clients: int, seed: int = 0, wire_format: str = "full") -> None:
+    def setup(
+        self,
+        initial: Tensor,
+        num_clients: int,
+        seed: int = 0,
+        wire_format: str = "full",
+        limits: Mapping[str, Any] | None = None,
+    ) -> None:
         """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of models and server.
+
+        ``limits`` are the arguments of :class:`strategies.limits.Limits`.
 
         Raises:
             InputError: ``wire_format`` can't carry this posterior.
         """
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
+        self.limits = Limits(**(limits or {}))
         self.dtype = initial.dtype
         self.prepare(initial.detach().cpu())
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
@@ -195,6 +209,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
         self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
         self.sent = self.posterior
+        entries = (
+            sum(value.numel() for value in self.posterior.arrays().values()) + len(self.received) * initial.numel()
+        )
+        self._array_bytes = entries * self.dtype.itemsize
 
     def summary(self) -> None:
         """Log the settings, as Flower's strategies do."""
@@ -321,7 +339,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             if reply is not None:
                 try:
                     metrics = self._absorb(sums, reply, server_round)
-                except (wire.BadMessage, ValueError) as error:
+                except ValueError as error:  # wire.BadMessage, or what a method can't add
                     reason = str(error)
             if metrics is None:
                 tally.failed[client] = reason
@@ -351,7 +369,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics |= mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
         metrics |= mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
         metrics |= mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
-        held = int(sum(m.get("floored", 0) for m in client_metrics))
+        held = int(sum(min(max(m.get("floored", 0), 0), self.posterior.dim) for m in client_metrics))
         if held > 2 * self._held:  # every count is in the log of rounds; say it again only when it grows
             self._held = held
             log.warning("round %d: %d client precisions held at their floor (client.min_precision)", server_round, held)
@@ -455,33 +473,57 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         folded = self._folds and "posterior" not in reply.content
         if folded and "refused" in reply.content:
             raise wire.BadMessage(wire.value(reply.content["refused"], "reason", str))
-        arrays = {}
-        if not folded:
-            arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=torch.float64)
-        record = reply.content.get("metrics")
-        if not isinstance(record, MetricRecord):
-            raise wire.BadMessage("metrics are missing")
-        metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        if metrics.get("round") != server_round:
-            raise wire.BadMessage(f"reply is of round {metrics.get('round')}")
-        if not metrics.get("num-examples", 0) >= 1:
-            raise wire.BadMessage(f"num-examples is {metrics.get('num-examples')}")
+        if not folded and "posterior" not in reply.content:
+            raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
+        metrics = self._metrics(reply, server_round)
         if folded:
             if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
                 shapes = {name: tuple(value.shape) for name, value in sums.items()}
                 for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
                     sums[name].add_(value)
             return metrics
-        posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
+        checked = self.read(reply, metrics)
+        with span("accumulate"):
+            metrics |= self.add(sums, checked)
+        return metrics
+
+    @staticmethod
+    def _metrics(reply: Message, server_round: int) -> dict[str, float]:
+        """The numbers of a reply to this round's message (those that are not finite are left out).
+
+        Raises:
+            wire.BadMessage: there are none, they are of another round, or the number of examples is none.
+        """
+        record = reply.content.get("metrics")
+        if not isinstance(record, MetricRecord):
+            raise wire.BadMessage("metrics are missing")
+        found = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        if found.get("round") != server_round:
+            raise wire.BadMessage(f"reply is of round {found.get('round')}")
+        if not 1 <= found.get("num-examples", 0) <= MOST_EXAMPLES:
+            raise wire.BadMessage(f"num-examples is {found.get('num-examples')}")
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def read(self, reply: Message, metrics: dict[str, float]) -> Reply[Posterior]:
+        """The content of a reply, checked: size, names, shapes, dtypes, finite, positive, within ``limits``. No state changes.
+
+        Raises:
+            wire.BadMessage: what is wrong with it; nothing else is ever raised.
+        """
+        self.limits.check_size(message_bytes(reply), self._array_bytes)
+        arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=torch.float64)
+        try:
+            posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
+        except ValueError as error:
+            raise wire.BadMessage(str(error)) from error
+        self.limits.check(posterior)
         extra: dict[str, Tensor] = {}
         if self.received:
             extra = self._extra_in.decode(reply.content.get("extra"), to=torch.float64)
             for name, vector in extra.items():
                 if not all_finite(vector):
                     raise wire.BadMessage(f"array '{name}' is not finite")
-        with span("accumulate"):
-            metrics |= self.add(sums, Reply(posterior, int(metrics["num-examples"]), metrics, extra))
-        return metrics
+        return Reply(posterior, int(metrics["num-examples"]), metrics, extra)
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:

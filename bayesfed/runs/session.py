@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from bayesfed import seeding
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.config import build
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
 from bayesfed.evaluation import evaluate, reliability
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
@@ -28,6 +28,7 @@ from bayesfed.runs.directory import RunDirectory, provenance
 from bayesfed.runs.display import Display
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
+from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.schedule import Schedule
@@ -65,7 +66,7 @@ class Session:
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
-        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire)
+        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),
@@ -139,6 +140,8 @@ class Session:
         title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
         status, shown = "failed", _Shown()
         started = time.perf_counter()
+        structured = JsonLog(self.directory.path / "log.jsonl")
+        log.addHandler(structured)
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
         with single_thread(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
@@ -151,16 +154,24 @@ class Session:
                     self.logger.begin(self.directory.path, self.config)
                 if not self.directory.rounds():
                     self._finish_round(0, {})
+                if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round
+                    save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 status = "finished"
             except KeyboardInterrupt:
                 status = "interrupted"
                 raise
+            except OSError as error:
+                raise RunFailed(f"{self.directory.path}: {error}") from error
             finally:
                 log.removeHandler(shown)
+                log.removeHandler(structured)
                 log.propagate = True
-                self.end(status, time.perf_counter() - started)
+                try:
+                    self.end(status, time.perf_counter() - started)
+                except OSError as error:  # a full disk must not hide what ended the run
+                    log.error("the summary can't be written: %s", error)
                 profile = self.profile.write(self.directory.path)
                 if profile is not None and status == "finished" and self.cfg.figures:
                     draw(profile, self.directory.path / "figures" / "profile.png")

@@ -9,16 +9,18 @@ import weakref
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import error_to_proto, recorddict_to_proto
 from flwr.serverapp.strategy import Result, Strategy
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import error_reply, set_identity
 from bayesfed.errors import RunFailed
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 from strategies.replies import group_size
+from strategies.roster import roster
 
 P = 5
 
@@ -481,3 +483,33 @@ def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(scripted, cal
     made.start(scripted(4, answer), num_rounds=1, callbacks=callbacks)
     assert list(callbacks.reasons(1)) == [2]
     assert float(made.posterior.mean.abs().max()) < 10
+
+
+class Nodes(list):
+    """A grid of nodes that answer the roster's question as listed: a partition id, or an error code; the last answer stays."""
+
+    def get_node_ids(self):
+        return range(1, len(self) + 1)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for message in messages:
+            said = self[message.metadata.dst_node_id - 1]
+            answer = said.pop(0) if len(said) > 1 else said[0]
+            if isinstance(answer, Exception):
+                yield error_reply(message, answer)
+            elif answer == "away":
+                yield Message(Error(code=5, reason="node unavailable"), reply_to=message)
+            else:
+                yield Message(
+                    RecordDict({"client": ConfigRecord({"partition-id": answer, "num-examples": 2})}), reply_to=message
+                )
+
+
+def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None:
+    monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
+    set_identity()
+    assert roster(Nodes([[0], ["away", "away", 1]]), 2, 9.0) == {0: 1, 1: 2}
+    sizes: dict[int, int] = {}
+    claims = Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]])
+    assert roster(claims, 2, 0.05, sizes) == {1: 1}
+    assert sizes == {1: 2}

@@ -1,0 +1,131 @@
+"""A SuperLink and SuperNodes as processes on loopback, with TLS and SuperNode authentication."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bayesfed.deployment.certificates import make
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_for(condition, seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.2)
+
+
+class Loopback:
+    """Starts and ends the processes; their output lies in ``folder/NAME.log``."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.certificates = folder, folder / "certificates"
+        make(self.certificates, 3, ["localhost", "127.0.0.1"])
+        self.fleet, self.control, *self.runtime = free_ports(8)
+        self.home = folder / "home"
+        self.home.mkdir()
+        config = f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{self.control}"\n'
+        (self.home / "config.toml").write_text(config + f'root-certificates = "{self.certificates / "ca.crt"}"\n')
+        self.environment = os.environ | {
+            "FLWR_HOME": str(self.home), "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            "BAYESFED_RUNS": str(folder / "runs"), "BAYESFED_SITES": str(folder / "sites"),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                ["nice", "-n", "5", str(BIN / command[0]), *command[1:]], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env=self.environment, cwd=self.folder, start_new_session=True,
+            )  # fmt: skip
+        return self.processes[name]
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def end(self, name: str, number: int = signal.SIGKILL) -> None:
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        process.wait(20)
+
+    def superlink(self) -> None:
+        made = self.certificates
+        self.start(
+            "superlink", "flower-superlink", "--ssl-ca-certfile", f"{made}/ca.crt", "--ssl-certfile", f"{made}/server.pem",
+            "--ssl-keyfile", f"{made}/server.key", "--enable-supernode-auth", "--disable-runtime-dependency-installation",
+            "--fleet-api-address", f"127.0.0.1:{self.fleet}", "--port", str(self.control),
+        )  # fmt: skip
+        for port in (self.fleet, self.control):
+            wait_for(lambda port=port: listens(port), 60, f"port {port}")
+
+    def register(self, node: int) -> None:
+        key = self.certificates / f"sn{node}.pub"
+        done = self.call("flwr", "supernode", "register", str(key), "loopback")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def supernode(self, node: int, config: str, **options: str | None) -> subprocess.Popen[bytes]:
+        """Node ``node`` (1, 2, 3); options replace or (None) leave out the command's own."""
+        given = {
+            "root-certificates": f"{self.certificates}/ca.crt", "superlink": f"127.0.0.1:{self.fleet}",
+            "port": str(self.runtime[node - 1]), "node-config": config,
+            "auth-supernode-private-key": f"{self.certificates}/sn{node}",
+        } | {key.replace("_", "-"): value for key, value in options.items()}  # fmt: skip
+        words = [word for key, value in given.items() if value is not None for word in (f"--{key}", value) if word]
+        return self.start(f"supernode{node}", "flower-supernode", *words)
+
+    def call(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=self.folder, text=True, capture_output=True,
+            timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def deploy(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from bayesfed.cli import main; main()", "deploy", "loopback", *overrides]
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=600, check=False
+        )
+
+    def close(self) -> None:
+        for name in list(self.processes):
+            self.end(name, signal.SIGTERM if name == "superlink" else signal.SIGKILL)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory):
+    """With a running SuperLink that knows the keys of nodes 1 to 3."""
+    made = Loopback(tmp_path_factory.mktemp("loopback"))
+    try:
+        made.superlink()
+        for node in (1, 2, 3):
+            made.register(node)
+        yield made
+    finally:
+        made.close()
