@@ -48,7 +48,7 @@ class CheckpointSchema:
 
 @dataclass
 class LimitsSchema:
-    mean_norm: float = 1e12
+    mean_norm: float = 1e30
     precision: float = 1e30
     reply_bytes: int | None = None
 

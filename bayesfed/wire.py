@@ -25,6 +25,10 @@ class BadMessage(ValueError):
     """A message whose content is not what the protocol says; the text says what was wrong."""
 
 
+class Diverged(BadMessage):
+    """Numbers that ran away: they are not finite, or beyond what the server takes."""
+
+
 @timed("pack")
 def pack(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as an ``ArrayRecord`` (moved to the CPU, dtype kept)."""
@@ -261,7 +265,7 @@ class Codec:
         if len(bad):
             entry = int(bad[0])
             limit = torch.finfo(line.dtype).max
-            raise ValueError(
+            raise (ValueError if bool(values.isfinite().all()) else Diverged)(
                 f"{name} can't be sent as {self.format} in {len(bad)} of {line.numel()} entries, first entry {entry}: "
                 f"{float(values.reshape(-1)[entry]):g} (finite and at most {limit:g}, precisions positive); use wire=full"
             )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,19 +14,18 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
+from bayesfed.engine.flower_version import raised
 from bayesfed.errors import RunFailed, integer, number
-from bayesfed.families import Gaussian, PointMass
-from bayesfed.families.natural import all_finite
+from bayesfed.families import PointMass
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
 from strategies.limits import Limits
+from strategies.reading import Posterior, Reader, Reply
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
 log = getLogger("bayesfed")
-Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 Sums = dict[str, Tensor]
-MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
 
 
 class Callbacks(Protocol):
@@ -42,36 +39,6 @@ class Callbacks(Protocol):
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         """The server's posterior is the new one."""
-
-
-@dataclass(frozen=True)
-class Reply(Generic[Posterior]):
-    """A client's answer, checked.
-
-    Attributes:
-        posterior: float64, on the CPU.
-        num_examples: ``N_k``.
-        metrics: numbers the client sent.
-        extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
-    """
-
-    posterior: Posterior
-    num_examples: int
-    metrics: dict[str, float]
-    extra: dict[str, Tensor]
-
-    def metric(self, name: str) -> float:
-        """A number the method can't do without.
-
-        Raises:
-            wire.BadMessage: it is missing, not finite or not positive.
-        """
-        value = self.metrics.get(name)
-        if value is None or not 0 < value < float("inf"):
-            raise wire.BadMessage(
-                f"metric '{name}' is {value}, expected a positive number; not every client reports it"
-            )
-        return value
 
 
 class FederatedStrategy(Strategy, Generic[Posterior]):
@@ -109,7 +76,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0
-        self.limits = Limits()
         self._callbacks: Callbacks | None = None
         self._held = 0
         self._tally = Tally()
@@ -201,18 +167,14 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
-        self.limits = Limits(**(limits or {}))
         self.dtype = initial.dtype
         self.prepare(initial.detach().cpu())
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
         self.codec = wire.Codec(wire_format, shapes, self.dtype)
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
-        self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
+        extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
+        self.reader = Reader(type(self.posterior), self.codec, extra_in, Limits(**(limits or {})))
         self.sent = self.posterior
-        entries = (
-            sum(value.numel() for value in self.posterior.arrays().values()) + len(self.received) * initial.numel()
-        )
-        self._array_bytes = entries * self.dtype.itemsize
 
     def summary(self) -> None:
         """Log the settings, as Flower's strategies do."""
@@ -338,9 +300,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             metrics: dict[str, float] | None = None
             if reply is not None:
                 try:
-                    metrics = self._absorb(sums, reply, server_round)
+                    metrics = self._absorb(sums, reply, server_round, client)
                 except ValueError as error:  # wire.BadMessage, or what a method can't add
                     reason = str(error)
+                    if isinstance(error, wire.Diverged):
+                        tally.diverged.append(client)
             if metrics is None:
                 tally.failed[client] = reason
             else:
@@ -353,11 +317,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
         if len(tally.replied) < self.min_replies:
             self.posterior = exact
-            reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(tally.failed.items())[:3])
-            raise RunFailed(
-                f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
-                f"strategy.min_replies={self.min_replies} ({reasons})"
-            )
+            raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
             metrics = self.combine(total, len(tally.replied))
             if exact is not self.sent:
@@ -425,8 +385,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             size = message_bytes(reply)
             try:
                 metrics = self._absorb(sums, reply, server_round)
-            except (wire.BadMessage, ValueError) as error:
-                reply.content = RecordDict({"refused": ConfigRecord({"reason": str(error), "bytes": size})})
+            except ValueError as error:  # wire.BadMessage, or what a method can't add
+                refused = ConfigRecord(
+                    {"reason": str(error), "diverged": isinstance(error, wire.Diverged), "bytes": size}
+                )
+                reply.content = RecordDict({"refused": refused})
             else:
                 reply.content = RecordDict({"metrics": MetricRecord({**metrics, "bytes": size})})
                 first = first or reply
@@ -462,68 +425,33 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             yield reply
 
     @timed("read")
-    def _absorb(self, sums: Sums, reply: Message, server_round: int) -> dict[str, float]:
-        """Check a reply before any state changes, then add it to ``sums``.
+    def _absorb(self, sums: Sums, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
+        """Check a reply (of ``client``) before any state changes, then add it to ``sums``.
 
         Raises:
             wire.BadMessage, ValueError: what is wrong with it.
         """
         if reply.has_error():
-            raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
+            kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
+            raise kind(reply.error.reason or f"error {reply.error.code}")
         folded = self._folds and "posterior" not in reply.content
         if folded and "refused" in reply.content:
-            raise wire.BadMessage(wire.value(reply.content["refused"], "reason", str))
+            record = reply.content["refused"]
+            kind = wire.Diverged if wire.value(record, "diverged", bool) else wire.BadMessage
+            raise kind(wire.value(record, "reason", str))
         if not folded and "posterior" not in reply.content:
             raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
-        metrics = self._metrics(reply, server_round)
+        metrics = self.reader.metrics(reply, server_round, client)
         if folded:
             if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
                 shapes = {name: tuple(value.shape) for name, value in sums.items()}
                 for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
                     sums[name].add_(value)
             return metrics
-        checked = self.read(reply, metrics)
+        checked = self.reader.read(reply, metrics, self.sent.arrays())
         with span("accumulate"):
             metrics |= self.add(sums, checked)
         return metrics
-
-    @staticmethod
-    def _metrics(reply: Message, server_round: int) -> dict[str, float]:
-        """The numbers of a reply to this round's message (those that are not finite are left out).
-
-        Raises:
-            wire.BadMessage: there are none, they are of another round, or the number of examples is none.
-        """
-        record = reply.content.get("metrics")
-        if not isinstance(record, MetricRecord):
-            raise wire.BadMessage("metrics are missing")
-        found = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        if found.get("round") != server_round:
-            raise wire.BadMessage(f"reply is of round {found.get('round')}")
-        if not 1 <= found.get("num-examples", 0) <= MOST_EXAMPLES:
-            raise wire.BadMessage(f"num-examples is {found.get('num-examples')}")
-        return {name: value for name, value in found.items() if math.isfinite(value)}
-
-    def read(self, reply: Message, metrics: dict[str, float]) -> Reply[Posterior]:
-        """The content of a reply, checked: size, names, shapes, dtypes, finite, positive, within ``limits``. No state changes.
-
-        Raises:
-            wire.BadMessage: what is wrong with it; nothing else is ever raised.
-        """
-        self.limits.check_size(message_bytes(reply), self._array_bytes)
-        arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=torch.float64)
-        try:
-            posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
-        except ValueError as error:
-            raise wire.BadMessage(str(error)) from error
-        self.limits.check(posterior)
-        extra: dict[str, Tensor] = {}
-        if self.received:
-            extra = self._extra_in.decode(reply.content.get("extra"), to=torch.float64)
-            for name, vector in extra.items():
-                if not all_finite(vector):
-                    raise wire.BadMessage(f"array '{name}' is not finite")
-        return Reply(posterior, int(metrics["num-examples"]), metrics, extra)
 
     def _report(self, server_round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         if metrics is None:

@@ -8,14 +8,15 @@ import torch
 
 from bayesfed.errors import integer, number
 from bayesfed.families import Gaussian, PointMass
-from bayesfed.wire import BadMessage
+from bayesfed.wire import BadMessage, Diverged
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds on a reply; one that exceeds them is refused before any state changes.
 
-    The defaults keep the server's sums far from overflow; tighten them to what the problem allows.
+    The defaults only keep the server's posterior and sums from overflow (float32 ends at 3e38), so that no run that works is
+    stopped by them; tighten them to what the problem allows.
 
     Args:
         mean_norm: largest Euclidean norm of a posterior mean.
@@ -26,7 +27,7 @@ class Limits:
         InputError: a bound that is not positive.
     """
 
-    mean_norm: float = 1e12
+    mean_norm: float = 1e30
     precision: float = 1e30
     reply_bytes: int | None = None
 
@@ -39,15 +40,15 @@ class Limits:
         """Compare values.
 
         Raises:
-            BadMessage: one is too large, or not finite.
+            Diverged: one is too large, or not finite.
         """
         norm = float(torch.linalg.vector_norm(posterior.mean))
         if not norm <= self.mean_norm:
-            raise BadMessage(f"the mean has norm {norm:g}, limits.mean_norm={self.mean_norm:g}")
+            raise Diverged(f"the mean has norm {norm:g}, limits.mean_norm={self.mean_norm:g}")
         if isinstance(posterior, Gaussian):
-            largest = float(posterior.precision.abs().max())
+            largest = float(posterior.precision.max())  # of a positive definite matrix, too: it is on the diagonal
             if not largest <= self.precision:
-                raise BadMessage(f"a precision is {largest:g}, limits.precision={self.precision:g}")
+                raise Diverged(f"a precision is {largest:g}, limits.precision={self.precision:g}")
 
     def check_size(self, size: int, arrays: int) -> None:
         """Compare a reply's bytes; ``arrays`` is what its arrays need.

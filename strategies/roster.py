@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from logging import getLogger
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import CLIENT_RAISED
+from bayesfed.engine.flower_version import AWAY
 from bayesfed.errors import RunFailed
+from strategies.delivery import deliver
 
 log = getLogger("bayesfed")
 
@@ -25,14 +27,15 @@ def roster(grid: Grid, num_clients: int, timeout: float, sizes: dict[int, int] |
         sizes: gets the number of examples each partition has, as its node says.
     """
     deadline = time.monotonic() + min(timeout, 300)
+    ask = grid.send_and_receive if hasattr(grid, "stream") else partial(deliver, grid)
     nodes: dict[int, int] = {}
     refused: dict[int, str] = {}
     while True:
         known = {*nodes.values(), *refused}
         new = [node for node in grid.get_node_ids() if node not in known]
         messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="roster") for node in new]
-        for reply in grid.send_and_receive(messages, timeout=60) if messages else ():
-            if reply.has_error() and reply.error.code != CLIENT_RAISED:
+        for reply in ask(messages, timeout=60) if messages else ():
+            if reply.has_error() and reply.error.code in AWAY:
                 continue  # Flower's word for a node that is away; it may be back in a moment
             if reply.has_error():
                 refused[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"

@@ -22,6 +22,7 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -34,8 +35,9 @@ from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import RunDirectory
-from bayesfed.runs.launch import prepare
-from bayesfed.runs.session import Session
+
+if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
+    from bayesfed.runs.session import Session
 
 server = ServerApp()
 client = ClientApp()
@@ -58,6 +60,8 @@ def session_of(context: Context) -> Session:
     Raises:
         InputError: bad configuration, a used run directory, or a resumed run with other settings.
     """
+    from bayesfed.runs.launch import prepare
+
     folder = _root("BAYESFED_RUNS", "runs") / _run(context)
     given = split(str(context.run_config.get("overrides", "")))
     keys = [override.key_or_group for override in parse(given)]

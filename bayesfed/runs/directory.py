@@ -80,7 +80,7 @@ class RunDirectory:
         cfg = OmegaConf.load(self.config_path)
         assert isinstance(cfg, DictConfig)
         cfg.setdefault("wire", "full")  # runs from before it could be chosen
-        cfg.setdefault("limits", {"mean_norm": 1e12, "precision": 1e30, "reply_bytes": None})
+        cfg.setdefault("limits", {"mean_norm": 1e30, "precision": 1e30, "reply_bytes": None})
         return cfg
 
     def rounds(self) -> list[dict[str, Any]]:

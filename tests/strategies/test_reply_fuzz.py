@@ -77,8 +77,9 @@ metrics = st.one_of(
     st.just(MetricRecord({"round": 1, "num-examples": 3})),
     st.just(ConfigRecord({"round": 1, "num-examples": 3})),
 )  # fmt: skip
+points = sound.map(lambda record: ArrayRecord({"mean": record["mean"]}))
 contents = st.one_of(
-    st.builds(lambda p: RecordDict({"posterior": p, "metrics": MetricRecord({"round": 1, "num-examples": 3})}), sound),
+    st.builds(lambda p: RecordDict({"posterior": p, "metrics": MetricRecord({"round": 1, "num-examples": 3})}), st.one_of(sound, points)),
     st.builds(
     lambda p, m, drop: RecordDict({n: r for n, r in (("posterior", p), ("metrics", m)) if n != drop}),
     records, metrics, st.sampled_from(["", "", "", "posterior", "metrics"]),
@@ -136,7 +137,7 @@ def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message
 )  # fmt: skip
 def test_bounds(reply: Message, reason: str) -> None:
     strategy = made("diagonal")
-    strategy.limits = Limits(mean_norm=100, precision=1e4, reply_bytes=800)
+    strategy.reader.limits = Limits(mean_norm=100, precision=1e4, reply_bytes=800)
     strategy._absorb(strategy.empty(), good(), 1)
     with pytest.raises(wire.BadMessage, match=reason):
         strategy._absorb(strategy.empty(), reply, 1)
