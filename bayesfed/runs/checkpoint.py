@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bayesfed.checksum import checksum
 from bayesfed.errors import InputError, RunFailed
 
 log = getLogger("bayesfed")
@@ -48,7 +48,7 @@ class Checkpoint:
         state = json.dumps({"round": self.round, **self.state}, sort_keys=True)
         tensors = {name: value.contiguous() for name, value in self.tensors.items()}
         # one key: safetensors orders several at random
-        metadata = {"bayesfed": json.dumps({"sha256": _checksum(state, tensors), "state": state})}
+        metadata = {"bayesfed": json.dumps({"sha256": checksum(tensors, state), "state": state})}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary, metadata=metadata)
@@ -75,7 +75,7 @@ class Checkpoint:
                     stored = json.loads((file.metadata() or {})["bayesfed"])
                     tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
                 if "sha256" in stored:  # files from before checksums hold the state itself
-                    if stored["sha256"] != _checksum(stored["state"], tensors):
+                    if stored["sha256"] != checksum(tensors, stored["state"]):
                         raise ValueError("wrong checksum")
                     stored = json.loads(stored["state"])
                 return cls(stored.pop("round"), tensors, stored)
@@ -87,13 +87,3 @@ class Checkpoint:
 def _files(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.stem.removeprefix("server-")))
-
-
-def _checksum(state: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the state and of names, dtypes, shapes and values of the tensors."""
-    digest = hashlib.sha256(state.encode())
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

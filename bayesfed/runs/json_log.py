@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging import Handler, LogRecord
 from pathlib import Path
@@ -19,8 +20,5 @@ class JsonLog(Handler):
         """Write one line."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError:
-            self.handleError(record)
+        with suppress(OSError), self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

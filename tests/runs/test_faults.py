@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -19,68 +22,111 @@ from bayesfed.runs.checkpoint import Checkpoint
 pytestmark = pytest.mark.faults
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir")
 POINTS = 50
+BASE = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=4", "display=false", "figures=false"]  # fmt: skip
+KILLED = [*BASE, "rounds=6", "checkpoint.every=2"]
 
 
-def in_child(overrides: list[str], kill_at: int | None) -> int:
-    """Run in a forked process that kills itself with SIGKILL at its ``kill_at``-th file operation in the run.
+def start(overrides: list[str], kill_at: int | None = None, file_size: int | None = None) -> tuple[int, int]:
+    """A run in a child process, which kills itself with SIGKILL at its ``kill_at``-th file operation.
+
+    Args:
+        overrides: of the run.
+        kill_at: None = never.
+        file_size: no file may grow beyond it (bytes).
 
     Returns:
-        The signal that ended it, or 0; with ``kill_at`` None, minus the number of operations.
+        Process id, and a pipe on which the child says how many file operations it did, or how it failed.
     """
     reader, writer = os.pipe()
     child = os.fork()
-    if child == 0:
-        count = 0
+    if child:
+        os.close(writer)
+        return child, reader
+    count = 0
 
-        def hook(event: str, arguments: tuple) -> None:
-            nonlocal count
-            if event in EVENTS:
-                count += 1
-                if count == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event in EVENTS:
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        code = 1
-        try:
-            sys.addaudithook(hook)
-            bayesfed.run(overrides)
-            os.write(writer, str(count).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writer)
+    code = 1
+    try:
+        sys.addaudithook(hook)
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        bayesfed.run(overrides)
+        os.write(writer, str(count).encode())
+        code = 0
+    except RunFailed as error:
+        os.write(writer, str(error).encode())
+    finally:
+        os._exit(code)
+
+
+def end(child: int, reader: int) -> tuple[int, str]:
+    """Exit code of a child (minus the signal that ended it), and what it said."""
     _, status = os.waitpid(child, 0)
     with os.fdopen(reader) as file:
-        text = file.read()
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    assert os.WEXITSTATUS(status) == 0
-    return -int(text) if kill_at is None else 0
+        return os.waitstatus_to_exitcode(status), file.read()
 
 
-def test_kill_9_at_fifty_points_and_resume_gives_the_same_bits(run, tmp_path, digest) -> None:
-    base = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=4", "rounds=6",
-            "checkpoint.every=2", "display=false", "figures=false"]  # fmt: skip
-    whole = bayesfed.run([*base, f"hydra.run.dir={tmp_path / 'whole'}"])
-    operations = -in_child([*base, f"hydra.run.dir={tmp_path / 'counted'}"], None)
+def has_checkpoint(folder) -> bool:
+    return any((folder / "checkpoint").glob("server-*.safetensors"))
+
+
+def test_kill_9_at_fifty_points_and_resume_gives_the_same_bits(tmp_path, digest) -> None:
+    """At file operations, wherever they are: between a checkpoint and the posterior, in the middle of a rename, ..."""
+    whole = bayesfed.run([*KILLED, f"hydra.run.dir={tmp_path / 'whole'}"])
+    code, said = end(*start([*KILLED, f"hydra.run.dir={tmp_path / 'counted'}"]))
+    operations = int(said)
+    assert code == 0
     assert digest(tmp_path / "counted") == digest(whole.run_dir)
     assert operations > POINTS
     draw, killed, resumed, lost = random.Random(7), 0, 0, 0
     for number, point in enumerate(sorted(draw.sample(range(1, operations), POINTS))):
         folder = tmp_path / f"run{number}"
-        killed += in_child([*base, f"hydra.run.dir={folder}"], point) == signal.SIGKILL
-        if number % 3 == 0 and any((folder / "checkpoint").glob("server-*.safetensors")):  # and once more on the way
-            in_child([f"resume={folder}"], draw.randrange(1, operations))
+        killed += end(*start([*KILLED, f"hydra.run.dir={folder}"], point))[0] == -signal.SIGKILL
+        if number % 3 == 0 and has_checkpoint(folder):  # and once more on the way
+            end(*start([f"resume={folder}"], draw.randrange(1, operations)))
         try:
             done = bayesfed.run([f"resume={folder}"])
             resumed += 1
         except InputError:  # killed before its first checkpoint: nothing was done that could be lost
-            assert not any((folder / "checkpoint").glob("server-*.safetensors"))
-            done = bayesfed.run([*base, f"hydra.run.dir={folder}-again"])
+            assert not has_checkpoint(folder)
+            done = bayesfed.run([*KILLED, f"hydra.run.dir={folder}-again"])
         lost += digest(done.run_dir) != digest(whole.run_dir)
         assert done.summary["status"] == "finished"
         assert [line["round"] for line in done.rounds] == list(range(7))
     assert (killed, lost) == (POINTS, 0)
     assert resumed >= POINTS // 2
+
+
+def test_kill_9_fifty_times_at_any_moment_gives_the_same_bits(tmp_path, digest) -> None:
+    """From outside, by the clock, again and again while a run is resumed, until it comes to its end."""
+    began = time.monotonic()
+    assert end(*start([*KILLED, f"hydra.run.dir={tmp_path / 'whole'}"]))[0] == 0
+    duration = time.monotonic() - began
+    draw, kills, lost = random.Random(11), [], 0
+    while sum(kills) < POINTS:
+        folder = tmp_path / f"run{len(kills)}-0"
+        kills.append(0)
+        while True:
+            if has_checkpoint(folder):
+                overrides = [f"resume={folder}"]
+            else:  # nothing to go on with
+                folder = tmp_path / f"run{len(kills)}-{kills[-1]}"
+                overrides = [*KILLED, f"hydra.run.dir={folder}"]
+            child, reader = start(overrides)
+            time.sleep(draw.uniform(0.1, 1.0) * duration)
+            os.kill(child, signal.SIGKILL)
+            if end(child, reader)[0] == 0:  # it was faster
+                break
+            kills[-1] += 1
+        lost += digest(folder) != digest(tmp_path / "whole")
+    assert lost == 0
+    assert max(kills) >= 3
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "garbage"])
@@ -143,3 +189,44 @@ def test_disk_full_while_writing_a_checkpoint(run, digest, monkeypatch, tmp_path
     full[0] = False
     resumed = bayesfed.run([f"resume={tmp_path / 'part'}"])
     assert digest(resumed.run_dir) == digest(run("rounds=5", to="whole").run_dir)
+
+
+ROOMY = [*BASE[:2], "strategy.damping=0", *BASE[3:], "rounds=60"]  # no sites: clients have disks of their own
+
+
+def test_a_disk_that_is_really_full(tmp_path, digest) -> None:
+    """A small file system (tmpfs) fills up during the run; with more room the run goes on to the same bits."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(RunFailed, match="No space left|os error 28"):
+            bayesfed.run([*ROOMY, f"hydra.run.dir={disk / 'part'}"])
+        reached = Checkpoint.latest(disk / "part" / "checkpoint").round
+        assert 2 <= reached < 60
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        done = bayesfed.run([f"resume={disk / 'part'}"])
+        assert digest(done.run_dir) == digest(bayesfed.run([*ROOMY, f"hydra.run.dir={tmp_path / 'whole'}"]).run_dir)
+        assert [line["round"] for line in done.rounds] == list(range(61))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("size", [700, 9000])
+def test_files_that_may_not_grow(tmp_path, digest, size: int) -> None:
+    """The system refuses to write on (EFBIG): checkpoints at 700 bytes, the records of the rounds at 9000."""
+    folder = tmp_path / "part"
+    code, said = end(*start([*ROOMY, f"hydra.run.dir={folder}"], file_size=size))
+    assert code == 1
+    assert "File too large" in said or "os error 27" in said
+    if has_checkpoint(folder):
+        done = bayesfed.run([f"resume={folder}"])
+    else:
+        assert size == 700
+        assert "checkpoint of round 1 can't be written" in said
+        done = bayesfed.run([*ROOMY, f"hydra.run.dir={folder}-again"])
+    assert digest(done.run_dir) == digest(bayesfed.run([*ROOMY, f"hydra.run.dir={tmp_path / 'whole'}"]).run_dir)
