@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,10 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bayesfed.deployment.certificates import make
+from bayesfed.runs.directory import read_jsonl
 
+RUN = ["data=npz", "model=linear", "likelihood=categorical", "partition=iid", "client.epochs=1", "eval.samples=4", "device=cpu", "figures=false"]  # fmt: skip
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,11 +33,22 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(condition, seconds: float, what: str) -> None:
+def wait(condition, seconds: float, what: str) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.2)
+
+
+# A killed node can come back when the SuperLink has missed its heartbeats: after 20 s instead of Flower's 60 s.
+QUICK_HEARTBEAT = """
+import sys
+from flwr.supernode.cli.flower_supernode import flower_supernode
+for module in list(sys.modules.values()):
+    if getattr(module, "HEARTBEAT_DEFAULT_INTERVAL", None) is not None:
+        module.HEARTBEAT_DEFAULT_INTERVAL = 10
+flower_supernode()
+"""
 
 
 class Loopback:
@@ -53,11 +68,16 @@ class Loopback:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.run = [*RUN, f"data.path={folder}/all.npz"]
+
+    def config(self, node: int) -> str:
+        """The ``--node-config`` of node 1, 2 or 3, which holds a file of its own."""
+        return f'partition-id={node - 1} data-path="{self.folder}/client{node - 1}.npz" device="cpu"'
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                ["nice", "-n", "5", str(BIN / command[0]), *command[1:]], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                ["nice", "-n", "5", *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=self.environment, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
         return self.processes[name]
@@ -74,12 +94,12 @@ class Loopback:
     def superlink(self) -> None:
         made = self.certificates
         self.start(
-            "superlink", "flower-superlink", "--ssl-ca-certfile", f"{made}/ca.crt", "--ssl-certfile", f"{made}/server.pem",
+            "superlink", str(BIN / "flower-superlink"), "--database", f"{self.folder}/superlink.db", "--ssl-ca-certfile", f"{made}/ca.crt", "--ssl-certfile", f"{made}/server.pem",
             "--ssl-keyfile", f"{made}/server.key", "--enable-supernode-auth", "--disable-runtime-dependency-installation",
             "--fleet-api-address", f"127.0.0.1:{self.fleet}", "--port", str(self.control),
         )  # fmt: skip
         for port in (self.fleet, self.control):
-            wait_for(lambda port=port: listens(port), 60, f"port {port}")
+            wait(lambda port=port: listens(port), 60, f"port {port}")
 
     def register(self, node: int) -> None:
         key = self.certificates / f"sn{node}.pub"
@@ -94,7 +114,25 @@ class Loopback:
             "auth-supernode-private-key": f"{self.certificates}/sn{node}",
         } | {key.replace("_", "-"): value for key, value in options.items()}  # fmt: skip
         words = [word for key, value in given.items() if value is not None for word in (f"--{key}", value) if word]
-        return self.start(f"supernode{node}", "flower-supernode", *words)
+        return self.start(f"supernode{node}", sys.executable, "-c", QUICK_HEARTBEAT, *words)
+
+    def restart(self, node: int, config: str) -> None:
+        """Start a killed SuperNode, again and again as a service manager would, until it is in."""
+
+        def accepted() -> bool:
+            if self.processes[f"supernode{node}"].poll() is not None:
+                self.supernode(node, config)
+            return "SuperNode ID" in self.log(f"supernode{node}")[before:]
+
+        before = len(self.log(f"supernode{node}"))
+        self.supernode(node, config)
+        wait(accepted, 120, f"supernode{node} is back")
+
+    def online(self) -> int:
+        """How many SuperNodes the SuperLink has."""
+        done = self.call("flwr", "supernode", "list", "loopback", "--format", "json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return sum(node["status"] == "online" for node in json.loads(done.stdout)["nodes"])
 
     def call(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -102,11 +140,18 @@ class Loopback:
             timeout=timeout, check=False,
         )  # fmt: skip
 
-    def deploy(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+    def deploying(self, *overrides: str) -> subprocess.Popen[str]:
+        """``bayesfed deploy loopback ...``, started."""
         command = [sys.executable, "-c", "from bayesfed.cli import main; main()", "deploy", "loopback", *overrides]
-        return subprocess.run(
-            command, env=self.environment, cwd=self.folder, text=True, capture_output=True, timeout=600, check=False
+        return subprocess.Popen(
+            command, env=self.environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+
+    def deploy(self, *overrides: str) -> tuple[int | None, str]:
+        """The same, waited for: exit code and output."""
+        process = self.deploying(*overrides)
+        output, _ = process.communicate(timeout=600)
+        return process.returncode, output
 
     def close(self) -> None:
         for name in list(self.processes):
@@ -129,3 +174,37 @@ def loopback(tmp_path_factory):
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """``wait_for(condition, seconds, what)``."""
+    return wait
+
+
+def write_data(folder) -> None:
+    """One file with everything and a client column, and one for each client with its rows only; all share the test set."""
+    g = np.random.default_rng(5)
+    centres = g.normal(size=(3, 6)).astype(np.float32)
+    y, test_y = g.integers(0, 3, 120), np.arange(30) % 3
+    x = (centres[y] + g.normal(size=(120, 6))).astype(np.float32)
+    test_x = (centres[test_y] + g.normal(size=(30, 6))).astype(np.float32)
+    client = np.sort(g.integers(0, 3, 120))
+    np.savez(folder / "all.npz", x=x, y=y, client=client, x_test=test_x, y_test=test_y)
+    for k in range(3):
+        np.savez(folder / f"client{k}.npz", x=x[client == k], y=y[client == k], x_test=test_x, y_test=test_y)
+
+
+@pytest.fixture(scope="module")
+def nodes(loopback):
+    """With three SuperNodes."""
+    write_data(loopback.folder)
+    for node in (1, 2, 3):
+        loopback.supernode(node, loopback.config(node))
+    return loopback
+
+
+@pytest.fixture(scope="session")
+def reached():
+    """``reached(run_dir, 3)()``: whether a run has recorded round 3."""
+    return lambda run_dir, round: lambda: any(line["round"] >= round for line in read_jsonl(run_dir / "rounds.jsonl"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -11,24 +12,37 @@ from bayesfed.deployment.certificates import make, node_key
 pytestmark = pytest.mark.deployment
 
 
-def nodes_online(loopback) -> int:
-    return loopback.call("flwr", "supernode", "list", "loopback", "--format", "json").stdout.count('"online"')
+@pytest.fixture(scope="module", autouse=True)
+def _the_right_node_gets_in(loopback, wait_for) -> None:
+    """What the tests below look for is seen when a node is let in; then it leaves, and nobody is online."""
+    loopback.supernode(3, "partition-id=2")
+    wait_for(lambda: loopback.online() == 1, 60, "a registered node with its key")
+    assert entries(loopback) == 1
+    loopback.end("supernode3", signal.SIGTERM)
+    wait_for(lambda: loopback.online() == 0, 60, "the node has left")
+
+
+def entries(loopback) -> int:
+    """How many times the SuperLink let a node in."""
+    return loopback.log("superlink").count("[Fleet.ActivateNode] Activated node_id=")
 
 
 @pytest.fixture
 def refused(loopback):
-    """Start a SuperNode with these options; it must end, or still be outside after a while, and say why."""
+    """Start a SuperNode with these options: it must say why it is outside, and not be in, then and some seconds later."""
 
     def check(reason: str, **options: str | None) -> None:
-        start = len(loopback.log("supernode3")) if (loopback.folder / "supernode3.log").exists() else 0
+        start, before = len(loopback.log("supernode3")), entries(loopback)
         node = loopback.supernode(3, "partition-id=2", max_retries="1", max_wait_time="5", **options)
         end = time.monotonic() + 120
         while node.poll() is None and reason not in loopback.log("supernode3")[start:] and time.monotonic() < end:
             time.sleep(0.2)
-        text = loopback.log("supernode3")[start:]
+        online = loopback.online()  # while it runs, if it does
         loopback.end("supernode3")
+        text = loopback.log("supernode3")[start:]
         assert reason in text, text[-2000:]
-        assert nodes_online(loopback) == 0
+        assert "SuperNode ID" not in text
+        assert (online, entries(loopback)) == (0, before)
 
     return check
 

@@ -21,7 +21,7 @@ from bayesfed.runs.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.faults
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir")
-POINTS = 50
+KILLS, POINTS = 50, 20  # by the clock, at file operations
 BASE = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=4", "display=false", "figures=false"]  # fmt: skip
 KILLED = [*BASE, "rounds=6", "checkpoint.every=2"]
 
@@ -76,8 +76,8 @@ def has_checkpoint(folder) -> bool:
     return any((folder / "checkpoint").glob("server-*.safetensors"))
 
 
-def test_kill_9_at_fifty_points_and_resume_gives_the_same_bits(tmp_path, digest) -> None:
-    """At file operations, wherever they are: between a checkpoint and the posterior, in the middle of a rename, ..."""
+def test_kill_9_at_file_operations_and_resume_gives_the_same_bits(tmp_path, digest) -> None:
+    """Where it hurts: between a checkpoint and the posterior, before a rename, ..."""
     whole = bayesfed.run([*KILLED, f"hydra.run.dir={tmp_path / 'whole'}"])
     code, said = end(*start([*KILLED, f"hydra.run.dir={tmp_path / 'counted'}"]))
     operations = int(said)
@@ -109,7 +109,7 @@ def test_kill_9_fifty_times_at_any_moment_gives_the_same_bits(tmp_path, digest) 
     assert end(*start([*KILLED, f"hydra.run.dir={tmp_path / 'whole'}"]))[0] == 0
     duration = time.monotonic() - began
     draw, kills, lost = random.Random(11), [], 0
-    while sum(kills) < POINTS:
+    while sum(kills) < KILLS:
         folder = tmp_path / f"run{len(kills)}-0"
         kills.append(0)
         while True:
@@ -199,12 +199,12 @@ def test_a_disk_that_is_really_full(tmp_path, digest) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("needs the right to mount a file system")
     try:
-        with pytest.raises(RunFailed, match="No space left|os error 28"):
+        with pytest.raises(RunFailed, match=r"No space left|os error 28"):
             bayesfed.run([*ROOMY, f"hydra.run.dir={disk / 'part'}"])
         reached = Checkpoint.latest(disk / "part" / "checkpoint").round
         assert 2 <= reached < 60
@@ -216,17 +216,12 @@ def test_a_disk_that_is_really_full(tmp_path, digest) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("size", [700, 9000])
-def test_files_that_may_not_grow(tmp_path, digest, size: int) -> None:
-    """The system refuses to write on (EFBIG): checkpoints at 700 bytes, the records of the rounds at 9000."""
+def test_files_that_may_not_grow(tmp_path, digest) -> None:
+    """The system refuses to write on beyond 9000 bytes (EFBIG)."""
     folder = tmp_path / "part"
-    code, said = end(*start([*ROOMY, f"hydra.run.dir={folder}"], file_size=size))
+    code, said = end(*start([*ROOMY, f"hydra.run.dir={folder}"], file_size=9000))
     assert code == 1
-    assert "File too large" in said or "os error 27" in said
-    if has_checkpoint(folder):
-        done = bayesfed.run([f"resume={folder}"])
-    else:
-        assert size == 700
-        assert "checkpoint of round 1 can't be written" in said
-        done = bayesfed.run([*ROOMY, f"hydra.run.dir={folder}-again"])
+    assert "File too large" in said
+    assert 1 <= Checkpoint.latest(folder / "checkpoint").round < 60
+    done = bayesfed.run([f"resume={folder}"])
     assert digest(done.run_dir) == digest(bayesfed.run([*ROOMY, f"hydra.run.dir={tmp_path / 'whole'}"]).run_dir)
