@@ -16,6 +16,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import profiling
+from bayesfed.arithmetic import set_arithmetic
 from bayesfed.config import build
 from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
@@ -111,7 +112,7 @@ class SimulationApp(ClientApp):
 
         A handler that has no ``train_many``, or fails in it, gets the messages one by one.
         """
-        torch.set_num_threads(1)
+        set_arithmetic()
         try:
             with profiling.recording(self._profiler):
                 trainer = self._trainer()
@@ -160,7 +161,7 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
+        set_arithmetic()
         with profiling.recording(app._profiler):
             found = trainer()
             with profiling.span("train"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -41,6 +42,7 @@ def unpack(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | Mapping[str, torch.dtype],
     to: torch.dtype | None = None,
+    copy: bool = True,
 ) -> dict[str, Tensor]:
     """The tensors of an ``ArrayRecord``, after checking names, shapes and dtype.
 
@@ -49,6 +51,7 @@ def unpack(
         shapes: names and shapes it must have.
         dtype: the dtype it must have, one for all or by name.
         to: convert to this one while copying out of the message.
+        copy: False gives tensors that share the message's memory and must not be written to, unless converted.
 
     Raises:
         BadMessage: naming what differs.
@@ -66,8 +69,16 @@ def unpack(
             raise BadMessage(f"array '{name}' has shape {values.shape}, expected {tuple(shape)}")
         if values.dtype != wanted:
             raise BadMessage(f"array '{name}' has dtype {values.dtype}, expected {expected}")
-        tensors[name] = torch.from_numpy(values.astype(wanted if to is None else _numpy(to)))
+        tensors[name] = _tensor(values.astype(wanted if to is None else _numpy(to), copy=copy))
     return tensors
+
+
+def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
+    if values.flags.writeable:
+        return torch.from_numpy(values)
+    with warnings.catch_warnings():  # torch has no read-only tensors and says so, once
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(values)
 
 
 @lru_cache
@@ -198,9 +209,13 @@ class Codec:
         return record, self._values(parts, reference)
 
     def decode(
-        self, record: object, reference: Mapping[str, Tensor] | None = None, to: torch.dtype | None = None
+        self,
+        record: object,
+        reference: Mapping[str, Tensor] | None = None,
+        to: torch.dtype | None = None,
+        copy: bool = True,
     ) -> dict[str, Tensor]:
-        """The arrays in ``record``, converted to dtype ``to``; ``reference`` as for :meth:`encode`.
+        """The arrays in ``record``, converted to dtype ``to``; ``reference`` as for :meth:`encode`, ``copy`` as for :func:`unpack`.
 
         Raises:
             BadMessage: another format, or names, shapes or dtypes that are not expected.
@@ -211,7 +226,7 @@ class Codec:
                 f"the arrays travel in format '{', '.join(sorted(found))}', this side is set up for wire={self.format}"
             )
         if self.format == "full":
-            return unpack(record, self.shapes, self.dtype, to)
+            return unpack(record, self.shapes, self.dtype, to, copy)
         names = self._names(reference is not None)
         shapes = {line: self.shapes.get(name, ()) for name, line in names.items()}
         dtypes = {line: self.dtype if name == "scale" else self._line_dtype for name, line in names.items()}

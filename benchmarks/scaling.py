@@ -36,9 +36,10 @@ import numpy as np
 import psutil
 from flwr.serverapp import Grid
 
+from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build, compose_config
 from bayesfed.runs.directory import RunDirectory
-from bayesfed.runs.session import Session, single_thread
+from bayesfed.runs.session import Session
 
 CLASSES, WARM_UP = 10, 1
 
@@ -83,7 +84,7 @@ class TimedSession(Session):
         self.times: list[float] = []
         self.private = 0
         self.process = psutil.Process()
-        with single_thread():
+        with arithmetic():
             self.strategy.start(grid, num_rounds=self.cfg.rounds, callbacks=self)
         self.times.append(time.perf_counter())
 

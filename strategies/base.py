@@ -104,7 +104,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     @abstractmethod
     def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (float64, CPU) to ``sums`` in place; returns numbers to log for this client."""
+        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
 
     def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
         """The same, for methods that need more of the reply.

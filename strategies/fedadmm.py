@@ -63,8 +63,7 @@ class FedADMM(FedAvg):
 
     def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
         """Add ``w_g + Delta_k``; sizes are in ``f_k``."""
-        sums["moved"].add_(posterior.mean)
-        return {"residual": float(torch.sub(posterior.mean, self._server, out=self._difference).norm())}
+        return {"residual": self.add_mean(sums["moved"], posterior)}
 
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """The server's step."""

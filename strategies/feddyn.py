@@ -77,8 +77,7 @@ class FedDyn(FedAvg):
 
     def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
         """Add ``w_k``; sizes are in ``L_k``."""
-        sums["weights"].add_(posterior.mean)
-        return {"residual": float(torch.sub(posterior.mean, self._server, out=self._difference).norm())}
+        return {"residual": self.add_mean(sums["weights"], posterior)}
 
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """h, then the server's step."""

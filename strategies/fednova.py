@@ -46,7 +46,7 @@ class FedNova(FedAvg):
     def add(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Add a normalised change."""
         progress = reply.metric("local-progress")
-        change = torch.sub(reply.posterior.mean, self._server, out=self._difference)
+        change = reply.posterior.mean - self._server
         sums["directions"].add_(change, alpha=reply.num_examples / progress)
         sums["progress"].add_(reply.num_examples * progress)
         sums["examples"].add_(reply.num_examples)

@@ -103,8 +103,9 @@ class FlowerRobust(FlowerServer):
 
     def add(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Keep the reply."""
-        self._replies.append((reply.posterior.mean, reply.num_examples))
-        return {"residual": float(torch.sub(reply.posterior.mean, self._server, out=self._difference).norm())}
+        mean = reply.posterior.mean.to(torch.float64)
+        self._replies.append((mean, reply.num_examples))
+        return {"residual": float((mean - self._server).norm())}
 
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """flwr's rule; the replies are given up."""

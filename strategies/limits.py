@@ -43,6 +43,8 @@ class Limits:
             Diverged: one is too large, or not finite.
         """
         norm = float(torch.linalg.vector_norm(posterior.mean))
+        if not norm <= self.mean_norm:  # float32 may have overflowed
+            norm = float(torch.linalg.vector_norm(posterior.mean, dtype=torch.float64))
         if not norm <= self.mean_norm:
             raise Diverged(f"the mean has norm {norm:g}, limits.mean_norm={self.mean_norm:g}")
         if isinstance(posterior, Gaussian):

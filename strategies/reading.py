@@ -26,7 +26,7 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: float64, on the CPU.
+        posterior: on the CPU; a Gaussian in float64, a point as it travelled (not to be written to: it may be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
@@ -101,7 +101,8 @@ class Reader(Generic[Posterior]):
             wire.BadMessage: what is wrong; ``wire.Diverged`` if a value is not finite or beyond the limits.
         """
         self.limits.check_size(message_bytes(reply), self._array_bytes)
-        arrays = self.codec.decode(reply.content.get("posterior"), sent, to=torch.float64)
+        wide = torch.float64 if issubclass(self.family, Gaussian) else None  # points are only added: no copy is needed
+        arrays = self.codec.decode(reply.content.get("posterior"), sent, to=wide, copy=False)
         try:
             posterior = cast(Posterior, self.family.from_arrays(arrays))
         except ValueError as error:

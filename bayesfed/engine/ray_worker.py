@@ -86,9 +86,9 @@ class Worker:
 
     def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
         sys.path.extend(entry for entry in path if entry not in sys.path)
-        import torch
+        from bayesfed.arithmetic import set_arithmetic
 
-        torch.set_num_threads(1)
+        set_arithmetic()
         set_identity()
         share_memory()
         keep_freed_memory()

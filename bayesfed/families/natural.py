@@ -90,5 +90,8 @@ class NaturalParameters:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is infinite or nan: from the sum, a tenth of the time of looking at every entry, unless that overflows."""
-    return bool(values.sum(dtype=torch.float64).isfinite()) or bool(values.isfinite().all())
+    """Whether no entry is infinite or nan: from the sum, a tenth of the time of looking at every entry, unless that overflows.
+
+    The sum is in the values' own dtype: a wider one would copy them first.
+    """
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from logging import Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from omegaconf import DictConfig
 
 from bayesfed import seeding
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
+from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.evaluation import evaluate, reliability
@@ -143,7 +142,7 @@ class Session:
         structured = JsonLog(self.directory.path / "log.jsonl")
         log.addHandler(structured)
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
-        with single_thread(), Display(
+        with arithmetic(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
         ) as self.display:  # fmt: skip
             try:
@@ -338,17 +337,6 @@ class _Shown(Handler):
 
     def emit(self, record: LogRecord) -> None:
         self.display.message(self.format(record))
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """One torch thread: two threads give other bits, and cost more than they gain on small models."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def resume_session(path: Path) -> Session:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from flwr.serverapp import Grid
 
+from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build, compose_config
 from bayesfed.runs.directory import RunDirectory
-from bayesfed.runs.session import Session, single_thread
+from bayesfed.runs.session import Session
 from pfl_contestants.protocol import PARAMETERS, Finished, Protocol, Turns, parse
 
 MODEL = "_target_: pfl_contestants.cnn.SimpleCNN\nname: pfl_cnn\n"
@@ -23,7 +24,7 @@ class TimedSession(Session):
     def serve(self, grid: Grid) -> None:
         """The strategy's rounds, without what a run does after each."""
         self.turns = Turns()
-        with single_thread():
+        with arithmetic():
             self.strategy.start(grid, num_rounds=10**9, callbacks=self)
 
     def begin_round(self, round: int, sampled: list[int]) -> None:

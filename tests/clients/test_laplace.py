@@ -12,6 +12,7 @@ from bayesfed.families import DiagonalGaussian
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Categorical, Gaussian
+from clients import ggn
 from clients.ggn import ggn_diagonal
 from clients.laplace import LaplaceSolver
 from clients.local import LocalProblem
@@ -54,6 +55,53 @@ def test_against_the_dense_matrix(name: str, memory_mb: float) -> None:
     assert cost == 3 * 11
     # and it is not the Hessian, which has the model's own curvature in it
     assert not torch.allclose(found, LocalLoss(problem).hessian(vector).diagonal(), rtol=1e-3)
+
+
+class Tied(torch.nn.Module):
+    """One layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(torch.tanh(self.layer(x))))
+
+
+class Doubled(Tied):
+    """A weight that is also used outside of its layer."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(x)) + x @ self.layer.weight.mT)
+
+
+class Convolution(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = torch.nn.Conv1d(1, 2, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(x[:, None])).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [Tied, Doubled, Convolution, torch.nn.Linear])
+def test_layers_and_examples_agree(kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short way over linear layers is taken only where it holds."""
+    torch.manual_seed(4)
+    module = torch.nn.Linear(4, 3) if kind is torch.nn.Linear else kind()
+    problem = pose(*PROBLEMS["categorical"], model=FlatModel(module, torch.float64))
+    vector = problem.model.vector.clone()
+    found, _ = ggn_diagonal(problem, vector)
+    monkeypatch.setattr(ggn, "_linear_layers", lambda *_: [])
+    slow, _ = ggn_diagonal(problem, vector)
+    assert torch.allclose(found, slow, rtol=1e-10, atol=1e-14)
+
+
+def test_layers_are_used_for_perceptrons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and there it is taken."""
+    monkeypatch.setattr(ggn, "_of_examples", lambda *_: pytest.fail("gradients of single examples"))
+    problem = pose(*PROBLEMS["categorical"])
+    ggn_diagonal(problem, problem.initial)
 
 
 def test_laplace_precision() -> None:
