@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from bayesfed import profiling
 from bayesfed.arithmetic import set_arithmetic
 from bayesfed.config import build
+from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.problem import Problem, build_problem
 from bayesfed.wire import DTYPES
@@ -36,14 +37,16 @@ def plain(cfg: DictConfig) -> Plain:
 def problem_of(config: Plain) -> Problem:
     """The problem a configuration describes; loaded once per process."""
     keys = ("data", "partition", "model", "likelihood", "seed")
-    described = {**{k: config[k] for k in keys}, "shift": config.get("shift")}
+    own = config.get("own_client")  # on a SuperNode that holds data of its own
+    described = {**{k: config[k] for k in keys}, "shift": config.get("shift"), "own": own}
     return _problem(json.dumps({**described, "validation": config["eval"]["validation"]}))
 
 
 @lru_cache(maxsize=2)
 def _problem(text: str) -> Problem:
     config = json.loads(text)
-    return build_problem(config, config["seed"], config["validation"])
+    problem = build_problem(config, config["seed"], config["validation"])
+    return problem if config["own"] is None else place(problem, config["own"])
 
 
 def device_of(config: Plain) -> torch.device:
@@ -77,7 +80,9 @@ def _strategy(text: str, sites: str) -> Any:
     """The strategy, to sum replies where they are made."""
     cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites)
     strategy = build(cfg.strategy, "strategy")
-    strategy.setup(trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"))
+    strategy.setup(
+        trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"), cfg.get("limits")
+    )
     return strategy
 
 

@@ -3,7 +3,8 @@
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
 ``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
 and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods.
-``bayesfed partition key=value ...`` shows who would hold what.
+``bayesfed partition key=value ...`` shows who would hold what. ``bayesfed deploy SUPERLINK key=value ...`` runs on real clients.
+``bayesfed status RUN_DIR`` and ``bayesfed list [FOLDER]`` say how runs stand.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 
-VERBS = ("run", "profile", "compare", "partition")
+VERBS = ("run", "profile", "compare", "partition", "deploy", "status", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
                 partition(args)
                 return
+            if verb == "deploy":
+                sys.exit(_deployed(args))
+            if verb in ("status", "list"):
+                sys.exit(_shown(verb, args))
             if verb == "profile":
                 args = _profiled(args)
         except InputError as error:
@@ -93,6 +98,27 @@ def _compared(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; start the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _deployed(args: Sequence[str]) -> int:
+    """``bayesfed deploy``: its outcome as an exit code."""
+    from bayesfed.deployment.command import deploy
+
+    return deploy(args)
+
+
+def _shown(verb: str, args: Sequence[str]) -> int:
+    """``bayesfed status`` and ``bayesfed list``."""
+    from rich.console import Console
+
+    from bayesfed.runs.status import listing, status
+
+    if len(args) != 1 and (verb, len(args)) != ("list", 0):
+        raise InputError(verb, " ".join(args), "takes one folder: a run directory for status, one of runs for list")
+    folder = Path(args[0] if args else "runs")
+    for part in status(folder) if verb == "status" else [listing(folder)]:
+        Console().print(part)
+    return 0
 
 
 def _profiled(args: Sequence[str]) -> list[str]:

@@ -54,6 +54,13 @@ class CheckpointSchema:
 
 
 @dataclass
+class LimitsSchema:
+    mean_norm: float = 1e30
+    precision: float = 1e30
+    reply_bytes: int | None = None
+
+
+@dataclass
 class RunSchema:
     """Types of the top-level keys; the groups are checked against the constructors they name."""
 
@@ -70,6 +77,7 @@ class RunSchema:
     shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
+    limits: LimitsSchema = field(default_factory=LimitsSchema)
 
 
 def conf_dir() -> Path:
@@ -269,6 +277,7 @@ def validate(cfg: DictConfig) -> None:
         "profile",
         "eval",
         "checkpoint",
+        "limits",
     )
     for key in plain:
         try:
@@ -296,6 +305,9 @@ def validate(cfg: DictConfig) -> None:
         choice("eval.ood", ood, [*BUILT_IN, *_options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
+    number("limits.mean_norm", cfg.limits.mean_norm, above=0)
+    number("limits.precision", cfg.limits.precision, above=0)
+    integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):

@@ -18,11 +18,16 @@ from bayesfed.errors import InputError, choice
 from bayesfed.profiling import timed
 
 _NUMPY = "numpy.ndarray"  # how Flower names the serialisation by numpy.save
+_LARGEST_HEADER = 1 << 14
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class BadMessage(ValueError):
     """A message whose content is not what the protocol says; the text says what was wrong."""
+
+
+class Diverged(BadMessage):
+    """Numbers that ran away: they are not finite, or beyond what the server takes."""
 
 
 @timed("pack")
@@ -102,8 +107,23 @@ def _values(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
     size = math.prod(shape) * dtype.itemsize
     if array.stype == _NUMPY and len(data) == len(header) + size and data[: len(header)] == header:
         return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
+    if array.stype != _NUMPY:
+        raise BadMessage(f"array '{name}' cannot be read: serialised as '{array.stype[:40]}'")
+    # a header may claim any shape: compare it before room is made for the values
+    if len(data) > size + _LARGEST_HEADER:
+        raise BadMessage(f"array '{name}' has {len(data):,} bytes, expected about {size:,}")
+    file = io.BytesIO(array.data)
     try:
-        return np.asarray(array.numpy())
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        found_shape, _, found = read[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # whatever numpy's parser of Python literals raises
+        raise BadMessage(f"array '{name}' cannot be read: {type(error).__name__}: {error}") from error
+    if found_shape != shape:
+        raise BadMessage(f"array '{name}' has shape {found_shape}, expected {shape}")
+    if found != dtype:
+        raise BadMessage(f"array '{name}' has dtype {found}, expected torch.{dtype}")
+    try:
+        return np.asarray(np.load(io.BytesIO(array.data), allow_pickle=False))
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise BadMessage(f"array '{name}' cannot be read: {error}") from error
 
@@ -260,7 +280,7 @@ class Codec:
         if len(bad):
             entry = int(bad[0])
             limit = torch.finfo(line.dtype).max
-            raise ValueError(
+            raise (ValueError if bool(values.isfinite().all()) else Diverged)(
                 f"{name} can't be sent as {self.format} in {len(bad)} of {line.numel()} entries, first entry {entry}: "
                 f"{float(values.reshape(-1)[entry]):g} (finite and at most {limit:g}, precisions positive); use wire=full"
             )

@@ -335,7 +335,8 @@ class Trainer:
         solved = chosen.to(dtype=self.dtype, device="cpu")
         arrays, values = self.codec.encode(solved.arrays(), server.arrays())
         posterior = type(solved)(**values)  # as the server will see it; what is wrong with it is for the server to say
-        metrics = {**solution.metrics, "num-examples": len(task.local.data), "round": method.round}
+        who = {"client": task.local.client, "round": method.round}
+        metrics = {**solution.metrics, "num-examples": len(task.local.data), **who}
         kept = {name: value.cpu() for name, value in solution.memory.items()}
         content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"posterior": arrays}
         extra: Record = {}
@@ -347,13 +348,13 @@ class Trainer:
                 step = method.damping * (method.rho if isinstance(server, Gaussian) else method.proximal)
                 site = site.clone().add_(duals.difference(method.dual, posterior, server), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
-                raise ValueError("the site is not finite; use a smaller damping or learning rate, or a larger rho")
+                raise wire.Diverged("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.first, "site.second": site.second}
             metrics["dual-norm"] = float(site.norm())
         if self.remembers:
             state = self.settle(task, solution, posterior, extra)
             if not all(all_finite(value) for value in state.values()):
-                raise ValueError("the client's state is not finite; use a smaller learning rate")
+                raise wire.Diverged("the client's state is not finite; use a smaller learning rate")
             kept |= {f"{STATE}{name}": value for name, value in state.items()}
         if task.stateful:
             self.sites.save(task.local.client, method.round, kept)

@@ -14,19 +14,23 @@ checkpoint they are overwritten before a server can ask for them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from logging import getLogger
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from bayesfed.checksum import checksum
 from bayesfed.profiling import timed
 
+log = getLogger("bayesfed")
 Record = dict[str, Tensor]
 
 
@@ -97,7 +101,9 @@ class MemorySites(SiteStore):
 
 
 class DiskSites(SiteStore):
-    """One safetensors file per client and round under ``root``, written atomically.
+    """One safetensors file per client and round under ``root``, written atomically and with a checksum.
+
+    A file that is cut off, or was changed, is as good as lost.
 
     Small records that this process wrote last are also kept in memory, so that a client that comes back to it costs no read, unless
     the file was changed since. (Large ones are read as fast as they can be copied.)
@@ -121,14 +127,15 @@ class DiskSites(SiteStore):
         path = self._path(client, round)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         values = {name: value.contiguous() for name, value in record.items()}
+        metadata = {"bayesfed": json.dumps({"sha256": checksum(values)})}
         try:
             try:
-                save_file(values, temporary)
+                save_file(values, temporary, metadata=metadata)
             except (OSError, SafetensorError):
                 if path.parent.is_dir():
                     raise
                 path.parent.mkdir(parents=True, exist_ok=True)  # the client's first record
-                save_file(values, temporary)
+                save_file(values, temporary, metadata=metadata)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -143,8 +150,11 @@ class DiskSites(SiteStore):
                 stamp, record = self._cache[client, round]
                 if stamp == _stamp(path):
                     return {name: value.clone() for name, value in record.items()}
-            return load_file(path)
-        except (FileNotFoundError, SafetensorError):  # a torn file is a lost one
+            return _read(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, ValueError) as error:  # a damaged file is a lost one
+            log.warning("site %s is not used: %s", path, error)
             return None
 
     def rounds(self, client: int) -> list[int]:
@@ -179,6 +189,20 @@ class DiskSites(SiteStore):
 
     def _path(self, client: int, round: int) -> Path:
         return self._folder(client) / f"round-{round:06d}.safetensors"
+
+
+def _read(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        SafetensorError, ValueError: the file is damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        stored = (file.metadata() or {}).get("bayesfed")
+        record: Record = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if stored is not None and json.loads(stored).get("sha256") != checksum(record):  # files from before had none
+        raise ValueError("wrong checksum")
+    return record
 
 
 def _stamp(path: Path) -> tuple[int, int]:

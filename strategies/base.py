@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -15,18 +14,19 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
+from bayesfed.engine.flower_version import raised
 from bayesfed.errors import RunFailed, integer, number
-from bayesfed.families import Gaussian, PointMass
-from bayesfed.families.natural import all_finite
+from bayesfed.families import PointMass
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
 from bayesfed.system import Fate
+from strategies.limits import Limits
 from strategies.personalize import personalize
+from strategies.reading import Posterior, Reader, Reply
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
 from strategies.roster import roster
 
 log = getLogger("bayesfed")
-Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 Sums = dict[str, Tensor]
 
 
@@ -41,36 +41,6 @@ class Callbacks(Protocol):
 
     def end_round(self, round: int, metrics: dict[str, float]) -> None:
         """The server's posterior is the new one."""
-
-
-@dataclass(frozen=True)
-class Reply(Generic[Posterior]):
-    """A client's answer, checked.
-
-    Attributes:
-        posterior: on the CPU; a Gaussian in float64, a point as it travelled (not to be written to: it may be the message's memory).
-        num_examples: ``N_k``.
-        metrics: numbers the client sent.
-        extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
-    """
-
-    posterior: Posterior
-    num_examples: int
-    metrics: dict[str, float]
-    extra: dict[str, Tensor]
-
-    def metric(self, name: str) -> float:
-        """A number the method can't do without.
-
-        Raises:
-            wire.BadMessage: it is missing, not finite or not positive.
-        """
-        value = self.metrics.get(name)
-        if value is None or not 0 < value < float("inf"):
-            raise wire.BadMessage(
-                f"metric '{name}' is {value}, expected a positive number; not every client reports it"
-            )
-        return value
 
 
 class FederatedStrategy(Strategy, Generic[Posterior]):
@@ -184,8 +154,17 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def setup(self, initial: Tensor, num_clients: int, seed: int = 0, wire_format: str = "full") -> None:
+    def setup(
+        self,
+        initial: Tensor,
+        num_clients: int,
+        seed: int = 0,
+        wire_format: str = "full",
+        limits: Mapping[str, Any] | None = None,
+    ) -> None:
         """Tell the strategy the size of the problem; ``initial`` (P,) has the dtype of models and server.
+
+        ``limits`` are the arguments of :class:`strategies.limits.Limits`.
 
         Raises:
             InputError: ``wire_format`` can't carry this posterior.
@@ -197,7 +176,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
         self.codec = wire.Codec(wire_format, shapes, self.dtype)
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
-        self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
+        extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, (initial.numel(),)), self.dtype)
+        self.reader = Reader(type(self.posterior), self.codec, extra_in, Limits(**(limits or {})))
         self.sent = self.posterior
 
     def summary(self) -> None:
@@ -333,9 +313,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             metrics: dict[str, float] | None = None
             if reply is not None:
                 try:
-                    metrics = self._absorb(sums, reply, server_round)
-                except (wire.BadMessage, ValueError) as error:
+                    metrics = self._absorb(sums, reply, server_round, client)
+                except ValueError as error:  # wire.BadMessage, or what a method can't add
                     reason = str(error)
+                    if isinstance(error, wire.Diverged):
+                        tally.diverged.append(client)
             if metrics is None:
                 tally.failed[client] = reason
             else:
@@ -348,11 +330,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
         if len(tally.replied) < self.min_replies:
             self.posterior = exact
-            reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(tally.failed.items())[:3])
-            raise RunFailed(
-                f"round {server_round}: {len(tally.replied)} of {len(self.sample(server_round))} clients replied, "
-                f"strategy.min_replies={self.min_replies} ({reasons})"
-            )
+            raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
             metrics = self.combine(total, len(tally.replied))
             if exact is not self.sent:
@@ -364,7 +342,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics |= mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
         metrics |= mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
         metrics |= mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
-        held = int(sum(m.get("floored", 0) for m in client_metrics))
+        held = int(sum(min(max(m.get("floored", 0), 0), self.posterior.dim) for m in client_metrics))
         if held > 2 * self._held:  # every count is in the log of rounds; say it again only when it grows
             self._held = held
             log.warning("round %d: %d client precisions held at their floor (client.min_precision)", server_round, held)
@@ -426,8 +404,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             size = message_bytes(reply)
             try:
                 metrics = self._absorb(sums, reply, server_round)
-            except (wire.BadMessage, ValueError) as error:
-                reply.content = RecordDict({"refused": ConfigRecord({"reason": str(error), "bytes": size})})
+            except ValueError as error:  # wire.BadMessage, or what a method can't add
+                refused = ConfigRecord(
+                    {"reason": str(error), "diverged": isinstance(error, wire.Diverged), "bytes": size}
+                )
+                reply.content = RecordDict({"refused": refused})
             else:
                 reply.content = RecordDict({"metrics": MetricRecord({**metrics, "bytes": size})})
                 first = first or reply
@@ -463,44 +444,32 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             yield reply
 
     @timed("read")
-    def _absorb(self, sums: Sums, reply: Message, server_round: int) -> dict[str, float]:
-        """Check a reply before any state changes, then add it to ``sums``.
+    def _absorb(self, sums: Sums, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
+        """Check a reply (of ``client``) before any state changes, then add it to ``sums``.
 
         Raises:
             wire.BadMessage, ValueError: what is wrong with it.
         """
         if reply.has_error():
-            raise wire.BadMessage(reply.error.reason or f"error {reply.error.code}")
+            kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
+            raise kind(reply.error.reason or f"error {reply.error.code}")
         folded = self._folds and "posterior" not in reply.content
         if folded and "refused" in reply.content:
-            raise wire.BadMessage(wire.value(reply.content["refused"], "reason", str))
-        arrays = {}
-        if not folded:
-            wide = None if self.family == PointMass.name else torch.float64  # points are only added: no copy is needed
-            arrays = self.codec.decode(reply.content.get("posterior"), self.sent.arrays(), to=wide, copy=False)
-        record = reply.content.get("metrics")
-        if not isinstance(record, MetricRecord):
-            raise wire.BadMessage("metrics are missing")
-        metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        if metrics.get("round") != server_round:
-            raise wire.BadMessage(f"reply is of round {metrics.get('round')}")
-        if not metrics.get("num-examples", 0) >= 1:
-            raise wire.BadMessage(f"num-examples is {metrics.get('num-examples')}")
+            record = reply.content["refused"]
+            kind = wire.Diverged if wire.value(record, "diverged", bool) else wire.BadMessage
+            raise kind(wire.value(record, "reason", str))
+        if not folded and "posterior" not in reply.content:
+            raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
+        metrics = self.reader.metrics(reply, server_round, client)
         if folded:
             if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
                 shapes = {name: tuple(value.shape) for name, value in sums.items()}
                 for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
                     sums[name].add_(value)
             return metrics
-        posterior = cast(Posterior, type(self.posterior).from_arrays(arrays))
-        extra: dict[str, Tensor] = {}
-        if self.received:
-            extra = self._extra_in.decode(reply.content.get("extra"), to=torch.float64)
-            for name, vector in extra.items():
-                if not all_finite(vector):
-                    raise wire.BadMessage(f"array '{name}' is not finite")
+        checked = self.reader.read(reply, metrics, self.sent.arrays())
         with span("accumulate"):
-            metrics |= self.add(sums, Reply(posterior, int(metrics["num-examples"]), metrics, extra))
+            metrics |= self.add(sums, checked)
         return metrics
 
     def _lose(self, server_round: int, client: int, reason: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from logging import getLogger
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from bayesfed.profiling import each, span
+from bayesfed.profiling import each
+from strategies.delivery import deliver
 
 log = getLogger("bayesfed")
 GROUPS = 64  # about as many partial sums in a round, however many clients there are
@@ -24,14 +26,30 @@ class Tally:
         sampled: partition ids, ascending, with the node each lives on.
         replied: accepted clients with their metrics.
         failed: refused or missing clients with the reason.
+        diverged: those of them whose numbers are not finite or beyond the limits.
         down, up: bytes of the messages sent, and of all replies that came, refused ones too.
     """
 
     sampled: dict[int, int] = field(default_factory=dict)
     replied: dict[int, dict[str, float]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    diverged: list[int] = field(default_factory=list)
     down: int = 0
     up: int = 0
+
+    def shortage(self, round: int, sampled: int, least: int) -> str:
+        """Why a round of ``sampled`` clients with fewer than ``least`` accepted replies ends the run, and what to do about it."""
+        if self.diverged and len(self.replied) + len(self.diverged) >= least:
+            first, more = self.diverged[0], ", ..." if len(self.diverged) > 10 else ""
+            return (
+                f"diverged: round {round}: the answers of {len(self.diverged)} of {sampled} clients are not finite or beyond the limits "
+                f"(clients {', '.join(map(str, self.diverged[:10]))}{more}; client {first}: {self.failed[first]}); start a new run with "
+                f"smaller steps (client.lr, strategy.damping) or, if such values are right, with larger limits.*"
+            )
+        reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(self.failed.items())[:3])
+        return (
+            f"round {round}: {len(self.replied)} of {sampled} clients replied, strategy.min_replies={least} ({reasons})"
+        )
 
 
 def group_size(sampled: int) -> int:
@@ -47,16 +65,13 @@ def group_size(sampled: int) -> int:
 
 
 def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int) -> Iterable[Message]:
-    """Replies as they arrive where the grid can (bayesfed's engines), else all at once.
+    """Replies as they arrive, from bayesfed's engines or from the nodes of a SuperLink.
 
     A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run.
     """
-    streaming: Callable[..., Iterable[Message]] | None = getattr(grid, "stream", None)
+    streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", None) or partial(deliver, grid)
     options = {"fold": fold} if getattr(grid, "folds", False) else {}
-    if streaming:
-        return each("waiting", streaming(messages, timeout=timeout, **options))
-    with span("waiting"):
-        return grid.send_and_receive(messages, timeout=timeout)
+    return each("waiting", streaming(messages, timeout=timeout, **options))
 
 
 def in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:

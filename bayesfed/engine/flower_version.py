@@ -10,6 +10,11 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+AWAY = (
+    3,
+    4,
+    5,
+)  # ... .MESSAGE_UNAVAILABLE, REPLY_MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE: the SuperLink speaks for a node
 
 
 def set_identity() -> None:
@@ -27,6 +32,13 @@ def error_reply(message: Message, error: BaseException) -> Message:
     """What Flower sends when a ClientApp raises, with the reason."""
     text = f"{type(error).__name__}: {error}"
     return Message(Error(code=CLIENT_RAISED, reason=text), reply_to=message)
+
+
+def raised(reply: Message, kind: type[Exception]) -> bool:
+    """Whether an error reply is about an exception ``kind`` in the ClientApp: all that travels is its text."""
+    reason = reply.error.reason or ""
+    names = f"{kind.__name__}: ", f"<class '{kind.__module__}.{kind.__qualname__}'>"
+    return reply.error.code == CLIENT_RAISED and reason.startswith(names)
 
 
 def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,16 +36,19 @@ class RunDirectory:
         """A new run.
 
         Raises:
-            InputError: the folder already holds a run.
+            InputError: the folder already holds a run, or can't be written.
         """
         run = cls(path)
         if run.config_path.exists():
             raise InputError(
                 "hydra.run.dir", path, f"already holds a run; continue it with resume={path}, or name another folder"
             )
-        run.path.mkdir(parents=True, exist_ok=True)
         plain = {key: value for key, value in cfg.items() if key not in ("hydra", "resume")}
-        write_text(run.config_path, OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_text(run.config_path, OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True))
+        except OSError as error:
+            raise InputError("hydra.run.dir", path, f"can't be written ({error}); name another folder") from error
         return run
 
     @classmethod
@@ -80,6 +84,7 @@ class RunDirectory:
         cfg = OmegaConf.load(self.config_path)
         assert isinstance(cfg, DictConfig)
         cfg.setdefault("wire", "full")  # runs from before it could be chosen
+        cfg.setdefault("limits", {"mean_norm": 1e30, "precision": 1e30, "reply_bytes": None})
         return cfg
 
     def rounds(self) -> list[dict[str, Any]]:
@@ -102,7 +107,8 @@ class RunDirectory:
     def close(self) -> None:
         """Close the logs; the next :meth:`append` opens its log anew."""
         while self._logs:
-            self._logs.popitem()[1].close()
+            with suppress(OSError):  # what could not be written was said by `append`
+                self._logs.popitem()[1].close()
 
     def truncate(self, name: str, last_round: int) -> None:
         """Drop the lines of later rounds (a resumed run writes them again)."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
@@ -26,6 +25,7 @@ from bayesfed.runs.display import Display
 from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
+from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets
@@ -65,7 +65,7 @@ class Session:
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
-        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire)
+        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),
@@ -150,6 +150,8 @@ class Session:
         title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
         status, shown = "failed", _Shown()
         started = time.perf_counter()
+        structured = JsonLog(self.directory.path / "log.jsonl")
+        log.addHandler(structured)
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
         with arithmetic(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
@@ -162,6 +164,8 @@ class Session:
                     self.logger.begin(self.directory.path, self.config)
                 if not self.directory.rounds():
                     self._finish_round(0, {})
+                if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round
+                    save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 if self.cfg.eval.get("personalized"):
@@ -172,10 +176,16 @@ class Session:
             except KeyboardInterrupt:
                 status = "interrupted"
                 raise
+            except OSError as error:
+                raise RunFailed(f"{self.directory.path}: {error}") from error
             finally:
                 log.removeHandler(shown)
+                log.removeHandler(structured)
                 log.propagate = True
-                self.end(status, time.perf_counter() - started)
+                try:
+                    self.end(status, time.perf_counter() - started)
+                except OSError as error:  # a full disk must not hide what ended the run
+                    log.error("the summary can't be written: %s", error)
                 profile = self.profile.write(self.directory.path)
                 if profile is not None and status == "finished" and self.cfg.figures:
                     draw(profile, self.directory.path / "figures" / "profile.png")

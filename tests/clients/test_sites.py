@@ -144,7 +144,7 @@ def test_crash_while_writing_leaves_the_old_record(tmp_path, monkeypatch):
     store = DiskSites(tmp_path)
     store.save(0, 1, record(1.0))
 
-    def torn(tensors, path):
+    def torn(tensors, path, metadata=None):
         Path(path).write_bytes(b"half a fi")
         raise OSError("no space left on device")
 
@@ -172,6 +172,29 @@ def test_torn_record_is_a_lost_one(tmp_path, content):
     with pytest.raises(SiteLost):
         store.open(0, round=2, accepted=1, durable=1)
     assert not issubclass(SiteLost, SafetensorError)
+
+
+def test_every_flipped_byte_of_a_record_is_noticed(tmp_path, caplog):
+    DiskSites(tmp_path).save(0, 1, record(1.0))
+    path = tmp_path / "client-00000" / "round-000001.safetensors"
+    good = path.read_bytes()
+    for position in range(len(good)):
+        data = bytearray(good)
+        data[position] ^= 0x10
+        path.write_bytes(bytes(data))
+        found = DiskSites(tmp_path).read(0, 1)
+        assert found is None or (value_of(found) == 1.0 and int(found["step"]) == 1 and len(found) == 2)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    caplog.clear()
+    with pytest.raises(SiteLost):
+        DiskSites(tmp_path).open(0, round=2, accepted=1, durable=1)
+    assert "wrong checksum" in caplog.text
+
+
+def test_a_record_from_before_checksums_is_read(tmp_path):
+    (tmp_path / "client-00000").mkdir()
+    sites.save_file(record(4.0), tmp_path / "client-00000" / "round-000001.safetensors")
+    assert value_of(DiskSites(tmp_path).open(0, round=2, accepted=1, durable=1)) == 4.0
 
 
 def test_rounds_beyond_six_digits_sort_as_numbers(tmp_path):

@@ -9,16 +9,18 @@ import weakref
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import error_to_proto, recorddict_to_proto
 from flwr.serverapp.strategy import Result, Strategy
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import error_reply, set_identity
 from bayesfed.errors import RunFailed
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 from strategies.replies import group_size
+from strategies.roster import roster
 
 P = 5
 
@@ -481,3 +483,95 @@ def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(scripted, cal
     made.start(scripted(4, answer), num_rounds=1, callbacks=callbacks)
     assert list(callbacks.reasons(1)) == [2]
     assert float(made.posterior.mean.abs().max()) < 10
+
+
+class Nodes(list):
+    """A grid of nodes that answer the roster's question as listed: a partition id, or an error code; the last answer stays."""
+
+    def get_node_ids(self):
+        return range(1, len(self) + 1)
+
+    stream = None  # one of bayesfed's
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for message in messages:
+            said = self[message.metadata.dst_node_id - 1]
+            answer = said.pop(0) if len(said) > 1 else said[0]
+            if isinstance(answer, Exception):
+                yield error_reply(message, answer)
+            elif answer == "away":
+                yield Message(Error(code=5, reason="node unavailable"), reply_to=message)
+            else:
+                yield Message(
+                    RecordDict({"client": ConfigRecord({"partition-id": answer, "num-examples": 2})}), reply_to=message
+                )
+
+
+def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None:
+    monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
+    set_identity()
+    assert roster(Nodes([[0], ["away", "away", 1]]), 2, 9.0) == {0: 1, 1: 2}
+    sizes: dict[int, int] = {}
+    claims = Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]])
+    assert roster(claims, 2, 0.05, sizes) == {1: 1}
+    assert sizes == {1: 2}
+
+
+# -- replies that ran away, or came from elsewhere ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nan", "limit", "client"])
+def test_a_run_that_diverged_says_so(scripted, kind: str) -> None:
+    """Too few replies are left because their numbers ran away: which clients, and what to do; not "no reply"."""
+    away = {
+        "nan": lambda: {"mean": torch.full((P,), math.nan)},
+        "limit": lambda: {"mean": torch.full((P,), 3e35)},
+        "client": lambda: wire.Diverged("the site is not finite; use a smaller damping"),
+    }[kind]
+    made = strategy("point", min_replies=2)
+    with pytest.raises(RunFailed) as failed:
+        made.start(scripted(6, lambda c, r: posterior("point", c, r) if c == 4 else away()), num_rounds=1)
+    text = str(failed.value)
+    assert text.startswith(
+        "diverged: round 1: the answers of 5 of 6 clients are not finite or beyond the limits (clients 0, 1, 2, 3, 5;"
+    )
+    assert "client.lr" in text
+    assert {"nan": "mean is not finite", "limit": "limits.mean_norm=1e+30", "client": "the site is not finite"}[
+        kind
+    ] in text
+
+
+def test_divergence_is_not_blamed_for_what_it_did_not_cause(scripted) -> None:
+    """One client diverged, but the others were silent."""
+    answers = [{"mean": torch.full((P,), math.nan)}, None, None]
+    with pytest.raises(
+        RunFailed, match=r"round 1: 0 of 3 clients replied, strategy.min_replies=2 \(client 0: mean is not finite"
+    ):
+        strategy("point", clients=3, min_replies=2).start(scripted(3, lambda c, r: answers[c]), num_rounds=1)
+
+
+@pytest.mark.parametrize("size", [1e13, 1e20, 1e29])
+def test_large_values_that_are_right_are_taken(scripted, size: float) -> None:
+    made = strategy("point", clients=2)
+    made.start(scripted(2, lambda c, r: {"mean": torch.full((P,), size)}), num_rounds=1)
+    assert made.posterior.mean.tolist() == pytest.approx([size] * P)
+
+
+def test_a_folded_reply_that_diverged_says_so(scripted) -> None:
+    grid = FoldingGrid(scripted(150, lambda c, r: {"mean": torch.full((P,), math.nan)}), strategy("point", clients=150))
+    with pytest.raises(RunFailed, match="diverged: round 1: the answers of 150 of 150 clients"):
+        strategy("point", clients=150).start(grid, num_rounds=1)
+
+
+def test_a_reply_of_another_client_is_refused(scripted, callbacks) -> None:
+    """As when a SuperNode is started anew with another partition-id: client 3's answer comes from client 1's node."""
+
+    def answer(client: int, round: int):
+        who = 3 if client == 1 else client
+        metrics = MetricRecord({"num-examples": 1, "round": round, "client": who})
+        return RecordDict({"posterior": wire.pack(posterior("diagonal", who, round)), "metrics": metrics})
+
+    made = strategy()
+    made.start(scripted(6, answer), num_rounds=1, callbacks=callbacks)
+    assert list(callbacks.reasons(1)) == [1]
+    assert "reply is of client 3" in callbacks.reasons(1)[1]

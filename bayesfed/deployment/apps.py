@@ -1,0 +1,130 @@
+"""``ServerApp`` and ``ClientApp`` as ``flwr run`` finds them (``[tool.flwr.app]`` in ``pyproject.toml``).
+
+They read ``Context.run_config``:
+
+    overrides   Hydra overrides as one string, e.g. "experiment=digits_het10 rounds=5"
+    run-dir     run directory on the server; relative to $BAYESFED_RUNS (~/.bayesfed/runs); "" = the Flower run id
+    resume      true: go on with the run in run-dir, which must have been started with the same overrides
+
+and each SuperNode's ``--node-config``:
+
+    partition-id   the client this node is, from 0
+    data-path      its own file or folder (any data group that reads one), all of it this client's; without it, the node loads the
+                   run's data and takes its part of the run's partition
+    device         auto, cpu or cuda
+    sites          folder for the client's sites; default $BAYESFED_SITES (~/.bayesfed/sites)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from omegaconf import open_dict
+
+from bayesfed.app import Plain, SimulationApp, client_app, plain
+from bayesfed.config import RESUMABLE, compose_config, parse
+from bayesfed.deployment.own_data import WHOLE
+from bayesfed.deployment.received import experiment_key, for_client, split
+from bayesfed.errors import InputError
+from bayesfed.runs.directory import RunDirectory
+
+if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
+    from bayesfed.runs.session import Session
+
+server = ServerApp()
+client = ClientApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Serve one run on the SuperLink's grid.
+
+    Raises:
+        InputError: bad configuration, before any message is sent.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    session_of(context).serve(grid)
+
+
+def session_of(context: Context) -> Session:
+    """The run that a server's context asks for.
+
+    Raises:
+        InputError: bad configuration, a used run directory, or a resumed run with other settings.
+    """
+    from bayesfed.runs.launch import prepare
+
+    folder = _root("BAYESFED_RUNS", "runs") / _run(context)
+    given = split(str(context.run_config.get("overrides", "")))
+    keys = [override.key_or_group for override in parse(given)]
+    overrides = [text for text, key in zip(given, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
+    cfg = compose_config([*overrides, "display=false"], str(folder))
+    if not context.run_config.get("resume", False):
+        return prepare(cfg, overrides)
+    stored = RunDirectory.open(folder).config()
+    if "schedule_rounds" in cfg.client and not any("schedule_rounds" in text for text in overrides):
+        cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
+    for key, value in stored.items():
+        if str(key) not in RESUMABLE and cfg.get(str(key)) != value:
+            fix = "give a run that is to be resumed the overrides it was started with; only rounds, eval, logger may change"
+            raise InputError(str(key), cfg.get(str(key)), f"the run in {folder} has {value}; {fix}")
+    with open_dict(cfg):
+        cfg.resume = str(folder)
+    return prepare(cfg, [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in RESUMABLE])
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    """Solve the local problem; what the client may use comes from its own machine."""
+    return _served(context)(message, context)
+
+
+@client.query()
+def query(message: Message, context: Context) -> Message:
+    """Say which client this node is."""
+    return _served(context)(message, context)
+
+
+def client_config(context: Context) -> Plain:
+    """A node's configuration of a run.
+
+    Raises:
+        InputError: the run asks for something that only the node decides.
+    """
+    node = context.node_config
+    overrides = for_client(split(str(context.run_config.get("overrides", ""))))
+    config = plain(compose_config([*overrides, f"device={node.get('device', 'auto')}"]))
+    if "data-path" in node:
+        config["data"]["path"] = str(node["data-path"])
+        config["partition"] = dict(WHOLE)
+        config["own_client"] = node.get("partition-id")
+    return config
+
+
+def _served(context: Context) -> SimulationApp:
+    config = client_config(context)
+    given = context.node_config.get("sites")
+    root = Path(str(given)).expanduser() if given else _root("BAYESFED_SITES", "sites")
+    return _app(json.dumps(config), str(root / experiment_key(config, _run(context))))
+
+
+@lru_cache(maxsize=2)
+def _app(config: str, sites: str) -> SimulationApp:
+    return client_app(json.loads(config), sites)
+
+
+def _run(context: Context) -> str:
+    """The run directory's name, which stays when a run is resumed; the Flower run id does not."""
+    return str(context.run_config.get("run-dir", "")) or str(context.run_id)
+
+
+def _root(variable: str, name: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / ".bayesfed" / name)

@@ -1,0 +1,79 @@
+"""What a client takes over from a run, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from bayesfed.deployment.apps import client_config, session_of
+from bayesfed.deployment.command import run_config
+from bayesfed.deployment.received import experiment_key, for_client
+from bayesfed.errors import InputError
+
+
+def context(run_config: dict, node_config: dict | None = None) -> Context:
+    return Context(run_id=7, node_id=1, node_config=node_config or {}, state=RecordDict(), run_config=run_config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "client._target_=os.system", "+strategy._target_=subprocess.Popen", "handler=antigravity.X", "+strategy.handler=a.B",
+        "client={_target_:os.system,name:ivon}", "+tuned.ivon={lr:1}", "+model.hidden=[{_target_:os.system}]",
+        "client.lr=${oc.env:HOME}", "data.path=${oc.env:HOME}", "+data@client=npz",
+    ],
+)  # fmt: skip
+def test_class_names_are_not_taken_from_a_run(override: str) -> None:
+    with pytest.raises(InputError, match="a client"):
+        for_client(["experiment=linreg", override])
+    with pytest.raises(InputError):
+        client_config(context({"overrides": f"experiment=linreg '{override}'"}))
+
+
+def test_what_concerns_the_server_alone_stays_there() -> None:
+    given = ["experiment=linreg", "client.lr=0.1", "data.path=/etc/passwd", "engine=ray", "logger=wandb", "eval.samples=2",
+             "eval.validation=0.1", "hydra.run.dir=/x", "hydra.searchpath=[/evil]", "checkpoint.every=2", "rounds=3", "device=cuda",
+             "resume=/y", "display=false"]  # fmt: skip
+    assert for_client(given) == ["experiment=linreg", "client.lr=0.1", "eval.validation=0.1", "rounds=3"]
+
+
+def test_the_node_says_where_its_data_lie() -> None:
+    run = {"overrides": "data=npz data.path=/etc/passwd model=linear likelihood=gaussian partition=iid"}
+    config = client_config(context(run, {"data-path": "/mine.npz", "partition-id": 2, "device": "cpu"}))
+    assert (config["data"]["path"], config["own_client"], config["device"]) == ("/mine.npz", 2, "cpu")
+    assert client_config(context(run))["data"]["path"] is None
+
+
+def test_sites_of_two_runs_do_not_meet_but_those_of_a_resumed_one_do() -> None:
+    first = client_config(context({"overrides": "experiment=linreg rounds=3"}))
+    longer = client_config(context({"overrides": "experiment=linreg rounds=5"}))
+    other = client_config(context({"overrides": "experiment=linreg seed=9"}))
+    assert experiment_key(first, "a") == experiment_key(longer, "a")
+    assert len({experiment_key(c, run) for c in (first, other) for run in ("a", "b")}) == 4
+
+
+def test_run_configuration_of_the_command() -> None:
+    made = run_config(["experiment=linreg", "strategy.rho=0.5", "hydra.run.dir=here"])
+    assert made == {"overrides": "experiment=linreg strategy.rho=0.5", "run-dir": "here", "resume": False}
+    assert run_config(["experiment=linreg", "resume=here"])["resume"] is True
+    for bad in (["strategi=x"], ["hydra.run.dir=a", "resume=b"], ["handler=os.system"]):
+        with pytest.raises(InputError):
+            run_config(bad)
+
+
+def test_server_session(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("BAYESFED_RUNS", str(tmp_path))
+    text = "experiment=linreg rounds=1 figures=false"
+    session = session_of(context({"overrides": text}))
+    assert session.directory.path == tmp_path / "7"
+    session.strategy.accepted = {0: 1}
+    session.round = 1
+    session._checkpoint()
+    with pytest.raises(InputError, match="already holds a run"):
+        session_of(context({"overrides": text}))
+    with pytest.raises(InputError, match="strategy"):
+        session_of(context({"overrides": text + " strategy.rho=0.123", "run-dir": "7", "resume": True}))
+    longer = session_of(
+        context({"overrides": "experiment=linreg rounds=4 figures=false", "run-dir": "7", "resume": True})
+    )
+    assert (longer.round, longer.cfg.rounds, longer.strategy.accepted) == (1, 4, {0: 1})
