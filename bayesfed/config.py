@@ -42,7 +42,7 @@ class EvalSchema:
     validation: float = 0.0
     batch_size: int = 2048
     at_once: int | None = None
-    clients_every: int | None = None
+    clients_every: int | None = 0
     personalized: bool = False
     ood: str | None = None
     target_accuracy: list[float] = field(default_factory=list)

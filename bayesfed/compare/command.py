@@ -46,8 +46,9 @@ def compare(args: Sequence[str]) -> int:
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
     options, overrides = grids.split_options(args)
-    pictured = any(override.key_or_group == "figures" for override in overrides)
-    runs = grids.grid(overrides, () if pictured else ("figures=false",))
+    given = {override.key_or_group for override in overrides}
+    extra = {"figures": "false", "eval.clients_every": "null"}  # a picture of each run is not needed, fairness is
+    runs = grids.grid(overrides, [f"{key}={value}" for key, value in extra.items() if key not in given])
     notes = _budget(options, runs)
     baseline = grids.baseline_of(options, runs)
     spaces = tuning.check_tuning(options, runs) if options.tune else {}

@@ -114,6 +114,8 @@ class RunDirectory:
         """Drop the lines of later rounds (a resumed run writes them again)."""
         self.close()
         path = self.path / f"{name}.jsonl"
+        if not path.is_file():
+            return
         kept = [r for r in read_jsonl(path) if r["round"] <= last_round]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 

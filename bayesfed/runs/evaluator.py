@@ -87,7 +87,7 @@ class Evaluator:
     # -- details ------------------------------------------------------------------------------------------------------
 
     def _clients_due(self, round: int) -> bool:
-        every, last = self.cfg.eval.get("clients_every"), round == self.cfg.rounds
+        every, last = self.cfg.eval.get("clients_every", 0), round == self.cfg.rounds
         if every is None:
             return last
         return bool(every) and round > 0 and (last or round % every == 0)

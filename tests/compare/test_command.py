@@ -64,6 +64,8 @@ def test_the_table_is_that_of_the_runs(done):
         found = [summary for summary in found if summary["method"] == row["method"]]
         assert float(row["accuracy_mean"]) == pytest.approx(sum(s["bayes/accuracy"] for s in found) / 2)
         assert int(row["bytes_total"]) == pytest.approx(sum(s["bytes/total"] for s in found) / 2, abs=0.5)
+        assert float(row["client_mean"]) == pytest.approx(sum(s["clients/accuracy_mean"] for s in found) / 2)
+        assert float(row["client_worst10"]) <= float(row["client_mean"])
         assert [s["gradients/total"] for s in found] == [int(row["gradient_evaluations"])] * 2 == [2 * 1438] * 2
 
 

@@ -104,4 +104,4 @@ def test_fednova_with_fixed_stragglers_loses_most_of_the_bias_that_fedavg_keeps(
     assert bias[FedNova] < 0.6 * bias[FedAvg]
     slow = {kind: relative(fixed_point(data, steps, lr / 100, kind is FedNova), optimum(data)) for kind in bias}
     assert slow[FedNova] < 0.03 * bias[FedNova]  # of first order in the rate
-    assert slow[FedAvg] > 0.8 * bias[FedAvg]
+    assert slow[FedAvg] > 0.7 * bias[FedAvg]

@@ -179,6 +179,8 @@ def test_lines_and_summary(tmp_path):
     own = [line["test/rmse"] for line in lines if line["round"] == 3 and "test/rmse" in line]
     assert result.rounds[3]["clients/rmse_mean"] == result.summary["clients/rmse_mean"] == pytest.approx(np.mean(own))
     assert "clients/rmse_mean" not in result.rounds[1]
-    off = bayesfed.run([*LINREG, "eval.clients_every=0", f"hydra.run.dir={tmp_path}/off"])
-    assert not (off.run_dir / "client_tests.jsonl").exists() or not read_jsonl(off.run_dir / "client_tests.jsonl")
+    last = bayesfed.run([*LINREG, "eval.clients_every=null", f"hydra.run.dir={tmp_path}/last"])
+    assert ["clients/rmse_mean" in record for record in last.rounds] == [False, False, False, True]
+    off = bayesfed.run([*LINREG, f"hydra.run.dir={tmp_path}/off"])
+    assert not (off.run_dir / "client_tests.jsonl").exists()
     assert math.isfinite(off.summary["bayes/nll"])
