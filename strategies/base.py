@@ -82,6 +82,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._held = 0
         self._tally = Tally()
         self._nodes: dict[int, int] = {}
+        self._gone: set[int] = set()  # nodes that are not waited for
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
@@ -223,7 +224,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 with span("messages"):
                     messages = self.configure_train(current, arrays, train_config or ConfigRecord(), grid)
                 size = group_size(len(self._tally.sampled)) if self.streams else 1
-                replies = stream(grid, messages, timeout or self.timeout, size)
+                replies = stream(grid, messages, timeout or self.timeout, size, self._gone)
                 updated, metrics = self.aggregate_train(current, replies)
             if updated is not None:
                 arrays = result.arrays = updated

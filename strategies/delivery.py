@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from bayesfed.engine.flower_version import AWAY
 
 log = getLogger("bayesfed")
-RETURN = 120.0  # seconds that a node which was there when its message went out may be away
+RETURN = 120.0  # seconds that a node may be away
 ATTEMPTS = 3  # times that a message goes out
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks; Flower's own loop takes the longest
 
@@ -40,15 +40,22 @@ class Errand:
         return self.message.metadata.dst_node_id
 
 
-def deliver(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+def deliver(grid: Grid, messages: Iterable[Message], timeout: float, gone: set[int] | None = None) -> Iterator[Message]:
     """Send ``messages``, one to a node, and yield the replies as they come until all are in or ``timeout`` seconds passed.
 
     A SuperNode that is killed takes the message it was working on with it, and Flower does not deliver one twice. So a message goes
     out again when its node is back (the SuperLink says when a node was activated last): solving a round again gives the same site
-    and the same reply. A node that stays away for ``RETURN`` seconds, or was away from the start, yields an error reply.
+    and the same reply. A node that stays away for ``RETURN`` seconds yields an error reply.
 
     A reply counts for the node to which the message it answers was sent (Flower's ``reply_to_message_id``), and only if it comes from there.
+
+    Args:
+        grid: reaches the nodes.
+        messages: to send.
+        timeout: seconds.
+        gone: nodes that were given up before and are not waited for if they are still away; kept up to date.
     """
+    gone = set() if gone is None else gone
     deadline = time.monotonic() + timeout
     waiting = [Errand(message) for message in messages]
     asked: dict[str, Errand] = {}  # by the message id of each attempt
@@ -64,6 +71,7 @@ def deliver(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator
                     errand.lost = time.monotonic(), reply.error
                 continue
             waiting.remove(errand)
+            gone.discard(errand.node)
             if reply.metadata.src_node_id == errand.node:
                 yield reply
             else:
@@ -76,16 +84,16 @@ def deliver(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator
         for errand in again:
             log.warning("node %d gets its message again: it was restarted, or its reply was lost", errand.node)
         _send(grid, again, asked, active)
-        for errand in [e for e in waiting if e.lost and _given_up(*e.lost, e)]:
-            waiting.remove(errand)
-            yield Message(errand.lost[1] if errand.lost else Error(0), reply_to=errand.message)
+        for errand in list(waiting):
+            if errand.lost is None:
+                continue
+            since, error = errand.lost
+            if errand.node in gone or errand.attempts >= ATTEMPTS or time.monotonic() - since > RETURN:
+                waiting.remove(errand)
+                gone.add(errand.node)
+                yield Message(error, reply_to=errand.message)
         time.sleep(max(0.0, min(pause, deadline - time.monotonic())) if waiting else 0.0)
         pause = min(1.3 * pause, LONGEST_PAUSE)
-
-
-def _given_up(since: float, error: Error, errand: Errand) -> bool:
-    """Whether a message that was lost ``since`` is not sent again."""
-    return not errand.active or errand.attempts >= ATTEMPTS or time.monotonic() - since > RETURN
 
 
 def _send(grid: Grid, errands: list[Errand], asked: dict[str, Errand], active: dict[int, str]) -> None:

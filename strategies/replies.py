@@ -64,12 +64,13 @@ def group_size(sampled: int) -> int:
     return size
 
 
-def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int) -> Iterable[Message]:
+def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int, gone: set[int]) -> Iterable[Message]:
     """Replies as they arrive, from bayesfed's engines or from the nodes of a SuperLink.
 
-    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run.
+    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run. For ``gone`` see
+    :func:`strategies.delivery.deliver`.
     """
-    streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", None) or partial(deliver, grid)
+    streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", None) or partial(deliver, grid, gone=gone)
     options = {"fold": fold} if getattr(grid, "folds", False) else {}
     return each("waiting", streaming(messages, timeout=timeout, **options))
 

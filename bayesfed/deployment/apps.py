@@ -50,7 +50,8 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         InputError: bad configuration, before any message is sent.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("bayesfed").setLevel(logging.INFO)  # not the HTTP requests of Flower's grid
     session_of(context).serve(grid)
 
 

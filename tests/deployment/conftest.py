@@ -40,13 +40,13 @@ def wait(condition, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-# A killed node can come back when the SuperLink has missed its heartbeats: after 20 s instead of Flower's 60 s.
+# A killed node can come back when the SuperLink has missed its heartbeats: after 30 s instead of Flower's 60 s.
 QUICK_HEARTBEAT = """
 import sys
 from flwr.supernode.cli.flower_supernode import flower_supernode
 for module in list(sys.modules.values()):
     if getattr(module, "HEARTBEAT_DEFAULT_INTERVAL", None) is not None:
-        module.HEARTBEAT_DEFAULT_INTERVAL = 10
+        module.HEARTBEAT_DEFAULT_INTERVAL = 15
 flower_supernode()
 """
 

@@ -29,6 +29,9 @@ def deployed(nodes):
 
 
 def test_same_bits_as_in_one_process(nodes, inline, deployed, digest) -> None:
+    assert [line["clients/failed"] for line in read_jsonl(deployed / "rounds.jsonl")[1:]] == [0, 0], (
+        deployed / "log.jsonl"
+    ).read_text()
     assert digest(deployed) == digest(inline.run_dir)
     names = {path.parent.name for path in (nodes.folder / "sites").rglob("*.safetensors")}
     assert names == {"client-00000", "client-00001", "client-00002"}

@@ -44,7 +44,7 @@ def files(path: Path) -> set[str]:
 
 
 def test_files(digits):
-    expected = {"config.yaml", "rounds.jsonl", "clients.jsonl", "summary.json", "posterior.safetensors"}
+    expected = {"config.yaml", "rounds.jsonl", "clients.jsonl", "log.jsonl", "summary.json", "posterior.safetensors"}
     assert files(digits.run_dir) == expected | {f"checkpoint/server-00000{r}.safetensors" for r in (3, 4)}
 
 

@@ -213,7 +213,7 @@ def test_a_disk_that_is_really_full(tmp_path, digest) -> None:
         assert digest(done.run_dir) == digest(bayesfed.run([*ROOMY, f"hydra.run.dir={tmp_path / 'whole'}"]).run_dir)
         assert [line["round"] for line in done.rounds] == list(range(61))
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_files_that_may_not_grow(tmp_path, digest) -> None:

@@ -76,14 +76,19 @@ class SuperLink:
 
 @pytest.fixture
 def run(monkeypatch):
-    def run(nodes: dict[int, Node], timeout: float = 1000.0, grid: type[SuperLink] = SuperLink):
+    def run(
+        nodes: dict[int, Node], timeout: float = 1000.0, grid: type[SuperLink] = SuperLink, gone: set[int] | None = None
+    ):
         link = grid(nodes)
         monkeypatch.setattr(delivery.time, "monotonic", lambda: link.now)
         monkeypatch.setattr(delivery.time, "sleep", lambda seconds: setattr(link, "now", link.now + max(seconds, 1e-3)))
         messages = [
             Message(RecordDict({"method": ConfigRecord({"round": 1})}), k, "train", group_id="1") for k in nodes
         ]
-        came = [(reply.metadata.src_node_id, reply.has_error(), link.now) for reply in deliver(link, messages, timeout)]
+        came = [
+            (reply.metadata.src_node_id, reply.has_error(), link.now)
+            for reply in deliver(link, messages, timeout, gone)
+        ]
         return link, came
 
     return run
@@ -112,10 +117,20 @@ def test_a_node_that_stays_away_is_given_up(run) -> None:
     assert link.attempts == [10, 11]
 
 
-def test_a_node_that_was_away_from_the_start_is_not_waited_for(run) -> None:
-    _, came = run({10: Node(), 11: Node(10.0, ((0.0, 50.0),))})
+def test_a_node_that_is_away_at_first_is_waited_for_but_not_twice(run) -> None:
+    gone: set[int] = set()
+    link, came = run({10: Node(), 11: Node(10.0, ((0.0, 50.0),))}, gone=gone)
+    assert [(node, failed) for node, failed, _ in came] == [(10, False), (11, False)]
+    assert link.attempts == [10, 11, 11]
+    assert gone == set()
+    _, came = run({10: Node(), 11: Node(10.0, ((0.0, 1e9),))}, gone=gone)
+    assert [(node, failed, at > 100) for node, failed, at in came] == [(10, False, False), (11, True, True)]
+    assert gone == {11}
+    _, came = run({10: Node(), 11: Node(10.0, ((0.0, 1e9),))}, gone=gone)
     assert [(node, failed) for node, failed, _ in came] == [(11, True), (10, False)]
     assert came[0][2] < 1
+    run({11: Node()}, gone=gone)
+    assert gone == set()
 
 
 def test_a_node_that_dies_of_every_attempt_is_given_up(run) -> None:
