@@ -32,7 +32,7 @@ class Scripted:
     def get_node_ids(self):
         return list(range(1, CLIENTS + 1))
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def stream(self, messages, *, timeout=None):
         from flwr.app import ConfigRecord
 
         replies = []
