@@ -32,7 +32,7 @@ class Scripted:
     def get_node_ids(self):
         return list(range(1, CLIENTS + 1))
 
-    def stream(self, messages, *, timeout=None):
+    def send_and_receive(self, messages, *, timeout=None):
         from flwr.app import ConfigRecord
 
         replies = []
@@ -48,6 +48,8 @@ class Scripted:
                 }
             replies.append(Message(RecordDict(content), reply_to=message))
         return replies
+
+    stream = send_and_receive
 
 
 @pytest.mark.parametrize("name", PAIRS)
