@@ -103,10 +103,13 @@ def srvn_flow(
         steps: Runge-Kutta steps, each four evaluations.
 
     Raises:
-        ValueError: a diagonal entry of the factor is not positive: too few steps.
+        ValueError: a diagonal entry of the factor would not stay positive: too few steps.
     """
+    h = time / steps
 
     def rate(m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        if not bool(((c if c.ndim == 1 else torch.diagonal(c)) > 0).all()):
+            raise ValueError(f"the flow broke down at {h:g} a step: use more steps")
         gradient, hessian = expectations(m, c)
         white = whiten(c, hessian)
         if c.ndim == 1:
@@ -114,7 +117,6 @@ def srvn_flow(
         white = white - temperature * torch.eye(len(c), dtype=c.dtype, device=c.device)
         return -precondition(c, gradient), -c @ halved_tril(white)
 
-    h = time / steps
     for _ in range(steps):
         m1, c1 = rate(mean, factor)
         m2, c2 = rate(mean + 0.5 * h * m1, factor + 0.5 * h * c1)
@@ -122,9 +124,6 @@ def srvn_flow(
         m4, c4 = rate(mean + h * m3, factor + h * c3)
         mean = mean + h / 6 * (m1 + 2 * m2 + 2 * m3 + m4)
         factor = factor + h / 6 * (c1 + 2 * c2 + 2 * c3 + c4)
-        diagonal = factor if factor.ndim == 1 else torch.diagonal(factor)
-        if not bool((diagonal > 0).all()):
-            raise ValueError(f"the flow broke down at {h:g} a step: use more steps")
     return mean, factor
 
 
