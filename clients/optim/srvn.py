@@ -144,6 +144,7 @@ class SRVN(torch.optim.Optimizer):
         self._inside = False
         self._gradient = torch.zeros_like(self._flat.vector)  # sum over samples
         self._products = torch.zeros_like(self.factor)  # of noise * gradient, or of Hessians
+        self._noises = torch.zeros_like(self._flat.vector)
         self._pair: Tensor | None = None
         if generator is None:
             generator = torch_generator(torch.initial_seed(), "srvn", device=self._flat.vector.device)
@@ -254,6 +255,7 @@ class SRVN(torch.optim.Optimizer):
         self._samples = 0
         self._gradient.zero_()
         self._products.zero_()
+        self._noises.zero_()
 
     @torch.no_grad()
     def _collect(self, noise: Tensor) -> None:
@@ -266,6 +268,7 @@ class SRVN(torch.optim.Optimizer):
             self._products.addcmul_(noise, gradient)
         else:
             self._products.addr_(noise, gradient)
+        self._noises += noise
         self._samples += 1
 
     def _differentiate(self, closure: Callable[[], Tensor], noise: Tensor | None) -> Tensor:
@@ -320,26 +323,33 @@ class SRVN(torch.optim.Optimizer):
         if self._samples == 0 or self._inside:
             raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
         self._steps += 1
-        gradient, products = self._gradient / self._samples, self._products / self._samples
+        gradient = self._gradient / self._samples
+        pull = self._times(self._anchor, self.vector) - self._offset  # gradient of prior and sites
+        curvature = self._curvature(pull)
         self._forget()
         if self._momentum is not None:
             self._momentum.lerp_(gradient, 1 - self.beta1)
             gradient = self._momentum / (1 - self.beta1**self._steps)
-        self._update(gradient, self._curvature(products))
+        self._update(self.ess * gradient + pull, curvature)
         return torch.stack(losses).mean() if losses else None
 
-    def _curvature(self, products: Tensor) -> Tensor:
-        """C^T H C from the statistics."""
-        factor = self.factor
+    def _curvature(self, pull: Tensor) -> Tensor:
+        """C^T H C from the statistics.
+
+        Stein's estimator gets ``pull`` as a baseline: the noise has mean 0, so any constant may be added to the gradient, and
+        this one makes it vanish at the optimum. Prior and sites themselves enter exactly.
+        """
+        factor, products = self.factor, self._products * (self.ess / self._samples)
         if self.curvature == "hessian":
-            return whiten(factor, self.ess * products + self._anchor)
-        data = products * factor if factor.ndim == 1 else products @ factor
-        if factor.ndim == 2:
-            data = 0.5 * (data + data.mT)
-        return self.ess * data + whiten(factor, self._anchor)
+            return whiten(factor, products + self._anchor)
+        noise = self._noises / self._samples
+        if factor.ndim == 1:
+            return (products + noise * pull) * factor + whiten(factor, self._anchor)
+        data = (products + torch.outer(noise, pull)) @ factor
+        return 0.5 * (data + data.mT) + whiten(factor, self._anchor)
 
     def _update(self, gradient: Tensor, curvature: Tensor) -> None:
-        """The step, from the gradient of the mean loss (P,) and the whitened curvature."""
+        """The step, from the expected gradient (P,) and the whitened curvature."""
         group = self.param_groups[0]
         lr = torch.as_tensor(group["lr"], dtype=gradient.dtype, device=gradient.device)
         lr_covariance = lr if group["lr_covariance"] is None else torch.as_tensor(group["lr_covariance"]).to(lr)
@@ -348,9 +358,8 @@ class SRVN(torch.optim.Optimizer):
             short = torch.clamp(limit / lr_covariance.clamp_min(torch.finfo(lr.dtype).tiny), max=1.0)
             self.reductions += int(bool((short < 1).any()))
             lr, lr_covariance = lr * short, lr_covariance * short
-        slope = self.ess * gradient + self._times(self._anchor, self.vector) - self._offset
         factor = factor_step(self.factor, curvature, lr_covariance, self.temperature)
-        self.vector.sub_(lr * precondition(self.factor, slope))
+        self.vector.sub_(lr * precondition(self.factor, gradient))
         if self.min_precision:
             largest = (self.min_precision * self._prior_precision).rsqrt()
             factor = torch.minimum(factor, largest)
