@@ -70,7 +70,7 @@ class SRVNSolver(Solver):
         batch_size: int = 32,
         curvature: str | None = None,
         mc_samples: int = 1,
-        hess_init: float = 0.01,
+        hess_init: float = 0.02,
         beta1: float = 0.9,
         min_precision: float = 0.1,
         antithetic: bool = False,

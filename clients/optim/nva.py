@@ -167,7 +167,7 @@ def maximize_federated(
         precisions = retract(precisions, mixture.covariances, -hessian, rho)
         covariances = torch.cholesky_inverse(torch.linalg.cholesky(precisions)) + damping * eye
         precisions = torch.cholesky_inverse(torch.linalg.cholesky(covariances)) if damping else precisions
-        means = mixture.means + rho * torch.einsum("kij,kj->ki", covariances, gradient)
+        means = mixture.means + rho * (covariances @ gradient[:, :, None])[:, :, 0]
         logits = (logits + rho * (heights - heights[-1])).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         mixture = Mixture(means, covariances, torch.softmax(logits, 0))
     if observer is not None:
@@ -209,9 +209,8 @@ def stein(weights: Tensor, offsets: Tensor, precisions: Tensor) -> tuple[Tensor,
     sum_b w_b S d_b and sum_b w_b (S d_b d_b^T S - S): no derivatives of f.
     """
     whitened = offsets @ precisions  # S d
-    gradient = torch.einsum("kb,kbi->ki", weights, whitened)
-    outer = torch.einsum("kb,kbi,kbj->kij", weights, whitened, whitened)
-    return gradient, outer - weights.sum(1)[:, None, None] * precisions
+    weighted = weights[:, :, None] * whitened
+    return weighted.sum(1), weighted.mT @ whitened - weights.sum(1)[:, None, None] * precisions
 
 
 def rank_weights(values: Tensor, parents: int) -> Tensor:
