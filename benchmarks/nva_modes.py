@@ -136,10 +136,10 @@ METHODS: dict[str, Callable[[Case, int], tuple[Tensor, int]]] = {
 }
 
 
-def measure(seeds: int) -> dict[str, dict[str, dict[str, object]]]:
+def measure(seeds: int, only: list[str]) -> dict[str, dict[str, dict[str, object]]]:
     """By function and method: maxima found (mean over seeds and all), distance, evaluations, seconds."""
     table: dict[str, dict[str, dict[str, object]]] = {}
-    for title, case in CASES.items():
+    for title, case in ((title, CASES[title]) for title in only):
         table[title] = {}
         maxima = torch.tensor(case.maxima, dtype=DTYPE)
         for name, method in METHODS.items():
@@ -224,13 +224,14 @@ def main() -> None:
     """Parse the command line, measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=list(CASES), nargs="+", default=list(CASES), help="functions to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="PNG to draw")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.out:
         draw(args.out)
-    table = measure(args.seeds) if args.seeds else {}
+    table = measure(args.seeds, args.only) if args.seeds else {}
     if args.json:
         print(json.dumps(table))
         return
