@@ -203,7 +203,7 @@ def _panel(axes: Axes, title: str, case: Case, paths: Tensor, snapshots: list[nv
             angle = math.degrees(math.atan2(float(vectors[1, 1]), float(vectors[0, 1])))
             width, height = (2 * values.sqrt()).flip(0).tolist()
             axes.add_patch(
-                Ellipse(mean.tolist(), width, height, angle=angle, fill=False, edgecolor="#56B4E9", alpha=alpha)
+                Ellipse(mean.tolist(), width, height, angle=angle, fill=False, edgecolor="#E69F00", alpha=alpha)
             )
     axes.plot(
         [],
