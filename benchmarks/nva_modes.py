@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bayesfed.seeding import numpy_generator, torch_generator
+from benchmarks.results_file import keep, kept
 from clients.optim import nva
 
 RADIUS = 0.1  # a maximum counts as found within it
@@ -136,28 +138,28 @@ METHODS: dict[str, Callable[[Case, int], tuple[Tensor, int]]] = {
 }
 
 
-def measure(seeds: int, only: list[str]) -> dict[str, dict[str, dict[str, object]]]:
-    """By function and method: maxima found (mean over seeds and all), distance, evaluations, seconds."""
-    table: dict[str, dict[str, dict[str, object]]] = {}
-    for title, case in ((title, CASES[title]) for title in only):
-        table[title] = {}
+def measure(seeds: int, only: list[str], results: dict[str, Any], save: Path | None) -> None:
+    """Add to ``results``, by function and method: maxima found (mean over seeds and each), distance, evaluations, seconds."""
+    for title, (name, method) in ((title, item) for title in only for item in METHODS.items()):
+        rows, case = results.setdefault(title, {}), CASES[title]
+        if name in rows:
+            continue
         maxima = torch.tensor(case.maxima, dtype=DTYPE)
-        for name, method in METHODS.items():
-            found, near, evaluations, started = [], [], 0, time.perf_counter()
-            try:
-                for seed in range(seeds):
-                    places, evaluations = method(case, seed)
-                    distances = torch.cdist(maxima, places).amin(1)
-                    found.append(int((distances < RADIUS).sum()))
-                    near += distances[distances < RADIUS].tolist()
-            except ImportError:
-                continue
-            table[title][name] = {
-                "found": round(statistics.mean(found), 2), "of": len(maxima), "each": found,
-                "median_distance": float(f"{statistics.median(near):.2g}") if near else None,
-                "evaluations": evaluations, "seconds": round((time.perf_counter() - started) / seeds, 2),
-            }  # fmt: skip
-    return table
+        found, near, evaluations, started = [], [], 0, time.process_time()
+        try:
+            for seed in range(seeds):
+                places, evaluations = method(case, seed)
+                distances = torch.cdist(maxima, places).amin(1)
+                found.append(int((distances < RADIUS).sum()))
+                near += distances[distances < RADIUS].tolist()
+        except ImportError:
+            continue
+        rows[name] = {
+            "found": round(statistics.mean(found), 2), "of": len(maxima), "each": found,
+            "median_distance": float(f"{statistics.median(near):.2g}") if near else None,
+            "evaluations": evaluations, "cpu_seconds": round((time.process_time() - started) / seeds, 2),
+        }  # fmt: skip
+        keep(save, results)
 
 
 def draw(path: Path, seed: int = 0) -> None:
@@ -225,13 +227,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=list(CASES), nargs="+", default=list(CASES), help="functions to measure")
+    parser.add_argument("--save", type=Path, help="JSON to keep results in; what is in it is not measured again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="PNG to draw")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.out:
         draw(args.out)
-    table = measure(args.seeds, args.only) if args.seeds else {}
+    table = kept(args.save)
+    if args.seeds:
+        measure(args.seeds, args.only, table, args.save)
     if args.json:
         print(json.dumps(table))
         return

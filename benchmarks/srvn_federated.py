@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bayesfed
 
-QUIET = ["display=false", "figures=false", "eval.samples=2", "checkpoint.every=0", "dtype=float64"]
+QUIET = ["display=false", "figures=false", "eval.samples=2", "dtype=float64"]
 CLIENTS = {
     "von": ["client=von", "client.epochs=15", "client.mc_samples=0", "client.local_schedule=constant"],
     "srvon": ["client=srvon", "client.epochs=15", "client.curvature=hessian", "client.mc_samples=0"],
@@ -61,7 +61,7 @@ def laplace(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def error(posterior: object, mean: Tensor, precision: Tensor) -> float:
     """The larger of the relative errors of mean and precision."""
-    pairs = ((posterior.mean, mean), (posterior.precision, precision))  # type: ignore[attr-defined]
+    pairs = ((posterior.mean, mean), (posterior.precision, precision))
     return max(float((got - want).abs().max() / want.abs().max()) for got, want in pairs)
 
 
@@ -71,20 +71,25 @@ def measure(rounds: int) -> dict[str, dict[str, dict[str, object]]]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
 
-        def run(name: str, *overrides: str) -> object:
-            return bayesfed.run([*overrides, *QUIET, f"hydra.run.dir={folder / name}"])
-
         linear = ["experiment=linreg"]
-        exact = run("exact", *linear, "client=exact", "rounds=1").posterior  # type: ignore[attr-defined]
+        exact = bayesfed.run(
+            [*linear, "client=exact", "rounds=1", *QUIET, f"hydra.run.dir={folder / 'exact'}"]
+        ).posterior
         x, y, logistic = wdbc(folder)
         problems = {"linear-Gaussian": (linear, exact.mean, exact.precision), "logistic": (logistic, *laplace(x, y))}
         for title, (overrides, mean, precision) in problems.items():
             for name, client in CLIENTS.items():
                 errors, seconds = [], 0.0
                 for count in range(1, rounds + 1):
-                    result = run(f"{title}-{name}-{count}", *overrides, *client, f"rounds={count}")
-                    errors.append(float(f"{error(result.posterior, mean, precision):.1e}"))  # type: ignore[attr-defined]
-                    seconds = result.summary["seconds/total"] / count  # type: ignore[attr-defined]
+                    where = f"{title}-{name}"
+                    more = (
+                        [f"resume={folder / where}"]
+                        if count > 1
+                        else [*overrides, *client, *QUIET, f"hydra.run.dir={folder / where}"]
+                    )
+                    result = bayesfed.run([*more, f"rounds={count}"])
+                    errors.append(float(f"{error(result.posterior, mean, precision):.1e}"))
+                    seconds = result.summary["seconds/total"] / count
                 table[title][name] = {"error_after_round": errors, "seconds_per_round": round(seconds, 2)}
     return table
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.results_file import keep, kept
 from clients.optim.gaussian_steps import METHODS
 from clients.optim.logistic import LogisticPosterior
 from clients.optim.srvn_update import srvn_step, step_limit, whiten
@@ -137,33 +139,35 @@ def first_below(gaps: list[float], level: float) -> int | None:
     return None if above and above[-1] == len(gaps) - 1 else (above[-1] + 1 if above else 0)
 
 
-def measure(steps: int) -> tuple[dict[str, dict[str, dict[str, object]]], dict[str, dict[str, list[float]]]]:
-    """By data set and method: the table's numbers, and the gaps along the way."""
-    table: dict[str, dict[str, dict[str, object]]] = {}
-    curves: dict[str, dict[str, list[float]]] = {}
-    for data in DATA:
+def measure(steps: int, only: list[str], results: dict[str, Any], save: Path | None) -> None:
+    """Add to ``results``, by data set and method: the table's numbers, and the gaps along the way. What is there stays."""
+    for data in only:
+        rows = results.setdefault(data, {})
         target = posterior_of(data)
-        best = min(follow(target, CONTROLLED, 1.0, 400).values)
-        table[data], curves[data] = {}, {}
-        for name in STYLES:
+        if set(STYLES) <= set(rows):
+            continue
+        best = min(follow(target, CONTROLLED, 1.0, 300).values)
+        for name in (name for name in STYLES if name not in rows):
             run = best_run(target, name, steps)
-            gaps = curves[data][name] = run.gaps(best)
-            table[data][name] = {
+            gaps = [gap if math.isfinite(gap) else None for gap in run.gaps(best)]
+            rows[name] = {
                 "step_size": None if name == CONTROLLED else run.step_size,
                 "gap": gaps[-1],
-                "steps_to_1e-2": first_below(gaps, 1e-2),
-                "steps_to_1e-6": first_below(gaps, 1e-6),
+                "steps_to_1e-2": first_below(run.gaps(best), 1e-2),
+                "steps_to_1e-6": first_below(run.gaps(best), 1e-6),
                 "ms_per_step": round(1e3 * run.seconds, 3),
+                "gaps": [gap if gap is None else float(f"{gap:.3g}") for gap in gaps],
             }
-    return table, curves
+            keep(save, results)
 
 
-def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Gaps against steps, one panel a data set."""
     figure = Figure(figsize=(11, 3.9), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True)
-    for axes, (data, runs) in zip(panels, curves.items(), strict=True):
-        for name, gaps in runs.items():
+    panels = np.atleast_1d(figure.subplots(1, len(results), sharey=True))
+    for axes, (data, runs) in zip(panels, results.items(), strict=True):
+        for name, row in runs.items():
+            gaps = [math.nan if gap is None else gap for gap in row["gaps"]]
             colour, line = STYLES[name]
             axes.plot(range(len(gaps)), np.maximum(gaps, FLOOR), line, color=colour, label=name, linewidth=1.6)
         dim = posterior_of(data).signed.shape
@@ -184,23 +188,23 @@ def main() -> None:
     """Parse the command line, measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--only", choices=list(DATA), nargs="+", default=list(DATA), help="data sets to measure")
+    parser.add_argument("--save", type=Path, help="JSON to keep results in; what is in it is not measured again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="PNG to draw")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table, curves = measure(args.steps)
+    results = kept(args.save)
+    measure(args.steps, args.only, results, args.save)
     if args.out:
-        draw(curves, args.out)
+        draw(results, args.out)
     if args.json:
-        print(json.dumps(table))
+        print(json.dumps(results))
         return
-    for data, rows in table.items():
+    for data, rows in results.items():
         print(data)
         for name, row in rows.items():
-            print(
-                f"  {name:<20}",
-                *(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()),
-            )
+            print(f"  {name:<20}", *(f"{key}={value}" for key, value in row.items() if key != "gaps"))
 
 
 if __name__ == "__main__":
