@@ -1,6 +1,6 @@
 """What a training step of each learner costs beside fused AdamW's, and SR-VN's pure step beside VON's by dimension.
 
-``python benchmarks/learner_step.py --json``. Medians over alternating turns in one process, one thread. Steps include forward and
+``python benchmarks/learner_step.py --json``. CPU time, medians over alternating turns in one process, one thread. Steps include forward and
 backward of a 784-200-100-10 network, batch 32; the pure steps are given gradient and Hessian.
 """
 
@@ -67,15 +67,15 @@ def pure_step(name: str, dim: int) -> Callable[[], None]:
 
 
 def medians(steps: dict[str, Callable[[], None]], turns: int, at_once: int = 10) -> dict[str, float]:
-    """Milliseconds."""
+    """Milliseconds of CPU time: one thread, and robust on a shared machine."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 2):
         for name, step in steps.items():
             for _ in range(at_once):
-                started = time.perf_counter()
+                started = time.process_time()
                 step()
                 if turn >= 2:
-                    times[name].append(1e3 * (time.perf_counter() - started))
+                    times[name].append(1e3 * (time.process_time() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -92,7 +92,7 @@ def main() -> None:
         "over_adamw": {name: round(ms / nets["adamw"], 2) for name, ms in nets.items()},
         "pure_ms": {
             dim: {
-                n: round(ms, 3) for n, ms in medians({n: pure_step(n, dim) for n in PURE}, args.turns // 8, 5).items()
+                n: round(ms, 3) for n, ms in medians({n: pure_step(n, dim) for n in PURE}, max(1, args.turns // 8), 5).items()
             }
             for dim in (10, 50, 200, 500)
         },

@@ -93,9 +93,9 @@ def follow(target: LogisticPosterior, name: str, step_size: float, steps: int, e
     try:
         for number in range(1, steps + 1):
             gradient, hessian = target.expectations(mean, factor)
-            started = time.perf_counter()
+            started = time.process_time()
             mean, state = _step(method.step, name, mean, state, gradient, hessian, step_size)
-            spent += time.perf_counter() - started
+            spent += time.process_time() - started
             factor = method.factor(state)
             if number % every == 0:
                 values.append(float(target.objective(mean, factor)))
