@@ -92,7 +92,8 @@ def main() -> None:
         "over_adamw": {name: round(ms / nets["adamw"], 2) for name, ms in nets.items()},
         "pure_ms": {
             dim: {
-                n: round(ms, 3) for n, ms in medians({n: pure_step(n, dim) for n in PURE}, max(1, args.turns // 8), 5).items()
+                n: round(ms, 3)
+                for n, ms in medians({n: pure_step(n, dim) for n in PURE}, max(1, args.turns // 8), 5).items()
             }
             for dim in (10, 50, 200, 500)
         },

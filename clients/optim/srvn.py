@@ -140,11 +140,14 @@ class SRVN(torch.optim.Optimizer):
         if init_precision is None:
             init_precision = self._quadratic("prior_precision", prior_precision) + self._quadratic("ess", ess)
         self.factor = self._factor("init_precision", init_precision)
+        self._largest = (min_precision * self._prior_precision).rsqrt() if min_precision else None
         self._momentum = torch.zeros_like(self._flat.vector) if beta1 else None
         self._steps = self._samples = self.reductions = 0
         self._inside = False
-        self._gradient = torch.zeros_like(self._flat.vector)  # sum over samples
-        self._products = torch.zeros_like(self.factor)  # of noise * gradient, or of Hessians
+        self._gradient = torch.zeros_like(self._flat.vector)  # sum over samples, once there are any
+        self._products = torch.zeros_like(self.factor)  # of noise * gradient, or of Hessians, likewise
+        self._sample, self._work = torch.empty_like(self._flat.vector), torch.empty_like(self._flat.vector)
+        self._sample_views = self._flat.split(self._sample)
         self._pair: Tensor | None = None
         if generator is None:
             generator = torch_generator(torch.initial_seed(), "srvn", device=self._flat.vector.device)
@@ -239,38 +242,37 @@ class SRVN(torch.optim.Optimizer):
             flat.attach()
             if noise is not None:
                 with torch.no_grad():
-                    offset = self.factor * noise if self.factor.ndim == 1 else self.factor @ noise
-                    sample = flat.vector + offset
-                flat.show(flat.split(sample))
+                    add = torch.addcmul if self.factor.ndim == 1 else torch.addmv
+                    add(flat.vector, self.factor, noise, out=self._sample)
+                flat.show(self._sample_views)
             yield
         except BaseException:
-            self._forget()
+            self._samples = 0
             flat.clear_gradients()
             raise
         finally:
             flat.show(flat.views)
             self._inside = False
 
-    def _forget(self) -> None:
-        self._samples = 0
-        self._gradient.zero_()
-        self._products.zero_()
-
     @torch.no_grad()
     def _collect(self, noise: Tensor) -> None:
         """Add a sample's gradient and its product with the noise to the statistics of the step."""
-        gradient = torch.empty_like(self.vector)
+        first = self._samples == 0
+        gradient = self._gradient if first else self._work
         if not self._flat.take_gradients(gradient):  # type: ignore[union-attr]
             raise RuntimeError("no parameter got a gradient: call loss.backward() inside sampled_params(train=True)")
-        self._gradient += gradient
+        if not first:
+            self._gradient += gradient
         if self.factor.ndim == 1:
-            self._products.addcmul_(noise, gradient)
+            torch.mul(noise, gradient, out=self._products) if first else self._products.addcmul_(noise, gradient)
         else:
-            self._products.addr_(noise, gradient)
+            torch.outer(noise, gradient, out=self._products) if first else self._products.addr_(noise, gradient)
         self._samples += 1
 
     def _differentiate(self, closure: Callable[[], Tensor], noise: Tensor | None) -> Tensor:
         """Add gradient and Hessian of the loss at a sample to the statistics of the step; returns the loss."""
+        if self._samples == 0:
+            self._gradient.zero_(), self._products.zero_()
         with self._at(noise), torch.enable_grad():
             loss = closure()
             parameters = self._flat.parameters  # type: ignore[union-attr]
@@ -321,42 +323,58 @@ class SRVN(torch.optim.Optimizer):
         if self._samples == 0 or self._inside:
             raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
         self._steps += 1
-        gradient = self._gradient / self._samples
-        pull = self._times(self._anchor, self.vector) - self._offset  # gradient of prior and sites
-        curvature = self._curvature()
-        self._forget()
+        gradient, scale, self._samples = self._gradient, self.ess / self._samples, 0
         if self._momentum is not None:
-            self._momentum.lerp_(gradient, 1 - self.beta1)
-            gradient = self._momentum / (1 - self.beta1**self._steps)
-        self._update(self.ess * gradient + pull, curvature)
+            self._momentum.lerp_(gradient.mul_(scale), 1 - self.beta1)
+            torch.div(self._momentum, 1 - self.beta1**self._steps, out=gradient)
+        else:
+            gradient.mul_(scale)
+        group = self.param_groups[0]
+        lr = float(group["lr"])
+        rates = lr, lr if group["lr_covariance"] is None else float(group["lr_covariance"])
+        self._update_diagonal(gradient, scale, *rates) if self.factor.ndim == 1 else self._update_full(
+            gradient, scale, *rates
+        )
         return torch.stack(losses).mean() if losses else None
 
-    def _curvature(self) -> Tensor:
-        """C^T H C from the statistics; prior and sites enter exactly."""
-        factor, products = self.factor, self._products * (self.ess / self._samples)
+    def _update_full(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
+        """The step from the data's expected gradient and ``scale`` times the statistics; prior and sites enter exactly."""
+        factor, products = self.factor, scale * self._products
         if self.curvature == "hessian":
-            return whiten(factor, products + self._anchor)
-        data = products * factor if factor.ndim == 1 else products @ factor
-        if factor.ndim == 2:
-            data = 0.5 * (data + data.mT)
-        return data + whiten(factor, self._anchor)
-
-    def _update(self, gradient: Tensor, curvature: Tensor) -> None:
-        """The step, from the expected gradient (P,) and the whitened curvature."""
-        group = self.param_groups[0]
-        lr = torch.as_tensor(group["lr"], dtype=gradient.dtype, device=gradient.device)
-        lr_covariance = lr if group["lr_covariance"] is None else torch.as_tensor(group["lr_covariance"]).to(lr)
+            white = whiten(factor, products + self._anchor)
+        else:
+            products = products @ factor
+            white = 0.5 * (products + products.mT) + whiten(factor, self._anchor)
         if self.on_breakdown == "shrink":
-            limit = step_limit(curvature, self.temperature, self.max_change)
-            short = torch.clamp(limit / lr_covariance.clamp_min(torch.finfo(lr.dtype).tiny), max=1.0)
-            self.reductions += int(bool((short < 1).any()))
+            short = min(1.0, float(step_limit(white, self.temperature, self.max_change)) / max(lr_covariance, 1e-30))
+            self.reductions += short < 1
             lr, lr_covariance = lr * short, lr_covariance * short
-        factor = factor_step(self.factor, curvature, lr_covariance, self.temperature)
-        self.vector.sub_(lr * precondition(self.factor, gradient))
-        if self.min_precision:
-            largest = (self.min_precision * self._prior_precision).rsqrt()
-            factor = torch.minimum(factor, largest)
-        self.factor = factor
+        slope = gradient + self._anchor @ self.vector - self._offset
+        self.factor = factor_step(factor, white, lr_covariance, self.temperature)
+        self.vector.sub_(precondition(factor, slope), alpha=lr)
+
+    def _update_diagonal(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
+        """The same elementwise and in place: on networks new memory costs more than arithmetic."""
+        factor, variance, white = self.factor, self._work, self._products
+        torch.mul(factor, factor, out=variance)
+        if self.curvature == "hessian":
+            white.mul_(scale).add_(self._anchor).mul_(variance)
+        else:
+            white.mul_(factor).mul_(scale).addcmul_(variance, self._anchor)
+        fall = white.sub_(self.temperature).mul_(0.5 * lr_covariance)  # c becomes c (1 - fall)
+        gradient.addcmul_(self._anchor, self.vector).sub_(self._offset).mul_(variance)
+        largest = float(fall.max())
+        if self.on_breakdown == "shrink" and largest > self.max_change:
+            gradient.mul_(self.max_change / fall.clamp_min(self.max_change))
+            fall.clamp_(max=self.max_change)
+            self.reductions += 1
+        elif not largest < 1:
+            limit = lr_covariance / largest
+            raise ValueError(f"SR-VN broke down: lr_covariance={lr_covariance:g} must be below {limit:.4g} here")
+        self.vector.sub_(gradient, alpha=lr)
+        factor.mul_(fall.neg_().add_(1))
+        if self._largest is not None:
+            torch.minimum(factor, self._largest, out=factor)
 
     # -- the posterior ------------------------------------------------------------------------------------------------
 
@@ -399,8 +417,7 @@ class SRVN(torch.optim.Optimizer):
             self.vector.copy_(self._vector("mean", mean))
         if precision is not None:
             self.factor = self._factor("precision", precision)
-        self._forget()
-        self._pair = None
+        self._samples, self._pair = 0, None
         if reset:
             self._steps = 0
             if self._momentum is not None:
@@ -412,7 +429,7 @@ class SRVN(torch.optim.Optimizer):
         Take it between steps: samples collected for an unfinished step are not in it.
         """
         own = {name: getattr(self, name) for name in ("factor", "_momentum", "_anchor", "_offset", "_pair")}
-        own |= {"_prior_precision": self._prior_precision, "_steps": self._steps, "reductions": self.reductions}
+        own |= {"_largest": self._largest, "_steps": self._steps, "reductions": self.reductions}
         return {**super().state_dict(), "srvn": own | {"generator": self.generator.get_state()}}
 
     @torch.no_grad()
@@ -431,4 +448,4 @@ class SRVN(torch.optim.Optimizer):
         self.generator.set_state(own.pop("generator").cpu())
         for name, value in own.items():
             setattr(self, name, value.to(self.factor, copy=True) if isinstance(value, Tensor) else value)
-        self._forget()
+        self._samples = 0
