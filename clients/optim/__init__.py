@@ -1,6 +1,7 @@
 """Optimizers that learn a posterior."""
 
 from clients.optim.ivon import IVON
-from clients.optim.srvn import srvn_step
+from clients.optim.srvn import SRVN
+from clients.optim.srvn_update import srvn_step
 
-__all__ = ["IVON", "srvn_step"]
+__all__ = ["IVON", "SRVN", "srvn_step"]

@@ -1,28 +1,33 @@
 """NVA: natural variational annealing (Le Minh, Arbel, Möllenhoff, Khan, Forbes 2025, arXiv 2501.04667).
 
 Maximises E_q[l] + omega H(q) over Gaussian mixtures q by natural-gradient steps while omega falls to zero: the
-components settle on the global modes of l.
+components settle on the global modes of l. With l a sum of terms that different clients hold, the clients only evaluate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bayesfed.errors import InputError, choice, integer
+from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.families.natural import all_finite
+from bayesfed.seeding import torch_generator
+from clients.optim.gaussian_steps import retract
 
+LogDensity = Callable[[Tensor], Tensor]
 LOG_DENSITY_FLOOR = -743.0  # exp underflows below it
 LARGEST_LOGIT = 10.0
+ESTIMATORS = ("fitness", "stein", "hessian")
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """means (K, d), covariances (K, d, d), weights (K,)."""
+    """means (K, d), covariances (K, d, d), weights (K,), all float64."""
 
     means: Tensor
     covariances: Tensor
@@ -34,9 +39,31 @@ class Mixture:
         factors: Tensor = torch.linalg.cholesky(self.covariances)
         return factors
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """log q at x (B, d): (B,)."""
+        return torch.logsumexp(self._component_terms(x)[0], 0)
+
+    def _component_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi_k N_k(x) (K, B) and the whitened offsets L_k^-1 (x - mu_k) (K, d, B)."""
+        offsets = (x[None] - self.means[:, None]).mT
+        whitened = torch.linalg.solve_triangular(self.factors, offsets, upper=False)
+        log_scale = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * math.log(2 * math.pi) * x.shape[-1]
+        return self.weights.log()[:, None] - log_scale[:, None] - 0.5 * whitened.square().sum(1), whitened
+
+    def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, d) and Hessian (B, d, d) of log q at x (B, d), in closed form."""
+        terms, whitened = self._component_terms(x)
+        shares = torch.softmax(terms, 0)  # responsibilities (K, B)
+        pulls = -torch.linalg.solve_triangular(self.factors.mT, whitened, upper=True)  # S_k (mu_k - x), (K, d, B)
+        gradient = torch.einsum("kb,kib->bi", shares, pulls)
+        precisions = torch.cholesky_inverse(self.factors)
+        hessian = torch.einsum("kb,kib,kjb->bij", shares, pulls, pulls)
+        hessian = hessian - torch.einsum("kb,kij->bij", shares, precisions)
+        return gradient, hessian - gradient[:, :, None] * gradient[:, None]
+
 
 def maximize(
-    log_density: Callable[[Tensor], Tensor],
+    log_density: LogDensity,
     dim: int,
     num_components: int,
     num_steps: int,
@@ -50,85 +77,192 @@ def maximize(
     step_size: float = 1e-4,
     damping: float = 1e-7,
     init_range: float = 2.0,
+    init: Mixture | None = None,
+    observer: Callable[[int, Mixture], None] | None = None,
 ) -> Mixture:
     """The annealed mixture after `num_steps` steps; `log_density` takes (B, d) and returns (B,), in float64.
 
     omega_i = temperature / i^cooling, rho_i = step_size min(i^(0.7 cooling), 1/damping), i = 2, 3, ...; means start
-    uniform in [-init_range, init_range]^d with unit covariances and equal weights. `samples` per component and step.
-    `estimator` of the expected gradient and Hessian of l - omega log q: "fitness" (rank weights of the best `parents`
-    samples), "stein" (values; needs many samples), "hessian" (derivatives of `log_density` by autograd).
+    uniform in [-init_range, init_range]^d with unit covariances and equal weights, or at `init`. `samples` per component
+    and step: num_steps * num_components * samples evaluations in all.
 
-    Raises ValueError for an unknown estimator or counts out of range.
+    `estimator` of the expected gradient and Hessian of l - omega log q: "fitness" (rank weights of the best `parents`
+    samples; black box, the most robust), "stein" (values; black box, needs many samples), "hessian" (derivatives by autograd;
+    takes far larger steps: step_size 0.01 ... 0.1). `observer(i, mixture)` is called with what each step starts from and with the result.
+
+    Several components may end on one mode, and components may be left on lower ones: see :func:`modes`.
+
+    Raises ValueError for an unknown estimator or values out of range.
     """
-    choice("estimator", estimator, ("fitness", "stein", "hessian"))
+    return maximize_federated(
+        [log_density], dim, num_components, num_steps, seed, estimator, samples=samples, parents=parents,
+        temperature=temperature, cooling=cooling, step_size=step_size, damping=damping, init_range=init_range, init=init,
+        observer=observer,
+    )  # fmt: skip
+
+
+def maximize_federated(
+    terms: Sequence[LogDensity],
+    dim: int,
+    num_components: int,
+    num_steps: int,
+    seed: int,
+    estimator: str = "fitness",
+    *,
+    samples: int = 16,
+    parents: int = 4,
+    temperature: float = 1.0,
+    cooling: float = 1.0,
+    step_size: float = 1e-4,
+    damping: float = 1e-7,
+    init_range: float = 2.0,
+    init: Mixture | None = None,
+    observer: Callable[[int, Mixture], None] | None = None,
+) -> Mixture:
+    """:func:`maximize` for l = sum_k l_k where client k evaluates only its own term l_k (a prior is one more term).
+
+    In every step the server sends the points (or, cheaper, the mixture: the noise is keyed by the seed and the step), each client
+    replies with :func:`reply`, and the server adds the replies up. Sums are all the server sees, so secure aggregation applies, and the
+    result is that of :func:`maximize` on the sum, to rounding: modes of single terms that are none of the sum are not found.
+
+    A reply has K B numbers ("fitness", "stein") or K (1 + d + d^2) ("hessian", averaged over the client's points). A mixture is no
+    exponential family, so there is no natural parameter to upload and no `client=nva` under BayesADMM.
+    """
+    _check(terms, dim, num_components, num_steps, estimator, samples, parents)
+    for name, value in {"temperature": temperature, "cooling": cooling, "damping": damping}.items():
+        number(name, value, at_least=0)
+    number("step_size", step_size, above=0)
+    eye = torch.eye(dim, dtype=torch.float64)
+    if init is None:
+        uniform = torch.rand(num_components, dim, generator=torch_generator(seed, "nva", "means"), dtype=torch.float64)
+        weights = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
+        init = Mixture(init_range * (2 * uniform - 1), eye.repeat(num_components, 1, 1), weights)
+    mixture = init
+    precisions = torch.cholesky_inverse(mixture.factors)
+    logits = mixture.weights.log() - mixture.weights[-1].log()
+    generator = torch_generator(seed, "nva", "samples")
+    for i in range(2, num_steps + 2):
+        if observer is not None:
+            observer(i, mixture)
+        omega = temperature / i**cooling
+        rho = step_size * min(i ** (0.7 * cooling), 1 / damping if damping else math.inf)
+        noise = torch.randn(num_components, samples, dim, generator=generator, dtype=torch.float64)
+        offsets = noise @ mixture.factors.mT
+        points = mixture.means[:, None] + offsets
+
+        replies = [reply(term, points, estimator) for term in terms]
+        values, gradient, hessian = (torch.stack(parts).sum(0) for parts in zip(*replies, strict=True))
+        if not all(all_finite(part) for part in (values, gradient, hessian)):
+            what = "derivatives" if all_finite(values) else "values"
+            raise InputError("log_density", f"{what} that are not finite", f"must be finite at every sample (step {i})")
+        entropy = mixture.log_density(points.flatten(0, 1)).clamp(min=LOG_DENSITY_FLOOR).view(num_components, samples)
+        if estimator == "hessian":
+            slope, curvature = (
+                d.unflatten(0, (-1, samples)).mean(1) for d in mixture.derivatives(points.flatten(0, 1))
+            )
+            gradient, hessian = gradient - omega * slope, hessian - omega * curvature
+            heights = values - omega * entropy.mean(1)
+        else:
+            values = values - omega * entropy
+            weights = rank_weights(values, parents) if estimator == "fitness" else values / samples
+            gradient, hessian = stein(weights, offsets, precisions)
+            heights = values.mean(1)
+
+        precisions = retract(precisions, mixture.covariances, -hessian, rho)
+        covariances = torch.cholesky_inverse(torch.linalg.cholesky(precisions)) + damping * eye
+        precisions = torch.cholesky_inverse(torch.linalg.cholesky(covariances)) if damping else precisions
+        means = mixture.means + rho * (covariances @ gradient[:, :, None])[:, :, 0]
+        logits = (logits + rho * (heights - heights[-1])).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        mixture = Mixture(means, covariances, torch.softmax(logits, 0))
+    if observer is not None:
+        observer(num_steps + 2, mixture)
+    return mixture
+
+
+def reply(term: LogDensity, points: Tensor, estimator: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What a client sends about its term at points (K, B, d).
+
+    Values (K, B) for "fitness" and "stein". For "hessian" each component's mean value (K,), gradient (K, d) and Hessian (K, d, d)
+    by autograd: one forward, one backward and d second backward passes for all points together. The others are empty.
+    """
+    components, samples, dim = points.shape
+    flat = points.flatten(0, 1)
+    if estimator != "hessian":
+        values = term(flat).detach()
+        _require_shape(values, flat)
+        return values.view(components, samples), values.new_zeros(0), values.new_zeros(0)
+    flat = flat.detach().requires_grad_()
+    with torch.enable_grad():
+        values = term(flat)
+        _require_shape(values, flat)
+        (gradient,) = torch.autograd.grad(values.sum(), flat, create_graph=True)
+        hessian = torch.zeros(len(flat), dim, dim, dtype=flat.dtype)
+        if gradient.requires_grad:  # a linear term has no second derivative
+            for row in range(dim):
+                (hessian[:, row],) = torch.autograd.grad(
+                    gradient[:, row].sum(), flat, retain_graph=row + 1 < dim, materialize_grads=True
+                )
+    means = (part.detach().unflatten(0, (components, samples)).mean(1) for part in (values, gradient, hessian))
+    value, slope, curvature = means
+    return value, slope, curvature
+
+
+def stein(weights: Tensor, offsets: Tensor, precisions: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (K, d) and Hessian (K, d, d) of E f from weights (K, B) = f / B at offsets (K, B, d) from the means.
+
+    sum_b w_b S d_b and sum_b w_b (S d_b d_b^T S - S): no derivatives of f.
+    """
+    whitened = offsets @ precisions  # S d
+    weighted = weights[:, :, None] * whitened
+    return weighted.sum(1), weighted.mT @ whitened - weights.sum(1)[:, None, None] * precisions
+
+
+def rank_weights(values: Tensor, parents: int) -> Tensor:
+    """Weights (K, B) of each row's best `parents` values: log(P+1) - log r for rank r, summing to one; else 0."""
+    ranks = torch.arange(1, parents + 1, dtype=values.dtype)
+    weights = math.log(parents + 1) - ranks.log()
+    best = values.argsort(dim=1, descending=True, stable=True)[:, :parents]
+    return torch.zeros_like(values).scatter(1, best, (weights / weights.sum()).expand(len(values), -1))
+
+
+def modes(
+    mixture: Mixture, log_density: LogDensity, radius: float = 0.1, drop: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """Distinct modes among the components: places (M, d) and heights (M,), highest first.
+
+    Means within `radius` of a higher one count as the same mode; those more than `drop` below the highest are left out.
+    """
+    heights = log_density(mixture.means).detach()
+    kept: list[int] = []
+    for k in heights.argsort(descending=True).tolist():
+        far = all(float((mixture.means[k] - mixture.means[j]).norm()) > radius for j in kept)
+        if far and (not kept or float(heights[kept[0]] - heights[k]) <= drop):
+            kept.append(k)
+    return mixture.means[kept], heights[kept]
+
+
+def _require_shape(values: Tensor, points: Tensor) -> None:
+    if values.shape != points.shape[:1]:
+        raise InputError(
+            "log_density", f"shape {tuple(values.shape)}", f"must return ({len(points)},) for {len(points)} points"
+        )
+
+
+def _check(
+    terms: Sequence[LogDensity],
+    dim: int,
+    num_components: int,
+    num_steps: int,
+    estimator: str,
+    samples: int,
+    parents: int,
+) -> None:
+    if not terms:
+        raise InputError("terms", "none", "give at least one")
+    choice("estimator", estimator, ESTIMATORS)
     counts = {"dim": dim, "num_components": num_components, "samples": samples, "parents": parents}
     for name, count in counts.items():
         integer(name, count, at_least=1)
     integer("num_steps", num_steps, at_least=0)
     if parents > samples:
         raise InputError("parents", parents, f"must be at most samples={samples}")
-    generator = torch.Generator().manual_seed(seed)
-    eye = torch.eye(dim, dtype=torch.float64)
-    means = init_range * (2 * torch.rand(num_components, dim, generator=generator, dtype=torch.float64) - 1)
-    covariances = eye.repeat(num_components, 1, 1)
-    precisions = covariances.clone()
-    logits = torch.zeros(num_components, dtype=torch.float64)
-    for i in range(2, num_steps + 2):
-        omega = temperature / i**cooling
-        rho = step_size * min(i ** (0.7 * cooling), 1 / damping if damping else float("inf"))
-        noise = torch.randn(num_components, samples, dim, generator=generator, dtype=torch.float64)
-        mixture = Mixture(means, covariances, torch.softmax(logits, 0))
-        offsets = noise @ mixture.factors.mT
-        points = (means[:, None] + offsets).flatten(0, 1)
-
-        def penalised(x: Tensor, mixture: Mixture = mixture, omega: float = omega) -> Tensor:
-            return log_density(x) - omega * mixture_log_density(mixture, x).clamp(min=LOG_DENSITY_FLOOR)
-
-        values = penalised(points).detach().view(num_components, samples)
-        if estimator == "hessian":
-            gradient, hessian = _derivatives(penalised, points, num_components)
-        else:
-            weights = rank_weights(values, parents) if estimator == "fitness" else values / samples
-            whitened = offsets @ precisions  # S d
-            gradient = torch.einsum("kb,kbi->ki", weights, whitened)
-            outer = torch.einsum("kb,kbi,kbj->kij", weights, whitened, whitened)
-            hessian = outer - weights.sum(1)[:, None, None] * precisions
-        stepped = precisions - rho * hessian + 0.5 * rho**2 * hessian @ covariances @ hessian
-        covariances = torch.linalg.inv(0.5 * (stepped + stepped.mT)) + damping * eye
-        covariances = 0.5 * (covariances + covariances.mT)
-        precisions = torch.linalg.inv(covariances)
-        means = means + rho * torch.einsum("kij,kj->ki", covariances, gradient)
-        heights = values.mean(1)
-        logits = (logits + rho * (heights - heights[-1])).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-    return Mixture(means, covariances, torch.softmax(logits, 0))
-
-
-def mixture_log_density(mixture: Mixture, x: Tensor) -> Tensor:
-    """log q at x (B, d): (B,)."""
-    factors = mixture.factors
-    offsets = (x[None] - mixture.means[:, None]).mT  # (K, d, B)
-    squares = torch.linalg.solve_triangular(factors, offsets, upper=False).square().sum(1)
-    log_scale = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * math.log(2 * math.pi) * x.shape[-1]
-    return torch.logsumexp(mixture.weights.log()[:, None] - log_scale[:, None] - 0.5 * squares, 0)
-
-
-def rank_weights(values: Tensor, parents: int) -> Tensor:
-    """Weights (K, B) of each row's best `parents` values: log(P+1) - log r for rank r, summing to one; else 0."""
-    ranks = torch.arange(1, parents + 1, dtype=values.dtype)
-    weights = torch.log(torch.tensor(parents + 1.0, dtype=values.dtype)) - ranks.log()
-    best = values.argsort(dim=1, descending=True, stable=True)[:, :parents]
-    return torch.zeros_like(values).scatter(1, best, (weights / weights.sum()).expand(len(values), -1))
-
-
-def _derivatives(f: Callable[[Tensor], Tensor], points: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
-    """Each component's average gradient (K, d) and Hessian (K, d, d) of f over its points."""
-
-    def single(x: Tensor) -> Tensor:
-        return f(x[None])[0]
-
-    gradient = torch.func.vmap(torch.func.grad(single))(points)
-    hessian = torch.func.vmap(torch.func.hessian(single))(points)
-    return (
-        gradient.unflatten(0, (num_components, -1)).mean(1),
-        hessian.unflatten(0, (num_components, -1)).mean(1),
-    )

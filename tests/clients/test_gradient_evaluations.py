@@ -26,6 +26,7 @@ SIDE_BY_SIDE = "engine.clients_per_batch=4"
         ),
         # a row of a Hessian is one more gradient
         (["client=von", "client.epochs=2", "client.mc_samples=3"], lambda p: 6 * (1 + p)),
+        (["client=srvon", "client.epochs=2", "client.mc_samples=3"], lambda p: 6 * (1 + p)),
         (["client=exact"], lambda p: 1 + p),
     ],
 )

@@ -14,11 +14,15 @@ from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
 from clients.local import LocalProblem
 from clients.point import PointSolver
+from clients.srvn import SRVNSolver
 from clients.von import VONSolver
 
 SOLVERS = {
     "ivon": (IVONSolver, "diagonal", {"lr": 0.01, "epochs": 40, "batch_size": 7, "hess_init": 5.0}),
     "von": (VONSolver, "full", {"epochs": 3}),
+    "srvon full": (SRVNSolver, "full", {"epochs": 20, "lr": 0.5}),
+    "srvon diagonal": (SRVNSolver, "diagonal", {"epochs": 20, "lr": 0.2, "curvature": "hessian"}),
+    "srvon": (SRVNSolver, "diagonal", {"epochs": 40, "batch_size": 7, "lr": 0.01, "hess_init": 5.0}),
     "sgd": (PointSolver, "point", {"optimizer": "sgd", "lr": 0.01, "epochs": 2, "batch_size": 7, "momentum": 0.9}),
     "adam": (PointSolver, "point", {"optimizer": "adam", "lr": 0.01, "epochs": 2, "batch_size": 7}),
     "adam isotropic": (PointSolver, "isotropic", {"optimizer": "adam", "lr": 0.01, "epochs": 2, "batch_size": 7}),
@@ -93,7 +97,7 @@ def test_the_server_posterior_and_site_are_left_alone(case):
         assert float(problem.site.norm()) == 0
 
 
-@pytest.mark.parametrize("name", ["ivon", "sgd", "adam"])
+@pytest.mark.parametrize("name", ["ivon", "srvon", "srvon full", "sgd", "adam"])
 @pytest.mark.parametrize("change", ["round", "client", "seed"])
 def test_random_streams_are_keyed(quadratic, name, change):
     make, family, settings = SOLVERS[name]
@@ -102,7 +106,7 @@ def test_random_streams_are_keyed(quadratic, name, change):
     assert not same(make(**settings).solve(problem).posterior, make(**settings).solve(other).posterior)
 
 
-@pytest.mark.parametrize("name", ["ivon", "sgd", "adam", "adamw full", "von"])
+@pytest.mark.parametrize("name", ["ivon", "sgd", "adam", "adamw full", "von", "srvon full", "srvon"])
 def test_a_vanishing_rate_stays_at_the_server(quadratic, name):
     make, family, settings = SOLVERS[name]
     problem = pose(quadratic, family, lr_factor=0.0)
@@ -187,6 +191,9 @@ def test_clipping_bounds_the_step(quadratic):
         (lambda: VONSolver(lr_precision=1.5), "lr_precision"),
         (lambda: VONSolver(epochs=0), "epochs"),
         (lambda: VONSolver(mc_samples=-1), "mc_samples"),
+        (lambda: SRVNSolver(lr=0.0), "lr"),
+        (lambda: SRVNSolver(curvature="price"), "curvature"),
+        (lambda: SRVNSolver(lr_covariance=2.0), "lr_covariance"),
         (lambda: IVONSolver(lr=-1.0, epochs=1, batch_size=1), "lr"),
         (lambda: ExactSolver().check("mlp", "gaussian"), "client"),
     ],
