@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from bayesfed.errors import choice, number
+from bayesfed.errors import choice, integer, number
 from bayesfed.families import LogNormal, PointMass
 from bayesfed.lowprecision.emulation import MXForward
 from bayesfed.lowprecision.mx import FORMATS
@@ -76,10 +76,13 @@ class LMDSolver(Solver):
         check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
         choice("mx", mx, ("none", *FORMATS))
+        choice("noise", noise, ("quantile", "normal"))
         number("sigma", sigma, at_least=0)
+        number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
+        number("beta2", beta2, at_least=0, at_most=1 - 1e-9)
         number("decay", decay, at_least=0, optional=True)
-        self._build = partial(LMD, beta1=beta1, beta2=beta2, signed=signed, mc_samples=mc_samples, noise=noise)
-        self._build([torch.ones(1, requires_grad=True)])  # checks its arguments
+        integer("mc_samples", mc_samples, at_least=1)
+        self._build = partial(LMD, beta1=beta1, beta2=beta2, signed=signed, noise=noise)
         self.lr, self.epochs, self.batch_size, self.mc_samples = lr, epochs, batch_size, mc_samples
         self.sigma, self.decay, self.local_schedule, self.mx, self.amp = sigma, decay, local_schedule, mx, amp
 

@@ -33,7 +33,7 @@ def test_posterior_on_a_quadratic(delta, plus, minus):
     h, target, tau, variance = 2.0, 0.5, 0.3, 0.09
     k = math.exp(variance)
     z, momentum = torch.zeros(2, 1, **F64), torch.zeros(2, 1, **F64)
-    for _ in range(20_000):
+    for _ in range(3000):
         m = z.exp()
         first = h * (m[0] ** 2 * k**2 - m[0] * m[1] * k - target * m[0] * math.sqrt(k))
         second = -h * (m[0] * m[1] * k - m[1] ** 2 * k**2 - target * m[1] * math.sqrt(k))
@@ -43,7 +43,7 @@ def test_posterior_on_a_quadratic(delta, plus, minus):
             momentum,
             torch.stack([first, second]),
             decay,
-            lr=0.02,
+            lr=0.1,
             beta1=0.9,
             beta2=0.9,
             signed=False,
@@ -61,11 +61,10 @@ def test_posterior_on_a_quadratic(delta, plus, minus):
 
 
 def test_the_optimizer_finds_that_posterior_from_samples():
-    """The same by Monte Carlo, through the optimizer: 4,000 copies of the problem average its noise."""
-    copies = 4000
-    p = torch.full((copies,), 0.3, **F64).requires_grad_()
+    """The same by Monte Carlo, through the optimizer: 500 copies of the problem average its noise."""
+    p = torch.full((500,), 0.3, **F64).requires_grad_()
     optimizer = LMD(
-        [p], lr=0.02, sigma=0.3, beta1=0.5, beta2=0.5, decay=0.0, temperature=0.3, signed=False,
+        [p], lr=0.01, sigma=0.3, offset=0.8, beta1=0.5, beta2=0.5, decay=0.0, temperature=0.3, signed=False,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     total = torch.zeros(2, **F64)
@@ -73,8 +72,7 @@ def test_the_optimizer_finds_that_posterior_from_samples():
         optimizer.step(lambda: _backward((p - 0.5).square().sum()))  # h = 2; each copy has its own mean loss
         if step >= 300:
             total += optimizer.log_median.exp().mean(1)
-    print(total / 300)
-    assert (total / 300).tolist() == pytest.approx([1.4445664, 1.0077085], rel=0.03)
+    assert (total / 300).tolist() == pytest.approx([1.4445664, 1.0077085], rel=0.05)
 
 
 def _backward(loss):
@@ -238,6 +236,13 @@ def test_initialisation_keeps_the_mean(sigma):
     assert float(smaller[:600].std()) < 1e-6  # one offset in a tensor: half the standard deviation of its entries
     assert float(smaller[0]) == pytest.approx(0.5 * float(before[0].std(correction=0)), rel=1e-5)
     assert smaller[620:640].tolist() == pytest.approx([0.05] * 20, rel=1e-5)  # the gains of LayerNorm
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3, -7.0])
+def test_a_constant_tensor_has_movable_parts(value):
+    """Rounding makes the computed spread of equal numbers positive; an offset of that size could never move."""
+    optimizer = LMD([torch.full((1000,), value, **F64).requires_grad_()], sigma=0.0)
+    assert optimizer.log_median.amin(0).exp().tolist() == pytest.approx([0.05] * 1000, rel=1e-5)
 
 
 def test_swapping_the_parts_mirrors_the_run():

@@ -31,14 +31,14 @@ def pose(server, site=None, **options):
     return LocalProblem(**(settings | options))
 
 
-@pytest.mark.parametrize(("signed", "lr"), [(True, 0.02), (False, 0.2)])
+@pytest.mark.parametrize(("signed", "lr"), [(True, 0.05), (False, 0.5)])
 def test_local_fixed_point(signed, lr):
-    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, G by 400,000 samples."""
+    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, to 0.01 in z (the slope changes by 240 a unit); G by 400,000 samples."""
     z_g = torch.randn(6, generator=torch.Generator().manual_seed(3), **F64) * 0.3 - 0.5
     server = LogNormal.from_log_median(z_g, torch.tensor(25.0, **F64))
     v = torch.randn(6, generator=torch.Generator().manual_seed(4), **F64) * 5
     problem = pose(server, NaturalParameters("lognormal", v, torch.tensor(-1.0, **F64)))
-    solver = LMDSolver(lr=lr, epochs=1500, batch_size=40, mc_samples=4, signed=signed)
+    solver = LMDSolver(lr=lr, epochs=400, batch_size=40, mc_samples=4, signed=signed)
     found = solver.solve(problem).posterior
     assert torch.equal(found.precision, server.precision)
 
@@ -50,8 +50,8 @@ def test_local_fixed_point(signed, lr):
         expected = torch.cat([(parts[:, :3] * gradient).mean(0), (-parts[:, 3:] * gradient).mean(0)])
         return expected / 0.8 + v - 2.0 * q.log_median + 0.5 * 25.0 * (q.log_median - z_g)
 
-    assert float(slope(server).abs().max()) > 10
-    assert float(slope(found).abs().max()) < 0.6
+    assert float(slope(server).abs().max()) > 75
+    assert float(slope(found).abs().max()) < 3
     assert float((found.log_median - z_g).abs().max()) > 0.3
 
 

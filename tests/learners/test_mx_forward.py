@@ -162,14 +162,16 @@ def test_the_module_stays_what_it_is():
 def test_functional_call_and_vmap():
     """A stack of parameters gives what each gives alone."""
     net, x = model(), randn(3, 1, 8, 8)
-    emulate_mx(net, "e2m3")
+    emulate_mx(net, "e2m3", bfloat16=False)
     stacks = {n: p.detach() + 0.1 * randn(4, *p.shape, seed=i) for i, (n, p) in enumerate(net.named_parameters())}
     together = torch.vmap(lambda p: functional_call(net, p, (x,)))(stacks)
     for i in range(4):
         alone = functional_call(net, {n: p[i] for n, p in stacks.items()}, (x,))
-        torch.testing.assert_close(together[i], alone, rtol=2**-6, atol=0.02)
+        error = (together[i] - alone).abs()  # a sum in another order can move a value over a rounding boundary
+        assert float(error.median()) < 1e-5
+        assert float(error.max()) < 0.05
         plain = functional_call(model(), {n: p[i] for n, p in stacks.items()}, (x,))
-        assert float((alone - plain).abs().max()) > 0.02
+        assert float((alone - plain).abs().median()) > 2e-3
 
 
 def test_vmap_of_quantize_mx():
@@ -193,7 +195,7 @@ def test_a_part_of_a_model_and_an_error_in_it():
 
 
 def test_formats_are_ordered_by_their_error():
-    net, x = model(), randn(64, 1, 8, 8)
+    net, x = model().requires_grad_(False), randn(64, 1, 8, 8)
     exact, errors = net(x), []
     for fmt in ("e4m3", "e3m2", "e2m1"):
         with MXForward(fmt):
