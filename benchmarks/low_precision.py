@@ -38,7 +38,7 @@ from clients.optim import LMD
 WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 64, 4, 2, 32, 16
 FORMATS = {"fp32": None, "MXFP6 E2M3": "e2m3", "MXFP6 E3M2": "e3m2", "MXFP4 E2M1": "e2m1"}
 RATES = {"LMD": 0.02, "AdamW": 6e-3, "Madam": 0.02, "LMD, no decay": 0.02}
-GRIDS = {"LMD": (0.005, 0.01, 0.02, 0.04), "AdamW": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "Madam": (0.005, 0.01, 0.02, 0.04)}
+GRIDS = {"LMD": (0.02, 0.04, 0.08, 0.16), "AdamW": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "Madam": (0.005, 0.01, 0.02, 0.04)}
 COLOURS = {"LMD": "#0072B2", "AdamW": "#D55E00", "Madam": "#009E73", "LMD, no decay": "#777777"}
 
 
@@ -139,7 +139,7 @@ def train(name: str, fmt: str | None, seed: int, steps: int, lr: float) -> dict[
     optimizer = optimizer_of(name, model, lr, seed)
     generator = torch_generator(seed, "batches")
     precision: Callable[[], Any] = (lambda: MXForward(fmt)) if fmt else nullcontext
-    test = batch(held, 512, torch_generator(0, "validation"))
+    test = batch(held, 256, torch_generator(0, "validation"))
     curve: list[tuple[int, float, float, float]] = []
     started = time.process_time()
 
