@@ -31,9 +31,9 @@ def pose(server, site=None, **options):
     return LocalProblem(**(settings | options))
 
 
-@pytest.mark.parametrize(("signed", "lr"), [(True, 0.05), (False, 0.5)])
+@pytest.mark.parametrize(("signed", "lr"), [(True, 0.03), (False, 0.5)])
 def test_local_fixed_point(signed, lr):
-    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, to 0.01 in z (the slope changes by 240 a unit); G by 400,000 samples."""
+    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, to 0.02 in z (the slope changes by 240 a unit); G by 100,000 samples."""
     z_g = torch.randn(6, generator=torch.Generator().manual_seed(3), **F64) * 0.3 - 0.5
     server = LogNormal.from_log_median(z_g, torch.tensor(25.0, **F64))
     v = torch.randn(6, generator=torch.Generator().manual_seed(4), **F64) * 5
@@ -43,7 +43,7 @@ def test_local_fixed_point(signed, lr):
     assert torch.equal(found.precision, server.precision)
 
     def slope(q):
-        parts = q.sample_parts(400_000, torch.Generator().manual_seed(5))
+        parts = q.sample_parts(100_000, torch.Generator().manual_seed(5))
         w = parts[:, :3] - parts[:, 3:]
         x, y = problem.data.x, problem.data.y[:, 0]
         gradient = 2.0 * (w @ (x.T @ x) - x.T @ y)
@@ -51,7 +51,7 @@ def test_local_fixed_point(signed, lr):
         return expected / 0.8 + v - 2.0 * q.log_median + 0.5 * 25.0 * (q.log_median - z_g)
 
     assert float(slope(server).abs().max()) > 75
-    assert float(slope(found).abs().max()) < 3
+    assert float(slope(found).abs().max()) < 4.5
     assert float((found.log_median - z_g).abs().max()) > 0.3
 
 
