@@ -1,7 +1,7 @@
 """Time of one training step of LMD against torch's fused AdamW, measured alternately in one run.
 
 ``python benchmarks/lmd_step.py [--model mlp|cnn|cnn_zenke|cnn_acar] [--json]``: zero_grad, sample, forward, backward and update, batch 32 (medians in
-milliseconds). ``lmd_no_noise`` has sigma = 0.
+milliseconds of processor time, which other jobs disturb less). ``lmd_no_noise`` has sigma = 0.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def measure(model: str, batch: int, repeats: int) -> dict[str, object]:
     for turn in range(repeats // TURN + 2):
         for name, (step, _) in made.items():
             for _ in range(TURN):
-                start = time.perf_counter()
+                start = time.process_time()
                 step()
                 if turn >= 2:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(time.process_time() - start)
     ms = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     return {
         **{f"{name}_ms": round(value, 4) for name, value in ms.items()},

@@ -146,7 +146,7 @@ class LMD(torch.optim.Optimizer):
         number("beta1", group["beta1"], at_least=0, at_most=1 - 1e-12)
         number("beta2", group["beta2"], at_least=0, at_most=1 - 1e-12)
         number("decay", group["decay"], at_least=0)
-        choice("regulariser", group["regulariser"], REGULARISERS)
+        choice("regulariser", group["regulariser"], (*REGULARISERS, "lognormal"))
         number("temperature", group["temperature"], at_least=0)
         number("prior_median", group["prior_median"], above=0)
         number("offset", group["offset"], above=0, optional=True)

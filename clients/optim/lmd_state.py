@@ -51,7 +51,7 @@ class Multiplicative:
         """Compute the means and the parameters from the medians."""
         variance = self.group["sigma"] ** 2
         torch.add(self.log_median, 0.5 * variance, out=self.means).exp_()
-        self.flat.vector.copy_(self.means[0] - self.means[1])
+        torch.sub(self.means[0], self.means[1], out=self.flat.vector)
         if self.weights == "median":
             self.flat.vector.mul_(math.exp(-0.5 * variance))
 
@@ -62,13 +62,12 @@ class Multiplicative:
     @torch.no_grad()
     def draw(self, noise: Noise) -> None:
         """Show the parameters at a sample."""
-        sigma = self.group["sigma"]
-        if sigma:
+        if sigma := self.group["sigma"]:
             noise.fill(self.parts.view(-1))
-            self.parts.mul_(sigma).sub_(0.5 * sigma**2).exp_().mul_(self.means)
+            torch.add(self.log_median, self.parts, alpha=sigma, out=self.parts).exp_()
         else:
             self.parts.copy_(self.means)
-        self.sample.copy_(self.parts[0] - self.parts[1])
+        torch.sub(self.parts[0], self.parts[1], out=self.sample)
         self.flat.show(self.sample_views)
 
     def stay(self) -> None:
@@ -79,41 +78,41 @@ class Multiplicative:
     def collect(self, first: bool) -> bool:
         """Add ``(u g, -v g)``; False if there is no gradient."""
         found = self.flat.take_gradients(self._slope)
-        self.parts[0].mul_(self._slope)
-        self.parts[1].mul_(self._slope).neg_()
-        self.gradient.copy_(self.parts) if first else self.gradient.add_(self.parts)
+        if first:
+            torch.mul(self.parts, self._slope, out=self.gradient)
+            self.gradient[1].neg_()
+        else:
+            self.gradient[0].addcmul_(self.parts[0], self._slope)
+            self.gradient[1].addcmul_(self.parts[1], self._slope, value=-1)
         return found
 
     def step(self, samples: int) -> None:
         """Move the medians."""
-        group, pull = self.group, None
+        group = self.group
         if samples > 1:
             self.gradient.div_(samples)
-        if self.pull is not None:
-            pull = torch.add(self.pull[0], self.log_median, alpha=self.pull[1])
         lmd_step(
             self.log_median,
             self.momentum,
             self.gradient,
             self.regulariser(),
+            decay=group["decay"],
             lr=group["lr"],
             beta1=group["beta1"],
             beta2=group["beta2"],
             signed=group["signed"],
             temperature=group["temperature"],
-            pull=pull,
+            pull=self.pull,
+            work=self.parts,
         )
         self.refresh()
 
-    def regulariser(self) -> Tensor | float:
-        """R, (2, P), at the current medians."""
-        group = self.group
-        if not group["decay"]:
-            return 0.0
-        made = REGULARISERS[group["regulariser"]](self.log_median, self.means, group["sigma"] ** 2)
-        if group["regulariser"] == "lognormal":
-            made = made - math.log(group["prior_median"])
-        return made * group["decay"]
+    def regulariser(self) -> Tensor:
+        """R at strength 1, (2, P), at the current medians."""
+        name = self.group["regulariser"]
+        if name == "lognormal":
+            return self.log_median - math.log(self.group["prior_median"])
+        return REGULARISERS[name](self.means, self.group["sigma"] ** 2)
 
     def load(self, saved: dict[str, Any]) -> None:
         """Continue from saved state."""
@@ -150,7 +149,8 @@ class Additive:
             self.flat.vector,
             self.momentum,
             self.gradient.div_(samples),
-            self.flat.vector * group["decay"],
+            self.flat.vector,
+            decay=group["decay"],
             lr=group["lr"],
             beta1=group["beta1"],
             beta2=group["beta2"],

@@ -37,12 +37,13 @@ def test_posterior_on_a_quadratic(delta, plus, minus):
         m = z.exp()
         first = h * (m[0] ** 2 * k**2 - m[0] * m[1] * k - target * m[0] * math.sqrt(k))
         second = -h * (m[0] * m[1] * k - m[1] ** 2 * k**2 - target * m[1] * math.sqrt(k))
-        decay = delta * REGULARISERS["l2"](z, m * math.exp(variance / 2), variance)
+        penalty = REGULARISERS["l2"](m * math.exp(variance / 2), variance)
         lmd_step(
             z,
             momentum,
             torch.stack([first, second]),
-            decay,
+            penalty,
+            decay=delta,
             lr=0.1,
             beta1=0.9,
             beta2=0.9,
@@ -137,10 +138,19 @@ def test_two_momenta(signed):
     for _ in range(3):
         g, reg = torch.randn(2, 2, 4, generator=generator, **F64)
         lmd_step(
-            found, memory, g.clone(), reg, lr=0.1, beta1=0.6, beta2=0.95, signed=signed, temperature=0.2, pull=pull
+            found,
+            memory,
+            g.clone(),
+            reg,
+            lr=0.1,
+            beta1=0.6,
+            beta2=0.95,
+            signed=signed,
+            temperature=0.2,
+            pull=(pull, 0.3),
         )
         entropy = 0.0 if signed else 0.2
-        direction = 0.6 * momentum + 0.4 * (g - entropy) + pull
+        direction = 0.6 * momentum + 0.4 * (g - entropy) + pull + 0.3 * z
         momentum = 0.95 * momentum + 0.05 * (g - entropy)
         z = z - 0.1 * ((direction.sign() - 0.2 if signed else direction) + reg)
     torch.testing.assert_close(found, z, rtol=1e-12, atol=1e-13)
