@@ -6,8 +6,8 @@
 
 The model is GPT-2's in small (two layers, 64 wide, 4 heads, 32 characters of context, no biases), on the English captions of Multi30k in lower
 case. Operands of all products (linear layers and attention) are rounded in the forward pass, backward is exact (`bayesfed.lowprecision`). Every
-optimizer has one learning rate, chosen in fp32 on seed 0 (`tune`), and a cosine to 0. LMD is evaluated at its mean weights; "LMD, no decay" is
-the same without its weight-scaled decay, with a constant learning rate. Each run is one line in DIR.jsonl.
+optimizer has one learning rate (and LMD one decay), chosen in fp32 on seed 0 (`tune`), and a cosine to 0. LMD is evaluated at its mean weights; "LMD,
+no decay" is the control, the same without its weight-scaled decay. Each run is one line in DIR.jsonl.
 """
 
 from __future__ import annotations
@@ -160,8 +160,7 @@ def train(name: str, fmt: str | None, seed: int, steps: int, lr: float, decay: f
     evaluate(0)
     for step in range(1, steps + 1):
         x, y = batch(stream, BATCH, generator)
-        if name != "LMD, no decay":
-            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
         if isinstance(optimizer, LMD):
             with optimizer.sampled_params(train=True):
                 loss_of(x, y).backward()
