@@ -225,6 +225,12 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def spread(row: dict[str, Any], key: str, digits: int) -> str:
+    """The mean over seeds, with their standard deviation if there are several."""
+    mean = f"{row[key]:.{digits}f}"
+    return mean if row["seeds"] == 1 else f"{mean} ± {row[f'{key}_std']:.{digits}f}"
+
+
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Validation loss over training, one panel a format; lines are means over seeds, bands their range."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -278,10 +284,10 @@ def main() -> None:
         if args.json:
             print(json.dumps(rows))
             return
-        print("| optimizer | forward | loss | accuracy % | largest weight |\n|---|---|---|---|---|")
+        print("| optimizer | forward | seeds | loss | accuracy % | largest weight |\n|---|---|---|---|---|---|")
         for r in rows:
             print(
-                f"| {r['optimizer']} | {r['format']} | {r['loss']:.3f} ± {r['loss_std']:.3f} | {r['accuracy']:.1f} ± {r['accuracy_std']:.1f} "
+                f"| {r['optimizer']} | {r['format']} | {r['seeds']} | {spread(r, 'loss', 3)} | {spread(r, 'accuracy', 1)} "
                 f"| {r['largest_weight']:.3g} |"
             )
 
