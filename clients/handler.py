@@ -174,10 +174,7 @@ class Trainer:
         self.initial = self.model.vector.clone()
         self._sent: object = None  # the posterior received last, and what it decodes to
         self._server: Posterior
-        shapes: dict[str, tuple[int, ...]] = {"mean": (self.model.dim,)}
-        if issubclass(self.family, Gaussian):
-            shapes["precision"] = tuple(self.family.precision_shape(self.model.dim))
-        self.codec = wire.Codec(wire_format, shapes, dtype)
+        self.codec = wire.Codec(wire_format, self.family.array_shapes(self.model.dim), dtype)
         vector = (self.model.dim,)
         self._extra_in = wire.Codec(wire_format, dict.fromkeys(self.received, vector), dtype)
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.returned, vector), dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice, number
-from bayesfed.families import Gaussian, NaturalParameters, gaussian
+from bayesfed.families import Gaussian, NaturalParameters, exponential
 from strategies.base import FederatedStrategy, Sums
 
 log = getLogger("bayesfed")
@@ -33,7 +33,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     no duals; ``damping * rho * K = 1`` natural-parameter averaging.
 
     Args:
-        family: ``isotropic``, ``diagonal`` or ``full``.
+        family: ``isotropic``, ``diagonal`` or ``full``; ``lognormal`` for ``client=lmd``, where precisions are those of logarithms.
         rho: weight of the KL to the server in the local problem.
         damping: gamma in [0, 1]; the dual is a moving average, at this rate, of the client's natural gradient.
         alpha: weight of prior and duals in the server's step, in (0, 1]; None is ``1/(1 + K rho)``.
@@ -71,7 +71,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         timeout: float = 86400.0,
     ):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
-        self.gaussian = gaussian(family)
+        self.gaussian = exponential(family)
         number("rho", rho, above=0)
         number("damping", damping, at_least=0, at_most=1)
         number("alpha", alpha, above=0, at_most=1, optional=True)
@@ -92,9 +92,8 @@ class BayesADMM(FederatedStrategy[Gaussian]):
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at N(0, 1/init_precision); clients start their first iterations at the network initialisation."""
-        zero = torch.zeros_like(initial)
-        self.posterior = self.gaussian.isotropic(zero, self.init_precision)
-        self.prior = self.gaussian.isotropic(zero.to(torch.float64), self.prior_precision).natural
+        self.posterior = self.gaussian.prior(initial, self.init_precision)
+        self.prior = self.gaussian.prior(initial.to(torch.float64), self.prior_precision).natural
         self.hsum = self.prior.zeros_like()  # sum_k eta_k
 
     def tensors(self) -> dict[str, Tensor]:

@@ -4,13 +4,15 @@ from bayesfed.errors import choice
 from bayesfed.families.elementwise import DiagonalGaussian, IsotropicGaussian
 from bayesfed.families.full import FullGaussian
 from bayesfed.families.gaussian import Gaussian
+from bayesfed.families.lognormal import LogNormal
 from bayesfed.families.natural import NaturalParameters
 from bayesfed.families.point import PointMass
 
 GAUSSIANS: dict[str, type[Gaussian]] = {
     family.name: family for family in (IsotropicGaussian, DiagonalGaussian, FullGaussian)
 }
-FAMILIES: dict[str, type[Gaussian] | type[PointMass]] = {**GAUSSIANS, PointMass.name: PointMass}
+EXPONENTIAL: dict[str, type[Gaussian]] = {**GAUSSIANS, LogNormal.name: LogNormal}  # those with natural parameters
+FAMILIES: dict[str, type[Gaussian] | type[PointMass]] = {**EXPONENTIAL, PointMass.name: PointMass}
 
 
 def gaussian(name: str) -> type[Gaussian]:
@@ -19,14 +21,23 @@ def gaussian(name: str) -> type[Gaussian]:
     return GAUSSIANS[name]
 
 
+def exponential(name: str) -> type[Gaussian]:
+    """The family with natural parameters called ``name``: a Gaussian one, or ``lognormal`` (Gaussian in the logarithms)."""
+    choice("family", name, EXPONENTIAL)
+    return EXPONENTIAL[name]
+
+
 __all__ = [
+    "EXPONENTIAL",
     "FAMILIES",
     "GAUSSIANS",
     "DiagonalGaussian",
     "FullGaussian",
     "Gaussian",
     "IsotropicGaussian",
+    "LogNormal",
     "NaturalParameters",
     "PointMass",
+    "exponential",
     "gaussian",
 ]

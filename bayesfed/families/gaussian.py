@@ -78,6 +78,16 @@ class Gaussian(ABC):
         return cls.from_mean_precision(mean, cls.precision_like(mean, precision))
 
     @classmethod
+    def prior(cls, initial: Tensor, precision: float) -> Self:
+        """Where a server starts: weights around 0, for a network whose initialisation is ``initial`` (P,)."""
+        return cls.isotropic(torch.zeros_like(initial), precision)
+
+    @classmethod
+    def array_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of :meth:`arrays` for P = ``dim``."""
+        return {"mean": (dim,), "precision": tuple(cls.precision_shape(dim))}
+
+    @classmethod
     def from_arrays(cls, arrays: dict[str, Tensor]) -> Self:
         """The inverse of :meth:`arrays`."""
         return cls.from_mean_precision(arrays["mean"], arrays["precision"])

@@ -31,6 +31,11 @@ class PointMass:
         return cls(arrays["mean"])
 
     @classmethod
+    def array_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of :meth:`arrays` for P = ``dim``."""
+        return {"mean": (dim,)}
+
+    @classmethod
     def zero(cls, mean: Tensor) -> NaturalParameters:
         """The zero dual ``(0, 0)`` for ``mean``'s dimension, dtype and device."""
         return NaturalParameters(cls.name, torch.zeros_like(mean), mean.new_zeros(()))

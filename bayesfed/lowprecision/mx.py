@@ -19,6 +19,11 @@ class ElementFormat:
     largest_exponent: int
     largest: float
 
+    @property
+    def smallest_exponent(self) -> int:
+        """Exponent of the smallest normal value."""
+        return 2 - int(2 ** (self.exponent_bits - 1))
+
 
 FORMATS = {
     "e2m1": ElementFormat(2, 1, 2, 6.0),
@@ -26,6 +31,7 @@ FORMATS = {
     "e3m2": ElementFormat(3, 2, 4, 28.0),
     "e4m3": ElementFormat(4, 3, 8, 448.0),
 }
+ROUNDINGS = ("away", "even")
 
 
 def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away", axis: int = -1) -> Tensor:
@@ -39,29 +45,41 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
     Raises ValueError for an unknown format or rounding, a block size below 1, or a tensor without floats or axes.
     """
     choice("fmt", fmt, FORMATS)
-    choice("rounding", rounding, ("away", "even"))
+    choice("rounding", rounding, ROUNDINGS)
     integer("block_size", block_size, at_least=1)
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x must be a floating-point tensor with at least one axis, not {x.dtype} {tuple(x.shape)}")
-    element = FORMATS[fmt]
-    rows = x.detach().movedim(axis, -1).to(torch.float64)
+    # every operation below is exact in the wider type but the one rounding
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = x.detach().movedim(axis, -1).to(wide).contiguous()
     length = rows.shape[-1]
-    padded = torch.nn.functional.pad(rows, (0, -length % block_size))
-    blocks = padded.unflatten(-1, (padded.shape[-1] // block_size, block_size))
-    top = blocks.abs().amax(-1, keepdim=True)
-    exponent = (_floor_log2(top) - element.largest_exponent).clamp(min=-127)
-    scale = torch.exp2(exponent.to(torch.float64))
-    scale = torch.where((exponent > 127) | ~top.isfinite(), torch.nan, scale)
-
-    magnitude = (blocks / scale).abs()
-    smallest = 2 - 2 ** (element.exponent_bits - 1)
-    quantum = torch.exp2((_floor_log2(magnitude).clamp(min=smallest) - element.mantissa_bits).to(torch.float64))
-    steps = magnitude / quantum
-    steps = steps.round() if rounding == "even" else (steps + 0.5).floor()
-    rounded = torch.copysign((steps * quantum).clamp(max=element.largest), blocks) * scale
+    if length % block_size:
+        rows = torch.nn.functional.pad(rows, (0, -length % block_size))
+    blocks = rows.unflatten(-1, (rows.shape[-1] // block_size, block_size))
+    rounded = _round_blocks(blocks, FORMATS[fmt], rounding)
     return rounded.flatten(-2)[..., :length].movedim(-1, axis).to(x.dtype)
 
 
-def _floor_log2(x: Tensor) -> Tensor:
-    """Exact floor(log2 x) of positive floats; -1 at zero."""
-    return torch.frexp(x).exponent - 1
+def _round_blocks(blocks: Tensor, element: ElementFormat, rounding: str) -> Tensor:
+    """Blocks (..., k) in float32 or float64, each rounded with its own scale."""
+    bottom = torch.finfo(blocks.dtype).tiny
+    top = blocks.abs().amax(-1, keepdim=True)
+    scale = (_power_of_two(top.clamp(min=bottom)) * 2.0**-element.largest_exponent).clamp(min=2.0**-127)
+    scale = torch.where((scale > 2.0**127) | ~top.isfinite(), torch.nan, scale)
+
+    scaled = blocks / scale
+    quantum = _power_of_two(scaled).abs_().clamp(min=2.0**element.smallest_exponent).mul_(2.0**-element.mantissa_bits)
+    steps = scaled.abs_().div_(quantum)
+    if rounding == "even":
+        steps.round_()
+    else:
+        whole = steps.trunc()
+        steps = whole.add_(steps.sub_(whole) >= 0.5)  # adding 1/2 first would round in float32
+    return steps.mul_(quantum).clamp(max=element.largest).copysign_(blocks).mul_(scale)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """2^floor(log2 |x|), with the sign of x; 0 for zero and subnormal numbers."""
+    if x.dtype == torch.float64:
+        return (x.view(torch.int64) & -(1 << 52)).view(torch.float64)
+    return (x.view(torch.int32) & -(1 << 23)).view(torch.float32)

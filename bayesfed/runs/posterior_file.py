@@ -1,6 +1,6 @@
 """``posterior.safetensors``: the posterior of a run with all that is needed to build its model again.
 
-Tensors ``mean`` and ``precision``; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
+Tensors ``mean`` and ``precision``, and those that make up the family where they are others; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
 ``Problem.description()``). Everything goes into one key with sorted JSON because safetensors writes several metadata
 keys in random order; so equal posteriors are equal files.
 """
@@ -36,8 +36,8 @@ def save_posterior(path: str | Path, posterior: Gaussian | PointMass, model_desc
     metadata = {"family": posterior.name, "format": FORMAT, "model": model_description}
     # clones, because safetensors refuses tensors that share memory (views of one message buffer)
     tensors = {
-        name: getattr(posterior, name).detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name in ("mean", "precision")
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}.items()
     }
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -299,7 +299,7 @@ def test_meta_tensors_stay_meta(family: type[Gaussian]) -> None:
 
 def test_families_by_name() -> None:
     assert {name: FAMILIES[name].name for name in FAMILIES} == {name: name for name in FAMILIES}
-    assert set(FAMILIES) == {"isotropic", "diagonal", "full", "point"}
+    assert set(FAMILIES) == {"isotropic", "diagonal", "full", "lognormal", "point"}
     assert gaussian("full") is FullGaussian
     with pytest.raises(InputError, match="did you mean 'diagonal'"):
         gaussian("diagnoal")
