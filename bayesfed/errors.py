@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 
 class InputError(ValueError):
@@ -95,3 +97,19 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """``"did you mean 'x'? "`` for the nearest of ``names``, or nothing."""
     near = get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def settings_of(section: Mapping[str, Any] | None, kind: type, name: str) -> dict[str, Any]:
+    """The keys of configuration section ``name``, as arguments of the dataclass ``kind``; none if there is no such section.
+
+    Raises:
+        InputError: a key that ``kind`` doesn't have.
+    """
+    found = {str(key): value for key, value in (section or {}).items()}
+    known = [f.name for f in fields(kind)]
+    for key, value in found.items():
+        if key not in known:
+            raise InputError(
+                f"{name}.{key}", value, f"no such key; {did_you_mean(key, known)}valid: {', '.join(known)}"
+            )
+    return found

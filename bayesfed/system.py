@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from bayesfed import seeding
-from bayesfed.errors import InputError, did_you_mean, number
+from bayesfed.errors import InputError, number, settings_of
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,7 @@ class System:
         Raises:
             InputError: an unknown key or a value out of range.
         """
-        known = [f.name for f in fields(cls)]
-        for key, value in (section or {}).items():
-            if key not in known:
-                fix = f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(known)}"
-                raise InputError(f"system.{key}", value, fix)
-        return cls(**{str(key): value for key, value in (section or {}).items()})
+        return cls(**settings_of(section, cls, "system"))
 
     @property
     def active(self) -> bool:

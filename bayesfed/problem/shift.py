@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bayesfed.errors import InputError, did_you_mean, integer, number
+from bayesfed.errors import InputError, integer, number, settings_of
 from bayesfed.seeding import numpy_generator
 
 
@@ -52,12 +52,7 @@ class Shift:
         Raises:
             InputError: an unknown key or a value out of range.
         """
-        known = [f.name for f in fields(cls)]
-        for key, value in (section or {}).items():
-            if key not in known:
-                fix = f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(known)}"
-                raise InputError(f"shift.{key}", value, fix)
-        return cls(**{str(key): value for key, value in (section or {}).items()})
+        return cls(**settings_of(section, cls, "shift"))
 
     @property
     def on_features(self) -> bool:
