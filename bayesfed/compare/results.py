@@ -26,7 +26,8 @@ class Trace:
         seed: of the run.
         rounds: (R,) rounds, from 0.
         costs: by name (``round``, ``bytes``, ``gradients``, ``seconds``), (R,) totals up to each round.
-        metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages.
+        metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages or whose
+            precision never changed (fixed covariances: averaging over a precision nobody learned says nothing about the method).
         at_mean: final metrics at the posterior mean.
         clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`.
     """
@@ -42,7 +43,11 @@ class Trace:
     def read(cls, directory: RunDirectory, seed: int) -> Trace:
         """From a run directory."""
         records = directory.rounds()
-        kinds = {m: "bayes" if any(r.get(f"bayes/{m}") is not None for r in records) else "mean" for m in METRICS}
+        averaged = _learned_precision(records)
+        kinds = {
+            m: "bayes" if averaged and any(r.get(f"bayes/{m}") is not None for r in records) else "mean"
+            for m in METRICS
+        }
         metrics = {m: _column(records, f"{kind}/{m}") for m, kind in kinds.items()}
         sent = _column(records, "bytes/down", 0.0) + _column(records, "bytes/up", 0.0)
         costs = {
@@ -125,6 +130,10 @@ def collect(outcomes: Sequence[Outcome]) -> list[Group]:
     for group in groups.values():
         group.traces.sort(key=lambda trace: trace.seed)
     return list(groups.values())
+
+
+def _learned_precision(records: Sequence[dict[str, Any]]) -> bool:
+    return len({r.get("posterior/precision_mean") for r in records}) > 1
 
 
 def _not_finite(directory: RunDirectory) -> str:

@@ -10,7 +10,7 @@ import statistics
 import pytest
 from scipy import stats
 
-from bayesfed.compare.results import Group
+from bayesfed.compare.results import Group, Trace
 from bayesfed.compare.table import paired_p, rows, to_csv, to_latex, to_markdown
 
 COLUMNS = [
@@ -112,3 +112,19 @@ def test_fairness_columns_come_last_and_only_where_clients_were_tested(groups):
     assert "| client mean | worst 10 % | client spread |" in markdown
     assert "| 81 | 52 | 9 |" in markdown
     assert "| – | – | – |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("precisions", "expected"), [((2.0, 2.0, 2.0), 70.0), ((2.0, 3.0, 4.0), 30.0), ((None,) * 3, 70.0)]
+)
+def test_precision_that_nobody_learned_is_not_averaged_over(precisions, expected):
+    class Directory:
+        def rounds(self):
+            return [
+                {"round": i, "mean/accuracy": 70.0, "bayes/accuracy": 30.0, "posterior/precision_mean": precision}
+                for i, precision in enumerate(precisions)
+            ]
+
+    trace = Trace.read(Directory(), 1)
+    assert trace.final("accuracy") == expected
+    assert trace.at_mean["accuracy"] == 70.0
