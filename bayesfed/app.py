@@ -169,7 +169,7 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
+        set_arithmetic()
         with profiling.recording(app._profiler):
             found = trainer()
             with profiling.span("evaluation"):

@@ -113,7 +113,7 @@ class LMDSolver(Solver):
             posterior = LogNormal.from_log_median(optimizer.log_median.flatten(), server.precision)
         metrics = {
             "loss": float(total) / max(step * self.mc_samples, 1),
-            "gradient-evaluations": self.epochs * problem.num_examples * self.mc_samples,
+            "gradient-evaluations": problem.examples_seen(self.epochs, self.batch_size) * self.mc_samples,
         }
         return LocalSolution(posterior, metrics)
 

@@ -115,14 +115,15 @@ class SRVNSolver(Solver):
         linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
         rho, tau, diagonal = problem.rho, problem.temperature, problem.server.name == "diagonal"
         generator = problem.generator("noise", problem.device)
-        rates = Schedule(self.local_schedule, self.epochs)
+        steps = problem.budget(self.epochs)
+        rates = Schedule(self.local_schedule, steps)
         lr = 1.0 if self.lr is None else self.lr
         rate_covariance = lr if self.lr_covariance is None else self.lr_covariance
         rate_mean = lr * problem.lr_factor
         mean, factor = problem.start().to(torch.float64), factor_from_precision(server.precision)
         reduced = 0
 
-        for step in range(self.epochs):
+        for step in range(steps):
             with span("sampling"):
                 points = self._points(mean, factor, generator)
             with span("gradient"):
@@ -143,7 +144,7 @@ class SRVNSolver(Solver):
 
         value = float(loss.loss(mean)) / problem.num_examples
         posterior = family.from_mean_precision(mean, precision_from_factor(factor))
-        used = self.epochs * max(self.mc_samples, 1)
+        used = steps * max(self.mc_samples, 1)
         metrics = {
             "loss": value,
             "reduced": float(reduced),
@@ -215,6 +216,6 @@ class SRVNSolver(Solver):
             "loss": float(total) / max(step * self.mc_samples, 1),
             "hessian-moved": float((moved.diagonal() if full else moved).to(problem.dtype).mean()),
             "reduced": float(optimizer.reductions),
-            "gradient-evaluations": self.epochs * problem.num_examples * self.mc_samples,
+            "gradient-evaluations": problem.examples_seen(self.epochs, self.batch_size) * self.mc_samples,
         }
         return LocalSolution(gaussian(server.name).from_mean_precision(optimizer.mean, precision), metrics)

@@ -267,8 +267,20 @@ def test_fedpa_spreads_its_samples_over_the_steps_taken(tmp_path, monkeypatch):
             20,
         ),
         (["strategy=fedlap_cov", "client=laplace", "client.lr=0.01", "client.epochs=3", "client.batch_size=10"], 10),
+        (
+            [
+                "strategy.family=diagonal",
+                "client=srvon",
+                "client.curvature=stein",
+                "client.epochs=3",
+                "client.batch_size=10",
+                "client.mc_samples=1",
+            ],
+            10,
+        ),
+        (["strategy=fedavg", "client=lmd", "client.lr=0.01", "client.epochs=3", "client.batch_size=10"], 10),
     ],
-    ids=["ivon", "laplace"],
+    ids=["ivon", "laplace", "srvon", "lmd"],
 )
 def test_other_solvers_count_what_they_did(tmp_path, options, per_step):
     """Laplace's curvature costs one gradient per example more, straggler or not."""
@@ -280,8 +292,9 @@ def test_other_solvers_count_what_they_did(tmp_path, options, per_step):
         assert cost[0][k] - cost[1][k] == per_step * (15 - steps)
 
 
-def test_von_leaves_out_whole_steps(tmp_path):
-    bayesfed.run([*LINREG, "client=von", "client.epochs=10", *SLOW, "rounds=1", f"hydra.run.dir={tmp_path}/r"])
+@pytest.mark.parametrize("client", ["von", "srvon"])
+def test_newton_steps_are_left_out_whole(tmp_path, client):
+    bayesfed.run([*LINREG, f"client={client}", "client.epochs=10", *SLOW, "rounds=1", f"hydra.run.dir={tmp_path}/r"])
     lines = {r["client"]: r for r in read_jsonl(tmp_path / "r" / "clients.jsonl")}
     per_step = 50 * (1 + 6)  # examples, times a gradient and six rows of a Hessian
     found = {k: line["gradient-evaluations"] / per_step for k, line in lines.items()}
