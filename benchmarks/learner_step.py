@@ -19,6 +19,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ivon_step import steps
+
 from bayesfed.seeding import torch_generator
 from clients.optim import IVON, SRVN
 from clients.optim.gaussian_steps import METHODS
@@ -33,28 +35,6 @@ LEARNERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     ),
 }
 PURE = ("SR-VN", "VON", "VON, safe", "forward-backward")
-
-
-def training_step(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> Callable[[], None]:
-    """One step on a fixed batch."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(784, 200), nn.Sigmoid(), nn.Linear(200, 100), nn.Sigmoid(), nn.Linear(100, 10))
-    generator = torch_generator(0, "data")
-    x, y = torch.randn(32, 784, generator=generator), torch.randint(10, (32,), generator=generator)
-    optimizer = make(list(model.parameters()))
-    sampled = getattr(optimizer, "sampled_params", None)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        if sampled is None:
-            nn.functional.cross_entropy(model(x), y).backward()
-        else:
-            with sampled(train=True):
-                nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def pure_step(name: str, dim: int) -> Callable[[], None]:
@@ -86,7 +66,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    nets = medians({name: training_step(make) for name, make in LEARNERS.items()}, args.turns)
+    nets = medians({name: steps("mlp", make, 32)[0] for name, make in LEARNERS.items()}, args.turns)
     result = {
         "milliseconds": {name: round(ms, 3) for name, ms in nets.items()},
         "over_adamw": {name: round(ms / nets["adamw"], 2) for name, ms in nets.items()},

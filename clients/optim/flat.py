@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,22 @@ class FlatParameters:
         for p, view in zip(self.parameters, self._grad_views, strict=False):
             p.grad = view
         return any(g is not None for g in grads)
+
+
+def mean_loss(optimizer: Any, closure: Callable[[], Tensor]) -> Tensor:
+    """Collect ``optimizer.mc_samples`` samples through ``sampled_params``; the closure's mean loss over them.
+
+    Args:
+        optimizer: a posterior optimizer.
+        closure: computes the mean loss, calls ``backward`` and returns the loss.
+    """
+    total: Tensor | None = None
+    for _ in range(optimizer.mc_samples):
+        with optimizer.sampled_params(train=True), torch.enable_grad():
+            value = torch.as_tensor(closure()).detach()
+        total = value / optimizer.mc_samples if total is None else total + value / optimizer.mc_samples
+    assert total is not None  # at least one sample
+    return total
 
 
 def spread(field: str, value: object, groups: Sequence[FlatParameters]) -> list[float | Tensor]:

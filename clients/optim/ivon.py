@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
-from clients.optim.flat import FlatParameters, spread
+from clients.optim.flat import FlatParameters, mean_loss, spread
 from clients.optim.ivon_state import Group
 from clients.optim.ivon_update import update_compiled, update_hess, update_mean
 from clients.optim.noise import Noise
@@ -337,12 +337,7 @@ class IVON(torch.optim.Optimizer):
         Raises:
             RuntimeError: nothing was collected.
         """
-        loss = None
-        if closure is not None:
-            for _ in range(self.mc_samples):
-                with self.sampled_params(train=True), torch.enable_grad():
-                    value = torch.as_tensor(closure()).detach()
-                loss = value / self.mc_samples if loss is None else loss + value / self.mc_samples
+        loss = None if closure is None else mean_loss(self, closure)
         if self._samples == 0 or self._inside:
             raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
         self._steps += 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import LogNormal
 from bayesfed.seeding import torch_generator
-from clients.optim.flat import FlatParameters
+from clients.optim.flat import FlatParameters, mean_loss
 from clients.optim.lmd_state import Additive, Multiplicative
 from clients.optim.lmd_update import REGULARISERS
 from clients.optim.noise import Noise
@@ -232,12 +232,7 @@ class LMD(torch.optim.Optimizer):
         """
         if self._inside:
             raise RuntimeError("step() cannot be called inside sampled_params()")
-        loss = None
-        if closure is not None:
-            for _ in range(self.mc_samples):
-                with self.sampled_params(train=True), torch.enable_grad():
-                    value = torch.as_tensor(closure()).detach()
-                loss = value / self.mc_samples if loss is None else loss + value / self.mc_samples
+        loss = None if closure is None else mean_loss(self, closure)
         if self._samples == 0:
             for g in self._groups:
                 g.flat.attach()
