@@ -18,8 +18,8 @@ All are started first and then train ``--rounds`` rounds each in turn, ``--turns
 all rounds, after ``--warm-up`` rounds; ``startup_s`` goes until the end of the first round. ``parallel_efficiency`` is
 loop_s / (ours_s * workers) and ``floor_efficiency`` floor_s / ours_s. ``cpu_s`` is the processor time of a round, of all processes together:
 what a contestant spends beyond the loop's is its overhead, and it suffers less than the rest from other load on the machine. Nothing else should run meanwhile: ``busy_before`` is the share of
-the machine (%) that was in use when the script started. Ours and the loop draw the same cohorts, batches and dropout:
-their averages after the first round must agree, or the script fails.
+the machine (%) that was in use when the script started. Ours and the loop draw the same cohorts and batches; a second loop, not timed,
+also has bayesfed's layers and so the same dropout: its average after the first round must agree with ours, or the script fails.
 """
 
 from __future__ import annotations
@@ -48,6 +48,14 @@ from pfl_contestants.protocol import PARAMETERS, Protocol  # noqa: E402 - found 
 NAMES = ("ours", "pfl", "flower", "loop", "floor")
 
 
+def environment_of_all() -> dict[str, str]:
+    """Environment variables."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    alike = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    return os.environ | quiet | alike | {"PYTHONPATH": path}
+
+
 class Contestant:
     """Processes that train in their turn (one for all contestants but the floor).
 
@@ -59,10 +67,7 @@ class Contestant:
 
     def __init__(self, name: str, commands: list[list[str]], work: Path):
         self.name, self.log = name, work / f"{name}.log"
-        path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        alike = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
-        environment = os.environ | quiet | alike | {"PYTHONPATH": path}
+        environment = environment_of_all()
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.startup = 0.0
@@ -166,7 +171,7 @@ def measure(protocol: Protocol, args: argparse.Namespace, work: Path) -> dict[st
             say(f"{name}: first round after {contestants[-1].startup:.1f} s")
             if args.warm_up > 1:
                 contestants[-1].turn(args.warm_up - 1)
-        difference = compare(work)
+        difference = compare(protocol, work)
         for turn in range(args.turns):
             for contestant in reversed(contestants) if turn % 2 else contestants:
                 seconds = contestant.turn(args.rounds)
@@ -194,16 +199,17 @@ def measure(protocol: Protocol, args: argparse.Namespace, work: Path) -> dict[st
     }  # fmt: skip
 
 
-def compare(work: Path) -> float | None:
-    """The largest difference of weights of ours and the loop after the first round.
+def compare(protocol: Protocol, work: Path) -> float | None:
+    """The largest difference of weights of ours and a loop with our layers after the first round.
 
     Raises:
         SystemExit: more than rounding.
     """
-    files = [work / "ours.npy", work / "loop.npy"]
-    if not all(file.exists() for file in files):
+    if not (work / "ours.npy").exists():
         return None
-    ours, loop = map(np.load, files)
+    options = ["--protocol", json.dumps(asdict(protocol)), "--work", str(work), "--check"]
+    subprocess.run([sys.executable, "-m", "pfl_contestants.plain_loop", *options], check=True, env=environment_of_all(), cwd=work)
+    ours, loop = (np.load(work / f"{name}.npy") for name in ("ours", "loop"))
     difference = float(np.abs(ours - loop).max())
     if ours.size != PARAMETERS or not difference <= 1e-5:
         raise SystemExit(f"ours and the loop differ by {difference:g} after the first round: not the same arithmetic")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayesfed.problem.layers import quicken
+
 
 class FlatModel:
     """Wrap ``module`` so that all trainable parameters live in one contiguous vector.
@@ -13,12 +15,13 @@ class FlatModel:
     length P; the module sees the same memory through views, so nothing is gathered or scattered.
 
     Attributes:
-        module: the wrapped module, moved to ``device`` and ``dtype``.
+        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of ``bayesfed.problem.layers``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         module = module.to(device=device, dtype=dtype)
+        quicken(module)
         self.module = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]

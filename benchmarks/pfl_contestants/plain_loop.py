@@ -1,7 +1,8 @@
 """FedAvg as a plain torch loop: one process, one thread, clients one after the other, nothing but the arithmetic.
 
 With ``--part`` and ``--parts`` it trains its share of each cohort, and leaves the average of the shares out: two such loops at the same
-time show what two processes on this machine can do at best.
+time show what two processes on this machine can do at best. With ``--check`` it has bayesfed's layers, whose dropout draws differently,
+trains one round and writes the weights: what bayesfed's must agree with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bayesfed.problem.layers import quicken
 from bayesfed.seeding import derive, numpy_generator, torch_generator
 from pfl_contestants.cnn import SimpleCNN
 from pfl_contestants.protocol import CLASSES, SHAPE, Finished, Protocol, Turns, parse
@@ -58,15 +60,18 @@ class Loop:
 def main() -> None:
     """Train whenever it is this loop's turn."""
     args, protocol = parse(__doc__)
-    turns = Turns()
     torch.set_num_threads(1)
     loop = Loop(protocol, *protocol.read_data(args.work / "data.npz"), args.part or 0, args.parts)
+    if args.check:
+        quicken(loop.model)
+        loop.run_round()
+        np.save(args.work / "loop.npy", torch.cat([w.flatten() for w in loop.server]).numpy())
+        return
+    turns = Turns()
     try:
         while True:
             turns.next_round()
             loop.run_round()
-            if loop.round == 1 and args.part is None:
-                np.save(args.work / "loop.npy", torch.cat([w.flatten() for w in loop.server]).numpy())
     except Finished:
         pass
 

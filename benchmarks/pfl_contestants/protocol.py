@@ -60,6 +60,7 @@ def parse(description: str | None) -> tuple[argparse.Namespace, Protocol]:
     parser.add_argument("--work", type=Path, required=True, help="folder with data.npz; results go there")
     parser.add_argument("--part", type=int, help="of a cohort split among independent loops")
     parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--check", action="store_true", help="train the first round as bayesfed does, not timed")
     args = parser.parse_args()
     return args, Protocol(**json.loads(args.protocol))
 

@@ -1,0 +1,104 @@
+"""Convolution, max-pooling and dropout that compute what torch's layers do, in less time on a CPU (docs/performance.md).
+
+Convolutions are fastest when the channels of a pixel lie next to each other in memory, but torch keeps images the way they come; it copies the
+gradient of a max-pooling in that layout twice; and it draws the masks of dropout one float at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_LEVELS = 2**16
+
+
+def quicken(module: nn.Module) -> None:
+    """Swap the classes of ``nn.Conv2d``, ``nn.MaxPool2d`` and ``nn.Dropout`` layers; their parameters, names, hooks and options stay.
+
+    Subclasses are left alone, and so are convolutions in a model whose first one sees a single channel: there changing the layout
+    can cost more than it wins. On other devices, in float64 and under ``torch.func`` the new layers do what torch's do.
+    """
+    layers = list(module.modules())
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
+    swaps: dict[type[nn.Module], type[nn.Module]] = {nn.MaxPool2d: QuickMaxPool2d, nn.Dropout: QuickDropout}
+    if first is not None and first.in_channels > 1:
+        swaps[nn.Conv2d] = QuickConv2d
+    for layer in layers:
+        layer.__class__ = swaps.get(type(layer), type(layer))
+
+
+def _plain(x: Tensor) -> bool:
+    """A float32 or bfloat16 tensor on the CPU, and not one of ``torch.func``'s."""
+    narrow = x.dtype in (torch.float32, torch.bfloat16)
+    return narrow and x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class QuickConv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose output has its channels last in memory, and so all that follows it."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.dim() == 4 and _plain(input) and _plain(weight):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return super()._conv_forward(input, weight, bias)
+
+
+class _Pool(torch.autograd.Function):
+    """Max-pooling, windows side by side, of images with their channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: Any) -> Tensor:  # type: ignore[override]
+        y, winners = functional.max_pool2d(x, size, return_indices=True)
+        ctx.save_for_backward(winners)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (winners,) = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        passed = gradient.new_zeros(batch, height * width, channels)
+        rows = [t.permute(0, 2, 3, 1).reshape(batch, -1, channels) for t in (winners, gradient)]
+        passed.scatter_(1, *rows)
+        return passed.view(batch, height, width, channels).permute(0, 3, 1, 2), None
+
+
+class QuickMaxPool2d(nn.MaxPool2d):
+    """``nn.MaxPool2d`` whose backward pass keeps channels last in memory; same values and gradients."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.MaxPool2d``."""
+        side_by_side = self.stride == self.kernel_size and self.padding == 0 and self.dilation == 1
+        usual = not self.ceil_mode and not self.return_indices
+        if side_by_side and usual and _plain(input) and _channels_last(input):
+            return _Pool.apply(input, self.kernel_size)
+        return super().forward(input)
+
+
+class QuickDropout(nn.Dropout):
+    """``nn.Dropout`` that draws 16 random bits an element, from torch's global generator: ``p`` is rounded to a multiple of 2^-16.
+
+    Its masks are other draws than torch's.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Dropout``."""
+        dropped = round(self.p * _LEVELS)
+        if not self.training or not 0 < dropped < _LEVELS or not _plain(input):
+            return super().forward(input)
+        count = input.numel()
+        words = torch.empty((count + 3) // 4, dtype=torch.int64, device=input.device).random_(-(2**63), None)
+        kept = (words.view(torch.int16)[:count] >= dropped - _LEVELS // 2).to(input.dtype)
+        kept *= _LEVELS / (_LEVELS - dropped)
+        if _channels_last(input):
+            batch, channels, height, width = input.shape
+            kept = kept.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            kept = kept.view(input.shape)
+        return input.mul_(kept) if self.inplace else input * kept
