@@ -23,11 +23,11 @@ from bayesfed.system import Fate
 from strategies.limits import Limits
 from strategies.personalize import personalize
 from strategies.reading import Posterior, Reader, Reply
-from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
+from strategies.replies import GroupSums, Tally, group_size, in_order, mean_and_max, stream
+from strategies.replies import Sums as Sums  # a part of this module's interface
 from strategies.roster import roster
 
 log = getLogger("bayesfed")
-Sums = dict[str, Tensor]
 
 
 class Callbacks(Protocol):
@@ -303,13 +303,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         tally = self._tally
         exact, self.posterior = self.posterior, self.sent  # clients' answers are relative to what they were sent
         self.begin()
-        total = self.empty()
-        size = group_size(len(tally.sampled))
-        sums = total
+        sums = GroupSums(self.empty, group_size(len(tally.sampled)))
         client_metrics: list[dict[str, float]] = []
-        for position, (client, reply) in enumerate(in_order(tally.sampled, self._counted(replies))):
-            if size > 1 and position % size == 0:
-                sums = self.empty()
+        for client, reply in in_order(tally.sampled, self._counted(replies)):
+            sums.next()
             reason = "no reply before the timeout"
             metrics: dict[str, float] | None = None
             if reply is not None:
@@ -325,15 +322,13 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 tally.replied[client] = metrics
                 client_metrics.append(metrics)
             self._report(server_round, client, metrics, "" if metrics is not None else reason)
-            if size > 1 and (position % size == size - 1 or position == len(tally.sampled) - 1):
-                for name, value in sums.items():
-                    total[name].add_(value)
+        sums.close()
 
         if len(tally.replied) < self.min_replies:
             self.posterior = exact
             raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
-            metrics = self.combine(total, len(tally.replied))
+            metrics = self.combine(sums.total, len(tally.replied))
             if exact is not self.sent:
                 kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
                 self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
@@ -398,7 +393,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             self.posterior, self._folding = self.sent, record
             self.begin()
         server_round = wire.value(messages[0].content["method"], "round", int)
-        sums, first = self.empty(), None
+        sums, first = GroupSums(self.empty), None
         for reply in replies:
             if reply.has_error():
                 continue
@@ -414,7 +409,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 reply.content = RecordDict({"metrics": MetricRecord({**metrics, "bytes": size})})
                 first = first or reply
         if first is not None:
-            first.content["sums"] = wire.pack(sums)
+            first.content["sums"] = wire.pack(sums.total)
         return list(replies)
 
     def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
@@ -445,7 +440,9 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             yield reply
 
     @timed("read")
-    def _absorb(self, sums: Sums, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
+    def _absorb(
+        self, sums: GroupSums, reply: Message, server_round: int, client: int | None = None
+    ) -> dict[str, float]:
         """Check a reply (of ``client``) before any state changes, then add it to ``sums``.
 
         Raises:
@@ -464,13 +461,12 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics = self.reader.metrics(reply, server_round, client)
         if folded:
             if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
-                shapes = {name: tuple(value.shape) for name, value in sums.items()}
-                for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
-                    sums[name].add_(value)
+                shapes = {name: tuple(value.shape) for name, value in sums.total.items()}
+                sums.add_whole(wire.unpack(reply.content["sums"], shapes, torch.float64, copy=False))
             return metrics
         checked = self.reader.read(reply, metrics, self.sent.arrays())
         with span("accumulate"):
-            metrics |= self.add(sums, checked)
+            metrics |= self.add(sums.group, checked)
         return metrics
 
     def _lose(self, server_round: int, client: int, reason: str) -> None:
