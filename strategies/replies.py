@@ -53,6 +53,16 @@ class Tally:
             f"round {round}: {len(self.replied)} of {sampled} clients replied, strategy.min_replies={least} ({reasons})"
         )
 
+    def counts(self, sampled: int) -> dict[str, float]:
+        """Clients and bytes of a round of ``sampled`` clients."""
+        return {
+            "clients/sampled": sampled,
+            "clients/replied": len(self.replied),
+            "clients/failed": len(self.failed),
+            "bytes/down": self.down,
+            "bytes/up": self.up,
+        }
+
 
 def group_size(sampled: int) -> int:
     """How many clients, in the order of their ids, are summed on their own before their sum is added to the server's.
@@ -137,7 +147,19 @@ def in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tu
         due = next(order, None)
 
 
-def mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
+def reported(metrics: list[dict[str, float]], dim: int) -> dict[str, float]:
+    """What the round's accepted clients reported, as numbers of the round (``dim`` is P)."""
+    held = int(sum(min(max(m.get("floored", 0), 0), dim) for m in metrics))
+    return {
+        **_mean_and_max(metrics, "residual", "admm/primal"),
+        **_mean_and_max(metrics, "dual-norm", "admm/dual_norm"),
+        **_mean_and_max(metrics, "hessian-moved", "hessian/moved", largest=False),
+        **_mean_and_max(metrics, "loss", "clients/loss", largest=False),
+        "guard/clients": held,
+    }
+
+
+def _mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
     values = [m[key] for m in metrics if key in m]
     if not values:
         return {}
