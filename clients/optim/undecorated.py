@@ -1,4 +1,4 @@
-"""torch's optimizers without the import of ``torch._dynamo`` that their decorators make on first use: 2 to 3 s in every process.
+"""torch's optimizers without the import of ``torch._dynamo`` that their decorators make on first use: 1.5 s in every process.
 
 The import only serves ``torch.compile``, which must not trace these methods; whoever compiles a training loop has imported it before.
 """

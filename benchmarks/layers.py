@@ -1,0 +1,89 @@
+"""A training step with bayesfed's layers against torch's, in turns: forward, backward and SGD on one thread.
+
+    python benchmarks/layers.py --json
+
+``ratio`` is the median time with the layers of ``bayesfed/problem/layers.py`` over the median with torch's; ``low`` and ``high`` are the
+smallest and largest of the ratios of ``--blocks`` blocks of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from pfl_contestants.cnn import SimpleCNN  # noqa: E402 - found through the lines above
+
+from bayesfed.arithmetic import set_arithmetic  # noqa: E402
+from bayesfed.engine.ray_worker import keep_freed_memory  # noqa: E402
+from bayesfed.problem.layers import quicken  # noqa: E402
+from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20  # noqa: E402
+
+COLOUR, GREY = (3, 32, 32), (1, 28, 28)
+CASES = [
+    ("pfl's CNN", SimpleCNN, (32, 32, 3), 10),
+    ("cnn_zenke", CNNZenke, COLOUR, 32),
+    ("cnn_acar", CNNAcar, COLOUR, 32),
+    ("resnet20", ResNet20, COLOUR, 32),
+    ("cnn_zenke", CNNZenke, GREY, 32),
+    ("cnn_acar", CNNAcar, GREY, 32),
+]
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+    """One step; its seconds."""
+    started = time.perf_counter()
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    return time.perf_counter() - started
+
+
+def measure(kind: type[nn.Module], shape: tuple[int, ...], batch: int, blocks: int, steps: int) -> dict[str, float]:
+    """Blocks of steps with each in turn."""
+    torch.manual_seed(1)
+    plain = kind(shape, 10)
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    x, y = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
+    runners = [(model, torch.optim.SGD(model.parameters(), lr=1e-3)) for model in (plain, quick)]
+    times: list[tuple[float, float]] = []
+    for _ in range(blocks + 1):
+        medians = [statistics.median(step(*runner, x, y) for _ in range(steps)) for runner in runners]
+        times.append((medians[0], medians[1]))
+    ratios = [quick / plain for plain, quick in times[1:]]
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=9, help="blocks of steps with each (default: 9)")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a block (default: 8)")
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    set_arithmetic()
+    keep_freed_memory()
+    rows = []
+    for name, kind, shape, batch in CASES:
+        found = {key: round(value, 3) for key, value in measure(kind, shape, batch, args.blocks, args.steps).items()}
+        rows.append({"model": name, "input": list(shape), "batch": batch, **found})
+        if not args.json:
+            print(f"{name:<10} {shape!s:<12} {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
+    if args.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
