@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayesfed.checksum import checksum
+from bayesfed.checksum import DIGESTS, XXH3, checksum
 from bayesfed.profiling import timed
 
 log = getLogger("bayesfed")
@@ -101,7 +101,7 @@ class MemorySites(SiteStore):
 
 
 class DiskSites(SiteStore):
-    """One safetensors file per client and round under ``root``, written atomically and with a checksum.
+    """One safetensors file per client and round under ``root``, written atomically and with a checksum (XXH3).
 
     A file that is cut off, or was changed, is as good as lost.
 
@@ -127,7 +127,7 @@ class DiskSites(SiteStore):
         path = self._path(client, round)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         values = {name: value.contiguous() for name, value in record.items()}
-        metadata = {"bayesfed": json.dumps({"sha256": checksum(values)})}
+        metadata = {"bayesfed": json.dumps({XXH3: checksum(values, digest=XXH3)})}
         try:
             try:
                 save_file(values, temporary, metadata=metadata)
@@ -200,8 +200,15 @@ def _read(path: Path) -> Record:
     with safe_open(path, framework="pt") as file:
         stored = (file.metadata() or {}).get("bayesfed")
         record: Record = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if stored is not None and json.loads(stored).get("sha256") != checksum(record):  # files from before had none
-        raise ValueError("wrong checksum")
+    if stored is not None:  # the first files had none, later ones SHA-256
+        found = json.loads(stored)
+        if not isinstance(found, dict) or len(found) != 1:
+            raise ValueError("no checksum where one should be")
+        ((digest, value),) = found.items()
+        if digest not in DIGESTS:
+            raise ValueError(f"unknown checksum {digest!r}: the file is damaged, or a newer bayesfed wrote it")
+        if value != checksum(record, digest=digest):
+            raise ValueError("wrong checksum")
     return record
 
 
