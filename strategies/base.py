@@ -75,6 +75,9 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.sent: Posterior  # what this round's messages decode to: `posterior` itself with wire=full
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
+        self.older: dict[
+            int, int
+        ] = {}  # and as of the one before, which is used if the last one turns out to be damaged
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0
@@ -266,11 +269,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             records["extra"] = self._encoded_extra(further, server_round)
         size = sum(record_bytes(name, record) for name, record in records.items())
         messages = []
-        methods: dict[tuple[int, int, float], ConfigRecord] = {}  # most clients get the same record
-        sizes: dict[tuple[int, int, float], int] = {}
+        methods: dict[tuple[int, int, int, float], ConfigRecord] = {}  # most clients get the same record
+        sizes: dict[tuple[int, int, int, float], int] = {}
         for client, node in reached.items():
             work = fates[client].work if client in fates else 1.0
-            seen = self.accepted.get(client, 0), self.durable.get(client, 0), work
+            seen = *(rounds.get(client, 0) for rounds in (self.accepted, self.durable, self.older)), work
             if seen not in methods:
                 methods[seen] = ConfigRecord(
                     {
@@ -281,6 +284,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         "accepted": seen[0],
                         "durable": seen[1],
                         "lr_factor": self.lr_factor(server_round),
+                        **({"older": seen[2]} if seen[2] != seen[1] else {}),
                         **({"work": work} if work < 1 else {}),
                     }
                 )

@@ -98,6 +98,15 @@ def test_accepted_and_durable_are_kept_and_older_ones_dropped(store):
     assert store.rounds(0) == [2, 4]
 
 
+def test_the_record_of_the_checkpoint_before_the_last_is_kept_too(store):
+    """The last one may turn out to be damaged."""
+    for round in (1, 2, 3, 4):
+        store.save(0, round, record(float(round)))
+    assert value_of(store.open(0, round=6, accepted=4, durable=3, older=2)) == 4.0
+    assert store.rounds(0) == [2, 3, 4]
+    assert value_of(store.open(0, round=3, accepted=2, durable=2, older=1)) == 2.0
+
+
 def test_resume_from_an_older_checkpoint_gives_the_record_of_that_time(store):
     """Checkpoint at 2, rounds 3 and 4 accepted, then the server dies and goes back to 2."""
     for round, durable in ((1, 0), (2, 0), (3, 2), (4, 2)):

@@ -275,7 +275,7 @@ def test_no_reply_at_all_is_a_failure(scripted, kind: str) -> None:
 
 
 def test_accepted_and_durable_rounds_travel(scripted) -> None:
-    """A client hears of its own last counted round, and of the one in the last checkpoint."""
+    """A client hears of its own last counted round, and of those in the last two checkpoints."""
 
     def answer(client: int, round: int):
         return None if (client, round) in {(1, 1), (1, 2), (3, 2)} else posterior("diagonal", client, round)
@@ -284,12 +284,21 @@ def test_accepted_and_durable_rounds_travel(scripted) -> None:
     made.start(grid, num_rounds=2)
     made.durable = dict(made.accepted)  # what the session does when it writes a checkpoint
     made.start(grid, num_rounds=4, first_round=3)
-    heard = {t: [(m["accepted"], m["durable"]) for _, m in sorted(grid.methods[t].items())] for t in grid.methods}
+    made.older, made.durable = made.durable, dict(made.accepted)
+    made.start(grid, num_rounds=5, first_round=5)
+    heard = {
+        t: [
+            (m["accepted"], m["durable"], *([m["older"]] if "older" in m else []))
+            for _, m in sorted(grid.methods[t].items())
+        ]
+        for t in grid.methods
+    }
     assert heard == {
         1: [(0, 0)] * 4,
         2: [(1, 0), (0, 0), (1, 0), (1, 0)],
-        3: [(2, 2), (0, 0), (2, 2), (1, 1)],
-        4: [(3, 2), (3, 0), (3, 2), (3, 1)],
+        3: [(2, 2, 0), (0, 0), (2, 2, 0), (1, 1, 0)],
+        4: [(3, 2, 0), (3, 0), (3, 2, 0), (3, 1, 0)],
+        5: [(4, 4, 2), (4, 4, 0), (4, 4, 2), (4, 4, 1)],
     }
 
 
