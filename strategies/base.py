@@ -24,7 +24,7 @@ from strategies.limits import Limits
 from strategies.personalize import personalize
 from strategies.reading import Posterior, Reader, Reply
 from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
-from strategies.roster import roster
+from strategies.roster import Roster
 
 log = getLogger("bayesfed")
 Sums = dict[str, Tensor]
@@ -84,7 +84,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self._callbacks: Callbacks | None = None
         self._held = 0
         self._tally = Tally()
-        self._nodes: dict[int, int] = {}
+        self._roster: Roster | None = None
         self._gone: set[int] = set()  # nodes that are not waited for
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
@@ -214,11 +214,12 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         """
         self._callbacks = callbacks
         with span("start-up"), span("roster"):
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+            roster = self._roster = Roster(self.num_clients, self.sizes)
+            roster.gather(grid, self.timeout)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
-            self.setup(torch.from_numpy(initial_arrays["mean"].numpy()), len(self._nodes))
+            self.setup(torch.from_numpy(initial_arrays["mean"].numpy()), len(roster.nodes))
         self.summary()
         result = Result()
         arrays = wire.pack(self.posterior.arrays())
@@ -241,12 +242,11 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message per sampled client: the server's posterior and the values of the local problem."""
-        if not self._nodes:
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        nodes = self._connected(grid)
         self._folds = self.streams and bool(getattr(grid, "folds", False))
         clients = self.sample(server_round)
-        missing = [client for client in clients if client not in self._nodes]
-        self._tally = Tally(sampled={c: self._nodes[c] for c in clients if c in self._nodes})
+        missing = [client for client in clients if client not in nodes]
+        self._tally = Tally(sampled={c: nodes[c] for c in clients if c in nodes})
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
@@ -273,7 +273,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         sizes: dict[tuple[int, int, int, float], int] = {}
         for client, node in reached.items():
             work = fates[client].work if client in fates else 1.0
-            seen = *(rounds.get(client, 0) for rounds in (self.accepted, self.durable, self.older)), work
+            accepted, durable, older = (rounds.get(client, 0) for rounds in (self.accepted, self.durable, self.older))
+            seen = accepted, durable, older, work
             if seen not in methods:
                 methods[seen] = ConfigRecord(
                     {
@@ -281,10 +282,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         **settings,
                         "name": self.name,
                         "round": server_round,
-                        "accepted": seen[0],
-                        "durable": seen[1],
+                        "accepted": accepted,
+                        "durable": durable,
                         "lr_factor": self.lr_factor(server_round),
-                        **({"older": seen[2]} if seen[2] != seen[1] else {}),
+                        **({"older": older} if older != durable else {}),
                         **({"work": work} if work < 1 else {}),
                     }
                 )
@@ -375,8 +376,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
 
     def personalize(self, grid: Grid, server_round: int, samples: int) -> dict[int, dict[str, float]]:
         """Test every client's local posterior, started from the server's: see :func:`strategies.personalize.personalize`."""
-        if not self._nodes:
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        self._connected(grid)
         return personalize(self, grid, server_round, samples)
 
     def sample(self, server_round: int) -> list[int]:
@@ -420,6 +420,14 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         if first is not None:
             first.content["sums"] = wire.pack(sums)
         return list(replies)
+
+    def _connected(self, grid: Grid) -> dict[int, int]:
+        """The node of each client that connected."""
+        if self._roster is None:
+            self._roster = Roster(self.num_clients, self.sizes)
+            self._roster.gather(grid, self.timeout)
+        self._roster.update(grid)
+        return self._roster.nodes
 
     def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
         """The posterior as it travels; ``sent`` is what it decodes to."""

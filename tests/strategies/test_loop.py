@@ -20,7 +20,7 @@ from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 from strategies.replies import group_size
-from strategies.roster import roster
+from strategies.roster import Roster
 
 P = 5
 
@@ -519,11 +519,12 @@ class Nodes(list):
 def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None:
     monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
     set_identity()
-    assert roster(Nodes([[0], ["away", "away", 1]]), 2, 9.0) == {0: 1, 1: 2}
-    sizes: dict[int, int] = {}
-    claims = Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]])
-    assert roster(claims, 2, 0.05, sizes) == {1: 1}
-    assert sizes == {1: 2}
+    late, claimed = Roster(2), Roster(2)
+    late.gather(Nodes([[0], ["away", "away", 1]]), 9.0)
+    assert late.nodes == {0: 1, 1: 2}
+    claimed.gather(Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]]), 0.05)
+    assert claimed.nodes == {1: 1}
+    assert claimed.sizes == {1: 2}
 
 
 # -- replies that ran away, or came from elsewhere ----------------------------------------------------------------------
