@@ -3,8 +3,9 @@
 A site ``eta_k`` must change exactly when the server counted the reply it belongs to, or ``sum_k eta_k`` on the server and
 on the clients drift apart for good. A client can't know whether its reply arrived. So it never overwrites: training in
 round r writes a *new* record tagged r beside the one it started from, and the next message from the server names the
-last round of this client that was ``accepted``, and the one that lies in the server's last ``durable`` checkpoint. The client
-continues from the accepted record and drops all older others but the durable one (which a resumed server would ask for).
+last round of this client that was ``accepted``, and those that lie in the server's last checkpoint (``durable``) and in the one
+before it (``older``, used if the last one is damaged). The client continues from the accepted record and drops all others of earlier rounds but these two,
+which a resumed server would ask for.
 
 The same rule covers a lost reply, a duplicate or late message, a crash of either side at any point, and a resumed run; and as
 any process that sees the files can serve any client, results don't depend on which worker a client lands on. Records of later
@@ -27,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayesfed.checksum import checksum
+from bayesfed.checksum import DIGESTS, XXH3, checksum
 from bayesfed.profiling import timed
 
 log = getLogger("bayesfed")
@@ -58,17 +59,17 @@ class SiteStore(ABC):
         """Forget that record."""
 
     @timed("sites")
-    def open(self, client: int, round: int, accepted: int, durable: int) -> Record | None:
+    def open(self, client: int, round: int, accepted: int, durable: int, older: int | None = None) -> Record | None:
         """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
 
-        Records before ``round`` other than ``accepted`` and ``durable`` are dropped.
+        Records before ``round`` other than ``accepted``, ``durable`` and ``older`` are dropped.
 
         Raises:
             SiteLost: the accepted record is missing.
         """
         found = self.rounds(client)
         for old in found:
-            if old < round and old not in (accepted, durable):
+            if old < round and old not in (accepted, durable, older):
                 self.drop(client, old)
         if accepted == 0:
             return None
@@ -101,7 +102,7 @@ class MemorySites(SiteStore):
 
 
 class DiskSites(SiteStore):
-    """One safetensors file per client and round under ``root``, written atomically and with a checksum.
+    """One safetensors file per client and round under ``root``, written atomically and with a checksum (XXH3).
 
     A file that is cut off, or was changed, is as good as lost.
 
@@ -127,7 +128,7 @@ class DiskSites(SiteStore):
         path = self._path(client, round)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         values = {name: value.contiguous() for name, value in record.items()}
-        metadata = {"bayesfed": json.dumps({"sha256": checksum(values)})}
+        metadata = {"bayesfed": json.dumps({XXH3: checksum(values, digest=XXH3)})}
         try:
             try:
                 save_file(values, temporary, metadata=metadata)
@@ -200,8 +201,15 @@ def _read(path: Path) -> Record:
     with safe_open(path, framework="pt") as file:
         stored = (file.metadata() or {}).get("bayesfed")
         record: Record = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if stored is not None and json.loads(stored).get("sha256") != checksum(record):  # files from before had none
-        raise ValueError("wrong checksum")
+    if stored is not None:  # the first files had none, later ones SHA-256
+        found = json.loads(stored)
+        if not isinstance(found, dict) or len(found) != 1:
+            raise ValueError("no checksum where one should be")
+        ((digest, value),) = found.items()
+        if digest not in DIGESTS:
+            raise ValueError(f"unknown checksum {digest!r}: the file is damaged, or a newer bayesfed wrote it")
+        if value != checksum(record, digest=digest):
+            raise ValueError("wrong checksum")
     return record
 
 

@@ -24,7 +24,7 @@ from strategies.personalize import personalize
 from strategies.reading import Posterior, Reader
 from strategies.replies import GroupSums, Tally, group_size, in_order, reported, stream
 from strategies.replies import Sums as Sums  # a part of this module's interface
-from strategies.roster import roster
+from strategies.roster import Roster
 
 log = getLogger("bayesfed")
 
@@ -69,13 +69,16 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.sent: Posterior  # what this round's messages decode to: `posterior` itself with wire=full
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
+        self.older: dict[
+            int, int
+        ] = {}  # and as of the one before, which is used if the last one turns out to be damaged
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0
         self._callbacks: Callbacks | None = None
         self._held = 0
         self._tally = Tally()
-        self._nodes: dict[int, int] = {}
+        self._roster: Roster | None = None
         self._gone: set[int] = set()  # nodes that are not waited for
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
@@ -141,11 +144,12 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """
         self._callbacks = callbacks
         with span("start-up"), span("roster"):
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+            roster = self._roster = Roster(self.num_clients, self.sizes)
+            roster.gather(grid, self.timeout)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
                 raise ValueError("call setup() first or give initial_arrays with an array 'mean'")
-            self.setup(torch.from_numpy(initial_arrays["mean"].numpy()), len(self._nodes))
+            self.setup(torch.from_numpy(initial_arrays["mean"].numpy()), len(roster.nodes))
         self.summary()
         result = Result()
         arrays = wire.pack(self.posterior.arrays())
@@ -168,12 +172,11 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message per sampled client: the server's posterior and the values of the local problem."""
-        if not self._nodes:
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        nodes = self._connected(grid)
         self._folds = self.streams and bool(getattr(grid, "folds", False))
         clients = self.sample(server_round)
-        missing = [client for client in clients if client not in self._nodes]
-        self._tally = Tally(sampled={c: self._nodes[c] for c in clients if c in self._nodes})
+        missing = [client for client in clients if client not in nodes]
+        self._tally = Tally(sampled={c: nodes[c] for c in clients if c in nodes})
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)
@@ -196,11 +199,12 @@ class FederatedStrategy(Method[Posterior], Strategy):
             records["extra"] = self._encoded_extra(further, server_round)
         size = sum(record_bytes(name, record) for name, record in records.items())
         messages = []
-        methods: dict[tuple[int, int, float], ConfigRecord] = {}  # most clients get the same record
-        sizes: dict[tuple[int, int, float], int] = {}
+        methods: dict[tuple[int, int, int, float], ConfigRecord] = {}  # most clients get the same record
+        sizes: dict[tuple[int, int, int, float], int] = {}
         for client, node in reached.items():
             work = fates[client].work if client in fates else 1.0
-            seen = self.accepted.get(client, 0), self.durable.get(client, 0), work
+            accepted, durable, older = (rounds.get(client, 0) for rounds in (self.accepted, self.durable, self.older))
+            seen = accepted, durable, older, work
             if seen not in methods:
                 methods[seen] = ConfigRecord(
                     {
@@ -208,9 +212,10 @@ class FederatedStrategy(Method[Posterior], Strategy):
                         **settings,
                         "name": self.name,
                         "round": server_round,
-                        "accepted": seen[0],
-                        "durable": seen[1],
+                        "accepted": accepted,
+                        "durable": durable,
                         "lr_factor": self.lr_factor(server_round),
+                        **({"older": older} if older != durable else {}),
                         **({"work": work} if work < 1 else {}),
                     }
                 )
@@ -286,8 +291,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
 
     def personalize(self, grid: Grid, server_round: int, samples: int) -> dict[int, dict[str, float]]:
         """Test every client's local posterior, started from the server's: see :func:`strategies.personalize.personalize`."""
-        if not self._nodes:
-            self._nodes = roster(grid, self.num_clients, self.timeout, self.sizes)
+        self._connected(grid)
         return personalize(self, grid, server_round, samples)
 
     def sample(self, server_round: int) -> list[int]:
@@ -331,6 +335,14 @@ class FederatedStrategy(Method[Posterior], Strategy):
         if first is not None:
             first.content["sums"] = wire.pack(sums.total)
         return list(replies)
+
+    def _connected(self, grid: Grid) -> dict[int, int]:
+        """The node of each client that connected."""
+        if self._roster is None:
+            self._roster = Roster(self.num_clients, self.sizes)
+            self._roster.gather(grid, self.timeout)
+        self._roster.update(grid)
+        return self._roster.nodes
 
     def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
         """The posterior as it travels; ``sent`` is what it decodes to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 from logging import getLogger
 
@@ -15,48 +16,93 @@ from bayesfed.errors import RunFailed
 from strategies.delivery import deliver
 
 log = getLogger("bayesfed")
+REFUSED = -1  # in place of a partition id
 
 
-def roster(grid: Grid, num_clients: int, timeout: float, sizes: dict[int, int] | None = None) -> dict[int, int]:
-    """Partition id -> node id. Flower's node ids are random, so every node is asked once which partition it holds.
+class Roster:
+    """The node of each client. Flower's node ids are random, so every node is asked once which partition it holds.
 
     Args:
-        grid: reaches the nodes.
-        num_clients: how many there should be.
-        timeout: seconds to wait for them (at most 300).
+        num_clients: how many there should be; 0: as many as there are nodes.
         sizes: gets the number of examples each partition has, as its node says.
+
+    Attributes:
+        nodes: partition id -> node id.
     """
-    deadline = time.monotonic() + min(timeout, 300)
-    ask = grid.send_and_receive if hasattr(grid, "stream") else partial(deliver, grid)
-    nodes: dict[int, int] = {}
-    refused: dict[int, str] = {}
-    while True:
-        known = {*nodes.values(), *refused}
-        new = [node for node in grid.get_node_ids() if node not in known]
-        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="roster") for node in new]
+
+    def __init__(self, num_clients: int, sizes: dict[int, int] | None = None):
+        self.num_clients, self.sizes = num_clients, {} if sizes is None else sizes
+        self.nodes: dict[int, int] = {}
+        self._said: dict[int, int] = {}  # node id -> partition id, in the order in which they were heard
+        self._reason = "no client connected"
+
+    def gather(self, grid: Grid, timeout: float) -> None:
+        """Wait for the nodes before the first round.
+
+        Args:
+            grid: reaches the nodes.
+            timeout: seconds to wait for them (at most 300).
+
+        Raises:
+            RunFailed: there is none.
+        """
+        deadline = time.monotonic() + min(timeout, 300)
+        while True:
+            self._ask(grid, grid.get_node_ids())
+            for node, partition in self._said.items():
+                if partition != REFUSED and self.nodes.setdefault(partition, node) != node:
+                    self._refuse(node, f"client {partition} is node {self.nodes[partition]} already")
+            if len(self._said) >= max(self.num_clients, 1) or time.monotonic() > deadline:
+                if not self.nodes:
+                    raise RunFailed(self._reason)
+                self.nodes = dict(sorted(self.nodes.items()))
+                return
+            time.sleep(0.5)
+
+    def update(self, grid: Grid) -> None:
+        """Take in nodes that connected since: clients that were missing, and SuperNodes without a registered key that were started anew,
+        which Flower takes for others. A client whose node is online keeps it; else it goes to the node that said first to hold it.
+        """
+        if hasattr(grid, "stream"):  # bayesfed's engines: all nodes are there from the start
+            return
+        online = set(grid.get_node_ids())
+        if len(self.nodes) >= self.num_clients and online.issuperset(self.nodes.values()):
+            return
+        self._ask(grid, sorted(online))
+        for node, partition in self._said.items():
+            if partition != REFUSED and node in online and self.nodes.get(partition) not in online:
+                log.warning("client %d is node %d from now on", partition, node)
+                self.nodes[partition] = node
+
+    def _ask(self, grid: Grid, nodes: Iterable[int]) -> None:
+        """Hear from those of ``nodes`` that were not heard before."""
+        ask = grid.send_and_receive if hasattr(grid, "stream") else partial(deliver, grid)
+        messages = [
+            Message(RecordDict(), node, MessageType.QUERY, group_id="roster")
+            for node in nodes
+            if node not in self._said
+        ]
         for reply in ask(messages, timeout=60) if messages else ():
+            node = reply.metadata.src_node_id
             if reply.has_error() and reply.error.code in AWAY:
                 continue  # Flower's word for a node that is away; it may be back in a moment
             if reply.has_error():
-                refused[reply.metadata.src_node_id] = reply.error.reason or f"error {reply.error.code}"
-                log.warning("node %d did not say who it is: %s", *list(refused.items())[-1])
+                self._refuse(node, reply.error.reason or f"error {reply.error.code}")
                 continue
             try:
-                partition, size = _who(reply.content.get("client"), num_clients)
-                if partition in nodes:
-                    raise wire.BadMessage(f"client {partition} is node {nodes[partition]} already")
+                partition, size = _who(reply.content.get("client"), self.num_clients)
+                if size and self.sizes.get(partition, size) != size and partition in self.nodes:
+                    raise wire.BadMessage(f"client {partition} had {self.sizes[partition]} examples and now has {size}")
             except wire.BadMessage as error:
-                refused[reply.metadata.src_node_id] = str(error)
-                log.warning("node %d is left out: %s", *list(refused.items())[-1])
+                self._refuse(node, str(error))
                 continue
-            nodes[partition] = reply.metadata.src_node_id
-            if sizes is not None and size:
-                sizes[partition] = size
-        if len(nodes) + len(refused) >= max(num_clients, 1) or time.monotonic() > deadline:
-            if not nodes:
-                raise RunFailed(next(iter(refused.values()), "no client connected"))
-            return dict(sorted(nodes.items()))
-        time.sleep(0.5)
+            self._said[node] = partition
+            if size:
+                self.sizes.setdefault(partition, size)
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self._said[node], self._reason = REFUSED, reason
+        log.warning("node %d is left out: %s", node, reason)
 
 
 def _who(answer: object, num_clients: int) -> tuple[int, int]:

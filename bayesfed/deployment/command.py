@@ -42,7 +42,11 @@ def deploy(args: Sequence[str]) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
         file.flush()
-        done = _flwr("run", str(APP), superlink, "--run-config", file.name, "--format", "json")
+        try:
+            done = _flwr("run", str(APP), superlink, "--run-config", file.name, "--format", "json")
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; whether the SuperLink took the run, says: flwr list {superlink}", file=sys.stderr)
+            return 130
     run = _answer(done).get("run-id")
     if run is None:
         print(f"failed: the SuperLink took no run\n{done.stdout}{done.stderr}".rstrip(), file=sys.stderr)

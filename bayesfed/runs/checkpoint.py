@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes:
         round: last finished round.
         tensors: posterior (``posterior.*``) and the strategy's sums.
-        state: plain values: which client's reply was accepted when, totals.
+        state: plain values: which client's reply was accepted when, also as of the checkpoint before (``durable``), totals.
     """
 
     round: int

@@ -121,6 +121,8 @@ class Session:
         self.strategy.load_tensors(tensors)
         self.strategy.accepted = {int(k): v for k, v in checkpoint.state["accepted"].items()}
         self.strategy.durable = dict(self.strategy.accepted)
+        before = checkpoint.state.get("durable", checkpoint.state["accepted"])
+        self.strategy.older = {int(k): v for k, v in before.items()}
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)
@@ -275,12 +277,13 @@ class Session:
         tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
         state = {
             "accepted": self.strategy.accepted,
+            "durable": self.strategy.durable,
             "seconds": self.seconds,
             "bytes": self.bytes,
             "gradients": self.gradients,
         }
         Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
-        self.strategy.durable = dict(self.strategy.accepted)
+        self.strategy.older, self.strategy.durable = self.strategy.durable, dict(self.strategy.accepted)
 
     @property
     def over(self) -> bool:

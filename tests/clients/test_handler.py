@@ -137,6 +137,8 @@ def test_the_same_message_twice_gives_the_same_reply_and_site(trainer, context):
         ({"accepted": 1}, "'accepted' is 1"),
         ({"accepted": -1}, "'accepted' is -1"),
         ({"round": 3, "accepted": 1, "durable": 2}, "'durable' is 2"),
+        ({"round": 4, "accepted": 3, "durable": 2, "older": 3}, "'older' is 3"),
+        ({"round": 4, "accepted": 3, "durable": 2, "older": -1}, "'older' is -1"),
         ({"rho": math.nan}, "'rho' is nan"),
         ({"rho": -0.5}, "'rho' is -0.5"),
         ({"damping": 1.5}, "'damping' is 1.5"),
@@ -326,11 +328,14 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every, fo
 
     def checkpoint(strategy: BayesADMM, round: int) -> None:
         arrays = {f"posterior.{n}": v for n, v in strategy.posterior.arrays().items()}
-        state = {"accepted": strategy.accepted}
+        state = {"accepted": strategy.accepted, "durable": strategy.durable}
         Checkpoint(round, arrays | strategy.tensors(), state).save(tmp_path / "checkpoint")
-        strategy.durable = dict(strategy.accepted)
+        strategy.older, strategy.durable = strategy.durable, dict(strategy.accepted)
 
     def restored() -> tuple[BayesADMM, int]:
+        newest = max((tmp_path / "checkpoint").iterdir(), key=lambda path: path.name)
+        if newest.name != "server-000000.safetensors" and draw.random() < 0.3:
+            newest.write_bytes(b"damaged")
         found = Checkpoint.latest(tmp_path / "checkpoint")
         tensors, strategy = dict(found.tensors), fresh()
         arrays = {n: tensors.pop(f"posterior.{n}") for n in strategy.posterior.arrays()}
@@ -338,6 +343,7 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every, fo
         strategy.load_tensors(tensors)
         strategy.accepted = {int(k): v for k, v in found.state["accepted"].items()}
         strategy.durable = dict(strategy.accepted)
+        strategy.older = {int(k): v for k, v in found.state["durable"].items()}
         return strategy, found.round
 
     strategy, round, returns = fresh(), 0, 0

@@ -1,11 +1,13 @@
 """The site store: what survives lost replies, repeated messages, crashes and going back to a checkpoint."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from bayesfed.checksum import checksum
 from clients import sites
 from clients.sites import DiskSites, MemorySites, SiteLost, SiteStore
 
@@ -94,6 +96,15 @@ def test_accepted_and_durable_are_kept_and_older_ones_dropped(store):
         store.save(0, round, record(float(round)))
     store.open(0, round=5, accepted=4, durable=2)
     assert store.rounds(0) == [2, 4]
+
+
+def test_the_record_of_the_checkpoint_before_the_last_is_kept_too(store):
+    """The last one may turn out to be damaged."""
+    for round in (1, 2, 3, 4):
+        store.save(0, round, record(float(round)))
+    assert value_of(store.open(0, round=6, accepted=4, durable=3, older=2)) == 4.0
+    assert store.rounds(0) == [2, 3, 4]
+    assert value_of(store.open(0, round=3, accepted=2, durable=2, older=1)) == 2.0
 
 
 def test_resume_from_an_older_checkpoint_gives_the_record_of_that_time(store):
@@ -191,10 +202,39 @@ def test_every_flipped_byte_of_a_record_is_noticed(tmp_path, caplog):
     assert "wrong checksum" in caplog.text
 
 
-def test_a_record_from_before_checksums_is_read(tmp_path):
-    (tmp_path / "client-00000").mkdir()
-    sites.save_file(record(4.0), tmp_path / "client-00000" / "round-000001.safetensors")
+def write(root: Path, metadata: dict[str, str] | None) -> None:
+    """Client 0's record of round 1 with the value 4, as another version of bayesfed wrote it."""
+    (root / "client-00000").mkdir()
+    sites.save_file(record(4.0), root / "client-00000" / "round-000001.safetensors", metadata=metadata)
+
+
+@pytest.mark.parametrize("digest", [None, "sha256", "xxh3"])
+def test_records_of_earlier_versions_are_read(tmp_path, digest):
+    """Without a checksum, with SHA-256, and as they are now."""
+    made = {"bayesfed": json.dumps({digest: checksum(record(4.0), digest=digest)})} if digest else None
+    write(tmp_path, made)
     assert value_of(DiskSites(tmp_path).open(0, round=2, accepted=1, durable=1)) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ('{"sha256": "00"}', "wrong checksum"), ('{"xxh3": "00"}', "wrong checksum"), ('{"xxh3": 1}', "wrong checksum"),
+        ('{"sha3": "00"}', "unknown checksum 'sha3'"), ("{}", "no checksum"), ("[1]", "no checksum"), ("{", "Expecting"),
+    ],
+)  # fmt: skip
+def test_records_with_another_checksum_are_not_read(tmp_path, caplog, metadata, reason):
+    write(tmp_path, {"bayesfed": metadata})
+    with pytest.raises(SiteLost):
+        DiskSites(tmp_path).open(0, round=2, accepted=1, durable=1)
+    assert reason in caplog.text
+
+
+def test_the_checksum_of_a_record_is_xxh3(tmp_path):
+    """The number itself, so that a change of what is summed up, which would orphan the sites of running experiments, is noticed."""
+    DiskSites(tmp_path).save(0, 1, record(1.0))
+    with safe_open(tmp_path / "client-00000" / "round-000001.safetensors", framework="pt") as file:
+        assert file.metadata() == {"bayesfed": '{"xxh3": "5797e16288f80f85"}'}
 
 
 def test_rounds_beyond_six_digits_sort_as_numbers(tmp_path):

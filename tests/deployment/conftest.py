@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -11,10 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from flwr.cli.app import app
+from typer.testing import CliRunner, Result
 
+import bayesfed
 from bayesfed.deployment.certificates import make
 from bayesfed.runs.directory import read_jsonl
 
@@ -40,13 +45,17 @@ def wait(condition, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-# A killed node can come back when the SuperLink has missed its heartbeats: after 30 s instead of Flower's 60 s.
-QUICK_HEARTBEAT = """
-import sys
+# Flower's SuperNode with shorter waits. It looks for messages every 0.3 s instead of 3 s, and can come back after it was killed when
+# the SuperLink has missed its heartbeats for 20 s instead of 60 s (Flower allows no less).
+QUICK_SUPERNODE = """
+import time
+from types import SimpleNamespace
+from flwr.client.grpc_rere_client import connection
+from flwr.supercore import heartbeat
+from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
-for module in list(sys.modules.values()):
-    if getattr(module, "HEARTBEAT_DEFAULT_INTERVAL", None) is not None:
-        module.HEARTBEAT_DEFAULT_INTERVAL = 15
+connection.HEARTBEAT_DEFAULT_INTERVAL = heartbeat.HEARTBEAT_DEFAULT_INTERVAL = 10
+start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 10))
 flower_supernode()
 """
 
@@ -56,22 +65,22 @@ class Loopback:
 
     def __init__(self, folder: Path):
         self.folder, self.certificates = folder, folder / "certificates"
-        make(self.certificates, 3, ["localhost", "127.0.0.1"])
-        self.fleet, self.control, *self.runtime = free_ports(8)
+        make(self.certificates, 4, ["localhost", "127.0.0.1"])
+        self.fleet, self.control, *self.runtime = free_ports(6)
         self.home = folder / "home"
         self.home.mkdir()
         config = f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{self.control}"\n'
         (self.home / "config.toml").write_text(config + f'root-certificates = "{self.certificates / "ca.crt"}"\n')
         self.environment = os.environ | {
-            "FLWR_HOME": str(self.home), "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            "FLWR_HOME": str(self.home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             "BAYESFED_RUNS": str(folder / "runs"), "BAYESFED_SITES": str(folder / "sites"),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         }  # fmt: skip
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.run = [*RUN, f"data.path={folder}/all.npz"]
 
     def config(self, node: int) -> str:
-        """The ``--node-config`` of node 1, 2 or 3, which holds a file of its own."""
+        """The ``--node-config`` of a node, which holds a file of its own."""
         return f'partition-id={node - 1} data-path="{self.folder}/client{node - 1}.npz" device="cpu"'
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
@@ -103,42 +112,46 @@ class Loopback:
 
     def register(self, node: int) -> None:
         key = self.certificates / f"sn{node}.pub"
-        done = self.call("flwr", "supernode", "register", str(key), "loopback")
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = self.flwr("supernode", "register", str(key), "loopback")
+        assert done.exit_code == 0, done.output
 
-    def supernode(self, node: int, config: str, **options: str | None) -> subprocess.Popen[bytes]:
-        """Node ``node`` (1, 2, 3); options replace or (None) leave out the command's own."""
+    def supernode(self, node: int, **options: str | None) -> subprocess.Popen[bytes]:
+        """Node 1, 2, 3 or 4; options replace or (None) leave out the command's own."""
         given = {
             "root-certificates": f"{self.certificates}/ca.crt", "superlink": f"127.0.0.1:{self.fleet}",
-            "port": str(self.runtime[node - 1]), "node-config": config,
+            "port": str(self.runtime[node - 1]), "node-config": self.config(node),
             "auth-supernode-private-key": f"{self.certificates}/sn{node}",
         } | {key.replace("_", "-"): value for key, value in options.items()}  # fmt: skip
         words = [word for key, value in given.items() if value is not None for word in (f"--{key}", value) if word]
-        return self.start(f"supernode{node}", sys.executable, "-c", QUICK_HEARTBEAT, *words)
+        return self.start(f"supernode{node}", sys.executable, "-c", QUICK_SUPERNODE, *words)
 
-    def restart(self, node: int, config: str) -> None:
-        """Start a killed SuperNode, again and again as a service manager would, until it is in."""
+    def restart(self, node: int) -> None:
+        """Start a killed SuperNode, as a service manager would: at once, and again when the SuperLink has missed it, until it is in."""
 
         def accepted() -> bool:
-            if self.processes[f"supernode{node}"].poll() is not None:
-                self.supernode(node, config)
-            return "SuperNode ID" in self.log(f"supernode{node}")[before:]
+            if self.processes[name].poll() is not None and self.online() < 3:
+                self.supernode(node)
+            return "SuperNode ID" in self.log(name)[before:]
 
-        before = len(self.log(f"supernode{node}"))
-        self.supernode(node, config)
-        wait(accepted, 120, f"supernode{node} is back")
+        name = f"supernode{node}"
+        before = len(self.log(name))
+        self.supernode(node)
+        wait(accepted, 120, f"{name} is back")
+
+    def entries(self) -> int:
+        """How many times the SuperLink let a node in."""
+        return self.log("superlink").count("[Fleet.ActivateNode] Activated node_id=")
 
     def online(self) -> int:
         """How many SuperNodes the SuperLink has."""
-        done = self.call("flwr", "supernode", "list", "loopback", "--format", "json")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return sum(node["status"] == "online" for node in json.loads(done.stdout)["nodes"])
+        with mock.patch("sys.__stdout__", io.StringIO()) as stdout:  # where Flower prints JSON
+            done = self.flwr("supernode", "list", "loopback", "--format", "json")
+        assert done.exit_code == 0, done.output
+        return sum(node["status"] == "online" for node in json.loads(stdout.getvalue())["nodes"])
 
-    def call(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=self.folder, text=True, capture_output=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
+    def flwr(self, *words: str) -> Result:
+        """Flower's command, in this process: a new one would need seconds to start."""
+        return CliRunner().invoke(app, words, env={"FLWR_HOME": str(self.home), "FLWR_DISABLE_UPDATE_CHECK": "1"})
 
     def deploying(self, *overrides: str) -> subprocess.Popen[str]:
         """``bayesfed deploy loopback ...``, started."""
@@ -163,19 +176,6 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory):
-    """With a running SuperLink that knows the keys of nodes 1 to 3."""
-    made = Loopback(tmp_path_factory.mktemp("loopback"))
-    try:
-        made.superlink()
-        for node in (1, 2, 3):
-            made.register(node)
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture(scope="session")
 def wait_for():
     """``wait_for(condition, seconds, what)``."""
@@ -195,13 +195,34 @@ def write_data(folder) -> None:
         np.savez(folder / f"client{k}.npz", x=x[client == k], y=y[client == k], x_test=test_x, y_test=test_y)
 
 
-@pytest.fixture(scope="module")
-def nodes(loopback):
-    """With three SuperNodes."""
-    write_data(loopback.folder)
-    for node in (1, 2, 3):
-        loopback.supernode(node, loopback.config(node))
-    return loopback
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory):
+    """A SuperLink that knows the keys of nodes 1 to 4, and SuperNodes 1 to 3; one for all tests, as each process takes seconds to start."""
+    made = Loopback(tmp_path_factory.mktemp("loopback"))
+    try:
+        write_data(made.folder)
+        made.superlink()
+        for node in (1, 2, 3, 4):
+            made.register(node)
+        for node in (1, 2, 3):
+            made.supernode(node)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def inline(nodes):
+    """Two rounds in one process; the server's file serves for evaluation."""
+    return bayesfed.run([*nodes.run, "rounds=2", "display=false", f"hydra.run.dir={nodes.folder}/inline"])
+
+
+@pytest.fixture(scope="session")
+def deployed(nodes):
+    """The same on the SuperLink: its run directory."""
+    code, output = nodes.deploy(*nodes.run, "rounds=2", "hydra.run.dir=deployed")
+    assert code == 0, output[-3000:] + nodes.log("supernode1")[-2000:]
+    return nodes.folder / "runs" / "deployed"
 
 
 @pytest.fixture(scope="session")

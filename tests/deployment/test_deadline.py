@@ -12,20 +12,25 @@ from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import read_jsonl
 
 pytestmark = [pytest.mark.deployment, pytest.mark.faults]
-DEADLINE = 60.0
 
 
-def test_a_slow_client_is_left_out_and_returns(nodes, wait_for, reached) -> None:
+def test_a_slow_client_is_left_out_and_returns(nodes, deployed, wait_for, reached) -> None:
     """Client 2's machine stops (SIGSTOP) with the message of round 1 in hand and wakes up when that round is over: its late reply does
     not count, its reply to round 2 does, and the server's sum of sites is that of the clients'."""
-    run_dir = nodes.folder / "runs" / "slow"
-    settings = ["rounds=2", "strategy.damping=0.5", f"strategy.timeout={DEADLINE}", "hydra.run.dir=slow"]
+    run_dir, usual = (
+        nodes.folder / "runs" / "slow",
+        max(r.get("seconds/train", 0) for r in read_jsonl(deployed / "rounds.jsonl")),
+    )
+    deadline = round(max(15, 2 * usual))  # for clients that do their best on this machine
+    settings = ["rounds=2", "strategy.damping=0.5", f"strategy.timeout={deadline}", "hydra.run.dir=slow"]
+    others = set((nodes.folder / "sites").iterdir())
+    before = nodes.log("supernode3").count("Receiving: train message")
     run = nodes.deploying(*nodes.run, *settings)
     stopped = nodes.processes["supernode3"].pid
     try:
-        wait_for(lambda: "Receiving: train message" in nodes.log("supernode3"), 120, "round 1")
+        wait_for(lambda: nodes.log("supernode3").count("Receiving: train message") > before, 120, "round 1")
         os.killpg(stopped, signal.SIGSTOP)
-        wait_for(reached(run_dir, 1), 120, "the end of round 1")
+        wait_for(reached(run_dir, 1), deadline + 60, "the end of round 1")
     finally:
         os.killpg(stopped, signal.SIGCONT)
     output, _ = run.communicate(timeout=120)
@@ -36,10 +41,11 @@ def test_a_slow_client_is_left_out_and_returns(nodes, wait_for, reached) -> None
         (1, 2): "no reply before the timeout"
     }
     rounds = read_jsonl(run_dir / "rounds.jsonl")
-    assert DEADLINE - 1 < rounds[1]["seconds/train"] < DEADLINE + 20
+    assert deadline - 1 < rounds[1]["seconds/train"] < deadline + 30
     assert [line["clients/replied"] for line in rounds[1:]] == [2, 3]
     server = Checkpoint.latest(run_dir / "checkpoint").tensors
-    sites = [load_file(path) for path in (nodes.folder / "sites").rglob("round-000002.safetensors")]
+    mine = set((nodes.folder / "sites").iterdir()) - others
+    sites = [load_file(path) for folder in mine for path in folder.rglob("round-000002.safetensors")]
     assert len(sites) == 3
     for mine, theirs in (("hsum.first", "site.first"), ("hsum.second", "site.second")):
         total, largest = sum(site[theirs] for site in sites), max(float(site[theirs].abs().max()) for site in sites)

@@ -13,21 +13,6 @@ from bayesfed.runs.directory import read_jsonl
 pytestmark = pytest.mark.deployment
 
 
-@pytest.fixture(scope="module")
-def inline(nodes):
-    """The first two rounds in one process; the server's file serves for evaluation."""
-    overrides = [*nodes.run, "rounds=2", "display=false"]
-    return bayesfed.run([*overrides, f"hydra.run.dir={nodes.folder}/inline"])
-
-
-@pytest.fixture(scope="module")
-def deployed(nodes):
-    """The same on the SuperLink."""
-    code, output = nodes.deploy(*nodes.run, "rounds=2", "hydra.run.dir=deployed")
-    assert code == 0, output[-3000:] + nodes.log("supernode1")[-2000:]
-    return nodes.folder / "runs" / "deployed"
-
-
 def test_same_bits_as_in_one_process(nodes, inline, deployed, digest) -> None:
     assert [line["clients/failed"] for line in read_jsonl(deployed / "rounds.jsonl")[1:]] == [0, 0], (
         deployed / "log.jsonl"
@@ -46,7 +31,7 @@ def test_killed_supernode_and_killed_superlink(nodes, inline, deployed, digest, 
     before = nodes.log("supernode2").count("Receiving: train message")
     wait_for(lambda: nodes.log("supernode2").count("Receiving: train message") > before, 120, "round 3")
     nodes.end("supernode2")
-    nodes.restart(2, nodes.config(2))
+    nodes.restart(2)
     wait_for(reached(deployed, 3), 120, "round 3 goes on")
     nodes.end("superlink", signal.SIGKILL)
     output, _ = first.communicate(timeout=60)
@@ -56,7 +41,7 @@ def test_killed_supernode_and_killed_superlink(nodes, inline, deployed, digest, 
     nodes.superlink()
     for node in (1, 2, 3):
         if nodes.processes[f"supernode{node}"].poll() is not None:
-            nodes.restart(node, nodes.config(node))
+            nodes.restart(node)
     wait_for(lambda: nodes.online() == 3, 120, "all nodes are back")
     code, output = nodes.deploy(*overrides)
     assert code == 0, output[-3000:]

@@ -82,23 +82,26 @@ def test_soak(quadratics, federation, tmp_path) -> None:
                 yield reply
 
     run.grid.stream = stream
-    saved = None
+    saved: list[tuple] = []
 
     def checkpoint() -> None:
-        nonlocal saved
         made = run.strategy
         tensors = {name: value.clone() for name, value in made.tensors().items()}
-        saved = len(run.posteriors), made.posterior, tensors, dict(made.accepted)
-        made.durable = dict(made.accepted)
+        saved.append((len(run.posteriors), made.posterior, tensors, dict(made.accepted), dict(made.durable)))
+        del saved[:-2]
+        made.older, made.durable = made.durable, dict(made.accepted)
 
     def restart() -> None:
-        """A new server process with the last checkpoint; everything since is done again."""
-        length, posterior, tensors, accepted = saved
+        """A new server process with the last checkpoint, or the one before; everything since is done again."""
+        if len(saved) > 1 and draw.random() < 0.4:
+            seen["checkpoint damaged"] = seen.get("checkpoint damaged", 0) + 1
+            saved.pop()
+        length, posterior, tensors, accepted, durable = saved[-1]
         run.strategy = server()
         run.strategy.setup(run.trainer.initial, len(data), run.seed)
         run.strategy.posterior = posterior
         run.strategy.load_tensors({name: value.clone() for name, value in tensors.items()})
-        run.strategy.accepted, run.strategy.durable = dict(accepted), dict(accepted)
+        run.strategy.accepted, run.strategy.durable, run.strategy.older = dict(accepted), dict(accepted), dict(durable)
         del run.posteriors[length:]
 
     checkpoint()
@@ -125,7 +128,7 @@ def test_soak(quadratics, federation, tmp_path) -> None:
                 assert float((mine - sum(theirs)).abs().max()) <= 1e-10 * scale
 
     assert sum(seen.values()) > 300, seen
-    assert set(faults) | {"duplicate", "server killed", "client process restarted"} <= set(seen)
+    assert set(faults) | {"duplicate", "server killed", "checkpoint damaged", "client process restarted"} <= set(seen)
     assert len(run.refused) > 200
     mean, precision = data.posterior(2.0)
     got = run.posteriors[-1]

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from bayesfed.engine.flower_version import set_identity
 from strategies import delivery
 from strategies.delivery import deliver
+from strategies.roster import Roster
 
 pytestmark = pytest.mark.faults
 GONE = Error(5, "the node is not available")
@@ -168,3 +169,81 @@ def test_messages_that_the_superlink_does_not_take(run) -> None:
 
     _, came = run({10: Node(), 11: Node()}, grid=Full)
     assert [(node, failed) for node, failed, _ in came] == [(10, True), (11, True)]
+
+
+# -- nodes that come later ------------------------------------------------------------------------------------------------
+
+
+class Asked(SuperLink):
+    """Nodes say which partition they hold, with how many examples: ``said[node]``; who is online is up to the test."""
+
+    def __init__(self, said: dict[int, tuple[int, int]]):
+        super().__init__({})
+        self.said, self.queries = said, 0
+        self.nodes = {node: Node(0.0) for node in said}
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def pull_messages(self, ids):
+        for name in ids:
+            message, _ = self.sent[name]
+            if message.metadata.dst_node_id in self.nodes:
+                self.queries += 1
+                partition, size = self.said[message.metadata.dst_node_id]
+                info = ConfigRecord({"partition-id": partition, "num-examples": size})
+                yield self.reply(message, RecordDict({"client": info}))
+
+    def online(self, *nodes: int) -> None:
+        self.nodes = {node: Node(0.0) for node in nodes}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    def asked(said: dict[int, tuple[int, int]], *first: int) -> tuple[Asked, Roster]:
+        link, made = Asked(said), Roster(2)
+        monkeypatch.setattr(delivery.time, "monotonic", lambda: link.now)
+        monkeypatch.setattr(delivery.time, "sleep", lambda seconds: setattr(link, "now", link.now + max(seconds, 1e-3)))
+        link.online(*first)
+        made.gather(link, 10.0)
+        return link, made
+
+    return asked
+
+
+def test_a_node_that_was_started_anew_is_known_by_its_partition_id(asked) -> None:
+    """Without a registered key it has a new node id. While Flower still believes in the old node, that one stays."""
+    link, roster = asked({10: (0, 5), 11: (1, 7), 12: (1, 7)}, 10, 11)
+    link.online(10, 11, 12)
+    roster.update(link)
+    assert (roster.nodes, link.queries) == ({0: 10, 1: 11}, 2)  # nobody is missing: nobody is asked
+    link.online(10, 12)
+    for _ in range(3):
+        roster.update(link)
+    assert (roster.nodes, link.queries) == ({0: 10, 1: 12}, 3)
+
+
+def test_a_client_that_connects_late_is_taken_in(asked) -> None:
+    link, roster = asked({10: (0, 5), 11: (1, 7)}, 10)
+    assert (roster.nodes, roster.sizes) == ({0: 10}, {0: 5})
+    link.online(10, 11)
+    roster.update(link)
+    assert (roster.nodes, roster.sizes) == ({0: 10, 1: 11}, {0: 5, 1: 7})
+
+
+def test_nobody_takes_the_place_of_a_client_that_is_there(asked) -> None:
+    """Nor with other data, or under an id that does not exist; a client that nobody else holds keeps its node while it is away."""
+    link, roster = asked({10: (0, 5), 11: (1, 7), 12: (0, 5), 13: (1, 8), 14: (2, 7)}, 10, 11)
+    link.online(10, 12, 13, 14)
+    for _ in range(2):
+        roster.update(link)
+    assert (roster.nodes, roster.sizes) == ({0: 10, 1: 11}, {0: 5, 1: 7})
+    link.online(12)
+    roster.update(link)
+    assert roster.nodes == {0: 12, 1: 11}
+    link.online(10, 11, 12)  # the first is back
+    roster.update(link)
+    assert roster.nodes == {0: 12, 1: 11}
+    link.online(10, 11)
+    roster.update(link)
+    assert roster.nodes == {0: 10, 1: 11}

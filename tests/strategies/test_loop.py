@@ -20,7 +20,7 @@ from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 from strategies.replies import group_size
-from strategies.roster import roster
+from strategies.roster import Roster
 
 P = 5
 
@@ -275,7 +275,7 @@ def test_no_reply_at_all_is_a_failure(scripted, kind: str) -> None:
 
 
 def test_accepted_and_durable_rounds_travel(scripted) -> None:
-    """A client hears of its own last counted round, and of the one in the last checkpoint."""
+    """A client hears of its own last counted round, and of those in the last two checkpoints."""
 
     def answer(client: int, round: int):
         return None if (client, round) in {(1, 1), (1, 2), (3, 2)} else posterior("diagonal", client, round)
@@ -284,12 +284,21 @@ def test_accepted_and_durable_rounds_travel(scripted) -> None:
     made.start(grid, num_rounds=2)
     made.durable = dict(made.accepted)  # what the session does when it writes a checkpoint
     made.start(grid, num_rounds=4, first_round=3)
-    heard = {t: [(m["accepted"], m["durable"]) for _, m in sorted(grid.methods[t].items())] for t in grid.methods}
+    made.older, made.durable = made.durable, dict(made.accepted)
+    made.start(grid, num_rounds=5, first_round=5)
+    heard = {
+        t: [
+            (m["accepted"], m["durable"], *([m["older"]] if "older" in m else []))
+            for _, m in sorted(grid.methods[t].items())
+        ]
+        for t in grid.methods
+    }
     assert heard == {
         1: [(0, 0)] * 4,
         2: [(1, 0), (0, 0), (1, 0), (1, 0)],
-        3: [(2, 2), (0, 0), (2, 2), (1, 1)],
-        4: [(3, 2), (3, 0), (3, 2), (3, 1)],
+        3: [(2, 2, 0), (0, 0), (2, 2, 0), (1, 1, 0)],
+        4: [(3, 2, 0), (3, 0), (3, 2, 0), (3, 1, 0)],
+        5: [(4, 4, 2), (4, 4, 0), (4, 4, 2), (4, 4, 1)],
     }
 
 
@@ -512,11 +521,12 @@ class Nodes(list):
 def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None:
     monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
     set_identity()
-    assert roster(Nodes([[0], ["away", "away", 1]]), 2, 9.0) == {0: 1, 1: 2}
-    sizes: dict[int, int] = {}
-    claims = Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]])
-    assert roster(claims, 2, 0.05, sizes) == {1: 1}
-    assert sizes == {1: 2}
+    late, claimed = Roster(2), Roster(2)
+    late.gather(Nodes([[0], ["away", "away", 1]]), 9.0)
+    assert late.nodes == {0: 1, 1: 2}
+    claimed.gather(Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]]), 0.05)
+    assert claimed.nodes == {1: 1}
+    assert claimed.sizes == {1: 2}
 
 
 # -- replies that ran away, or came from elsewhere ----------------------------------------------------------------------
