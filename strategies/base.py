@@ -65,6 +65,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     family: str = PointMass.name
     received: ClassVar[tuple[str, ...]] = ()  # names of further vectors (P,) in replies
     streams: ClassVar[bool] = True  # False: needs all replies at once, so no engine may sum them
+    asks: frozenset[str] = frozenset()  # of clients of point estimates, see `Solver.lacks`
 
     def __init__(self, *, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
         number("fraction", fraction, above=0, at_most=1)
