@@ -24,6 +24,7 @@ from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span
 from clients import duals
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
+from clients.optim.undecorated import spare_dynamo
 from clients.sites import DiskSites, Record, SiteStore
 
 log = getLogger("bayesfed")
@@ -167,6 +168,7 @@ class Trainer:
         device: torch.device,
         wire_format: str = "full",
     ):
+        spare_dynamo()
         self.name, self.family, self.solver = name, FAMILIES[family], solver
         self.problem, self.seed, self.dtype = problem, seed, dtype
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites

@@ -15,6 +15,7 @@ from bayesfed.profiling import each, span
 from bayesfed.schedule import Schedule
 from clients.batched import BatchingSolver
 from clients.local import LocalProblem, LocalSolution, check_training
+from clients.optim.undecorated import bare_step
 
 
 class PointSolver(BatchingSolver):
@@ -86,6 +87,7 @@ class PointSolver(BatchingSolver):
             _restore(optimizer, model, problem.memory)
         slope, offset = quadratic_terms(problem)
 
+        take_step = bare_step(optimizer)
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         seen = torch.zeros_like(model.vector) if problem.keep_gradient else None
@@ -107,7 +109,7 @@ class PointSolver(BatchingSolver):
                 if self.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
                 optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
-                optimizer.step()
+                take_step()
                 model.drop_grad()
                 progress.step(rates(step - 1))
             if problem.observer is not None:

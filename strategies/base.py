@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
-from typing import Any, ClassVar, Generic, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,18 +15,18 @@ from torch import Tensor
 from bayesfed import seeding, wire
 from bayesfed.engine.flower_version import raised
 from bayesfed.errors import RunFailed, integer, number
-from bayesfed.families import PointMass
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
 from bayesfed.system import Fate
 from strategies.limits import Limits
+from strategies.method import Method
 from strategies.personalize import personalize
-from strategies.reading import Posterior, Reader, Reply
-from strategies.replies import Tally, group_size, in_order, mean_and_max, stream
+from strategies.reading import Posterior, Reader
+from strategies.replies import GroupSums, Tally, group_size, in_order, reported, stream
+from strategies.replies import Sums as Sums  # a part of this module's interface
 from strategies.roster import roster
 
 log = getLogger("bayesfed")
-Sums = dict[str, Tensor]
 
 
 class Callbacks(Protocol):
@@ -43,12 +42,12 @@ class Callbacks(Protocol):
         """The server's posterior is the new one."""
 
 
-class FederatedStrategy(Strategy, Generic[Posterior]):
+class FederatedStrategy(Method[Posterior], Strategy):
     """Base of bayesfed's strategies: a subclass says what it sends and how it combines what comes back.
 
-    A subclass implements :meth:`prepare`, :meth:`local_settings`, :meth:`begin`, :meth:`empty`, :meth:`accumulate`, :meth:`combine`
-    and names its ``family``. A method that needs more of a reply than its posterior implements :meth:`add` instead of :meth:`accumulate`;
-    vectors that travel besides posteriors are given by :meth:`extra` and named in ``received``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival,
+    A subclass implements the abstract methods of :class:`strategies.method.Method` and names its ``family``. A method that needs more of a
+    reply than its posterior implements ``add`` instead of ``accumulate``; vectors that travel besides posteriors are given by ``extra`` and
+    named in ``received``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival,
     in groups whose size depends only on how many clients are sampled, so that floating-point sums don't depend on the engine;
     memory is O(P) plus the replies that arrived early. An engine may sum a group where its clients run (:meth:`fold`).
 
@@ -60,12 +59,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
     Raises:
         InputError: a value out of range.
     """
-
-    name: str
-    family: str = PointMass.name
-    received: ClassVar[tuple[str, ...]] = ()  # names of further vectors (P,) in replies
-    streams: ClassVar[bool] = True  # False: needs all replies at once, so no engine may sum them
-    asks: frozenset[str] = frozenset()  # of clients of point estimates, see `Solver.lacks`
 
     def __init__(self, *, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
         number("fraction", fraction, above=0, at_most=1)
@@ -89,70 +82,6 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         self.lr_factor: Callable[[int], float] = lambda round: 1.0
         # simulated: what clients manage in a round
         self.fates: Callable[[Sequence[int], int], dict[int, Fate]] | None = None
-
-    # -- what a strategy is -----------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def prepare(self, initial: Tensor) -> None:
-        """Set ``self.posterior`` (and sums) before round 1 from the network initialisation (P,)."""
-
-    @abstractmethod
-    def local_settings(self) -> dict[str, float | bool | str]:
-        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's handler reads."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Get ready for the replies to ``self.posterior`` as it was sent."""
-
-    @abstractmethod
-    def empty(self) -> Sums:
-        """Sums over no clients: named float64 tensors that add up, on the CPU."""
-
-    @abstractmethod
-    def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
-
-    def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
-        """The same, for methods that need more of the reply.
-
-        Raises:
-            wire.BadMessage: what they need is not there; ``sums`` is as before.
-        """
-        return self.accumulate(sums, reply.posterior, reply.num_examples)
-
-    def extra(self) -> dict[str, Tensor]:
-        """Vectors (P,) that go to clients with the posterior."""
-        return {}
-
-    @abstractmethod
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
-        """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Server state besides the posterior, for checkpoints."""
-        return {}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
-
-    @property
-    def num_examples(self) -> int:
-        """N of all clients, as they said when they connected.
-
-        Raises:
-            RunFailed: some never connected; the objective would change with them.
-        """
-        if len(self.sizes) < self.num_clients:
-            missing = self.num_clients - len(self.sizes)
-            raise RunFailed(
-                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
-            )
-        return sum(self.sizes.values())
-
-    @property
-    def size_scale(self) -> float:
-        """``K/N``: with this weight the clients' summed losses average to the pooled mean loss."""
-        return self.num_clients / self.num_examples
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -304,13 +233,10 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         tally = self._tally
         exact, self.posterior = self.posterior, self.sent  # clients' answers are relative to what they were sent
         self.begin()
-        total = self.empty()
-        size = group_size(len(tally.sampled))
-        sums = total
+        sums = GroupSums(self.empty, group_size(len(tally.sampled)))
         client_metrics: list[dict[str, float]] = []
-        for position, (client, reply) in enumerate(in_order(tally.sampled, self._counted(replies))):
-            if size > 1 and position % size == 0:
-                sums = self.empty()
+        for client, reply in in_order(tally.sampled, self._counted(replies)):
+            sums.next()
             reason = "no reply before the timeout"
             metrics: dict[str, float] | None = None
             if reply is not None:
@@ -326,36 +252,24 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 tally.replied[client] = metrics
                 client_metrics.append(metrics)
             self._report(server_round, client, metrics, "" if metrics is not None else reason)
-            if size > 1 and (position % size == size - 1 or position == len(tally.sampled) - 1):
-                for name, value in sums.items():
-                    total[name].add_(value)
+        sums.close()
 
         if len(tally.replied) < self.min_replies:
             self.posterior = exact
             raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
-            metrics = self.combine(total, len(tally.replied))
+            metrics = self.combine(sums.total, len(tally.replied))
             if exact is not self.sent:
                 kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
                 self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
         for client in tally.replied:
             self.accepted[client] = server_round
-        metrics |= mean_and_max(client_metrics, "residual", "admm/primal")
-        metrics |= mean_and_max(client_metrics, "dual-norm", "admm/dual_norm")
-        metrics |= mean_and_max(client_metrics, "hessian-moved", "hessian/moved", largest=False)
-        metrics |= mean_and_max(client_metrics, "loss", "clients/loss", largest=False)
-        held = int(sum(min(max(m.get("floored", 0), 0), self.posterior.dim) for m in client_metrics))
+        metrics |= reported(client_metrics, self.posterior.dim)
+        held = int(metrics["guard/clients"])
         if held > 2 * self._held:  # every count is in the log of rounds; say it again only when it grows
             self._held = held
             log.warning("round %d: %d client precisions held at their floor (client.min_precision)", server_round, held)
-        metrics |= {
-            "guard/clients": held,
-            "clients/sampled": len(self.sample(server_round)),
-            "clients/replied": len(tally.replied),
-            "clients/failed": len(tally.failed),
-            "bytes/down": tally.down,
-            "bytes/up": tally.up,
-        }
+        metrics |= tally.counts(len(self.sample(server_round)))
         if self._callbacks:
             self._callbacks.end_round(server_round, metrics)
         return wire.pack(self.posterior.arrays()), MetricRecord(dict(metrics))
@@ -399,7 +313,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             self.posterior, self._folding = self.sent, record
             self.begin()
         server_round = wire.value(messages[0].content["method"], "round", int)
-        sums, first = self.empty(), None
+        sums, first = GroupSums(self.empty), None
         for reply in replies:
             if reply.has_error():
                 continue
@@ -415,7 +329,7 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                 reply.content = RecordDict({"metrics": MetricRecord({**metrics, "bytes": size})})
                 first = first or reply
         if first is not None:
-            first.content["sums"] = wire.pack(sums)
+            first.content["sums"] = wire.pack(sums.total)
         return list(replies)
 
     def _encoded(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
@@ -446,7 +360,9 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
             yield reply
 
     @timed("read")
-    def _absorb(self, sums: Sums, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
+    def _absorb(
+        self, sums: GroupSums, reply: Message, server_round: int, client: int | None = None
+    ) -> dict[str, float]:
         """Check a reply (of ``client``) before any state changes, then add it to ``sums``.
 
         Raises:
@@ -465,13 +381,12 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
         metrics = self.reader.metrics(reply, server_round, client)
         if folded:
             if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
-                shapes = {name: tuple(value.shape) for name, value in sums.items()}
-                for name, value in wire.unpack(reply.content["sums"], shapes, torch.float64).items():
-                    sums[name].add_(value)
+                shapes = {name: tuple(value.shape) for name, value in sums.total.items()}
+                sums.add_whole(wire.unpack(reply.content["sums"], shapes, torch.float64, copy=False))
             return metrics
         checked = self.reader.read(reply, metrics, self.sent.arrays())
         with span("accumulate"):
-            metrics |= self.add(sums, checked)
+            metrics |= self.add(sums.group, checked)
         return metrics
 
     def _lose(self, server_round: int, client: int, reason: str) -> None:

@@ -9,12 +9,14 @@ from logging import getLogger
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from bayesfed.profiling import each
 from strategies.delivery import deliver
 
 log = getLogger("bayesfed")
-GROUPS = 64  # about as many partial sums in a round, however many clients there are
+Sums = dict[str, Tensor]
+GROUPS = 16  # about as many partial sums in a round, up to 512 clients; more clients, more groups
 LARGEST_GROUP = 32
 
 
@@ -51,17 +53,67 @@ class Tally:
             f"round {round}: {len(self.replied)} of {sampled} clients replied, strategy.min_replies={least} ({reasons})"
         )
 
+    def counts(self, sampled: int) -> dict[str, float]:
+        """Clients and bytes of a round of ``sampled`` clients."""
+        return {
+            "clients/sampled": sampled,
+            "clients/replied": len(self.replied),
+            "clients/failed": len(self.failed),
+            "bytes/down": self.down,
+            "bytes/up": self.up,
+        }
+
 
 def group_size(sampled: int) -> int:
     """How many clients, in the order of their ids, are summed on their own before their sum is added to the server's.
 
-    Such a group can be summed where its clients run. The size depends on nothing but the number of sampled clients, so
-    that floating-point sums, and with them all results, are the same on every engine.
+    Such a group can be summed where its clients run, or on the server: an engine is free to choose for each group. The size depends on
+    nothing but the number of sampled clients, so that floating-point sums, and with them all results, are the same on every engine.
     """
     size = 1  # a power of two, so that groups and batches of clients (engine.clients_per_batch) fit into each other
     while size < LARGEST_GROUP and size * GROUPS < sampled:
         size *= 2
     return size
+
+
+class GroupSums:
+    """Sums over clients in order, each group of them on its own before it is added to the total.
+
+    Args:
+        empty: makes sums over no clients.
+        size: of a group; with 1 clients are added to the total, which gives the same bits.
+    """
+
+    def __init__(self, empty: Callable[[], Sums], size: int = 1):
+        self.empty, self.size, self.total = empty, size, empty()
+        self._group: Sums | None = None  # no memory for groups that come as one
+        self._position = 0
+
+    def next(self) -> None:
+        """The next client's turn."""
+        if self._position % self.size == 0:
+            self.close()
+        self._position += 1
+
+    @property
+    def group(self) -> Sums:
+        """What the client is to be added to."""
+        if self.size == 1:
+            return self.total
+        if self._group is None:
+            self._group = self.empty()
+        return self._group
+
+    def add_whole(self, sums: Sums) -> None:
+        """Add a group that was summed elsewhere."""
+        for name, value in sums.items():
+            self.total[name].add_(value)
+
+    def close(self) -> None:
+        """Add the last group."""
+        if self._group is not None:
+            self.add_whole(self._group)
+        self._group = None
 
 
 def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int, gone: set[int]) -> Iterable[Message]:
@@ -95,7 +147,19 @@ def in_order(sampled: dict[int, int], replies: Iterable[Message]) -> Iterator[tu
         due = next(order, None)
 
 
-def mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
+def reported(metrics: list[dict[str, float]], dim: int) -> dict[str, float]:
+    """What the round's accepted clients reported, as numbers of the round (``dim`` is P)."""
+    held = int(sum(min(max(m.get("floored", 0), 0), dim) for m in metrics))
+    return {
+        **_mean_and_max(metrics, "residual", "admm/primal"),
+        **_mean_and_max(metrics, "dual-norm", "admm/dual_norm"),
+        **_mean_and_max(metrics, "hessian-moved", "hessian/moved", largest=False),
+        **_mean_and_max(metrics, "loss", "clients/loss", largest=False),
+        "guard/clients": held,
+    }
+
+
+def _mean_and_max(metrics: list[dict[str, float]], key: str, name: str, largest: bool = True) -> dict[str, float]:
     values = [m[key] for m in metrics if key in m]
     if not values:
         return {}

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,30 @@ class Call:
         occupied(self.worker, self.message_type, seconds, messages)
 
 
+def unit_sizes(messages: int, size: int, workers: int, whole: bool) -> list[int]:
+    """How many messages each unit of work has: ``size``, and single ones at the end, at least ``size`` for each worker.
+
+    The workers would otherwise wait for the one that has the last unit. A group of which each reply comes on its own is summed by the server,
+    to the same bits.
+
+    Args:
+        messages: in all.
+        size: of a unit.
+        workers: how many there are.
+        whole: no single ones.
+    """
+    if whole:
+        return [min(size, messages - start) for start in range(0, messages, size)]
+    groups = max(0, messages // size - workers) if size > 1 else 0
+    return [size] * groups + [1] * (messages - groups * size)
+
+
 class RayGrid(LocalGrid):
     """A Flower ``Grid`` over resident Ray actors.
 
     Arrays that several messages share are put into the object store once a round, and read there without a copy. A unit of work
-    is one message, or a group whose replies the worker sums (if the app offers ``fold``), or some clients trained side by side. Units go
+    is one message, or a group whose replies the worker sums (if the app offers ``fold``), or some clients trained side by side
+    (see :func:`unit_sizes`). Units go
     out longest first by the time they took before (:class:`bayesfed.engine.ray_schedule.Schedule`); any worker can serve any
     client, because the state of a client is in the site store. Units whose worker dies are given to another one (solving a
     round again gives the same site and the same reply).
@@ -96,11 +116,13 @@ class RayGrid(LocalGrid):
         self._abandon()
         requests = list(messages)
         size = math.lcm(fold, self.clients_per_batch)
-        units = [requests[i : i + size] for i in range(0, len(requests), size)]
+        sizes = unit_sizes(len(requests), size, len(self.actors), whole=self.clients_per_batch > 1)
+        ends = list(accumulate(sizes))
+        units = [requests[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         with span("store"):
             tasks, answer = self._tasks(requests)
         schedule = self._schedule(units, answer * (size // fold))
-        calls = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+        calls = [tasks[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         attempts = [0] * len(units)
         free = deque(range(len(self.actors)))
         while schedule.left or self._calls:

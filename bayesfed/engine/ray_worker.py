@@ -111,8 +111,9 @@ class Worker:
             messages = [self._message(task) for task in tasks]
             replies = [reply for group in groups(messages, batch) for reply in self._serve(group)]
             if fold > 1 and hasattr(self.app, "fold"):
-                pieces = (slice(i, i + fold) for i in range(0, len(messages), fold))
-                replies = [reply for part in pieces for reply in self.app.fold(messages[part], replies[part])]
+                pieces = (slice(i, i + fold) for i in range(0, len(messages), fold) if i + 1 < len(messages))
+                for part in pieces:  # a single reply is smaller than a sum
+                    replies[part] = self.app.fold(messages[part], replies[part])
             done.append(([Answer.of(reply) for reply in replies], time.perf_counter() - started))
         return done
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
+from bayesfed.engine.ray_grid import unit_sizes
 from bayesfed.engine.ray_schedule import LARGEST_BATCH, Schedule
 
 
@@ -70,3 +73,17 @@ def test_units_of_a_dead_worker_go_out_alone():
     assert lost == [0, 1, 2, 3, 4]
     schedule.again(lost)
     assert drain(schedule, 1)[:6] == [[0], [1], [2], [3], [4], [5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("messages", "size", "workers", "groups"),
+    [(50, 4, 2, 10), (50, 1, 2, 0), (7, 4, 2, 0), (10_000, 32, 2, 310), (50, 4, 32, 0)],
+)
+def test_the_last_units_are_single_messages(messages: int, size: int, workers: int, groups: int) -> None:
+    sizes = unit_sizes(messages, size, workers, whole=False)
+    assert sizes == [size] * groups + [1] * (messages - size * groups)
+    assert len(sizes) - groups >= min(messages, size * workers)
+
+
+def test_units_trained_side_by_side_stay_whole() -> None:
+    assert unit_sizes(70, 32, 2, whole=True) == [32, 32, 6]

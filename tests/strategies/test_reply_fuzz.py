@@ -15,6 +15,7 @@ from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply, set_identity
 from strategies import BayesADMM, FedAvg
 from strategies.limits import Limits
+from strategies.replies import GroupSums
 
 pytestmark = pytest.mark.faults
 P = 4
@@ -97,16 +98,16 @@ def test_any_content(kind: str) -> None:
     )
     @given(contents)
     def check(content: RecordDict) -> None:
-        sums = strategy.empty()
-        before = {name: value.clone() for name, value in sums.items()}
+        sums = GroupSums(strategy.empty)
+        before = {name: value.clone() for name, value in sums.total.items()}
         try:
             strategy._absorb(sums, Message(content, reply_to=ASKED), 1)
         except wire.BadMessage:
             outcomes["refused"] += 1
-            assert all(torch.equal(value, before[name]) for name, value in sums.items())
+            assert all(torch.equal(value, before[name]) for name, value in sums.total.items())
         else:
             outcomes["accepted"] += 1
-            assert all(bool(value.isfinite().all()) for value in sums.values())
+            assert all(bool(value.isfinite().all()) for value in sums.total.values())
 
     check()
     assert sum(outcomes.values()) >= 2500
@@ -116,7 +117,7 @@ def test_any_content(kind: str) -> None:
 def test_error_reply_is_a_refusal() -> None:
     for kind, strategy in MADE.items():
         with pytest.raises(wire.BadMessage, match="RuntimeError: broke"):
-            strategy._absorb(strategy.empty(), error_reply(ASKED, RuntimeError("broke")), 1), kind
+            strategy._absorb(GroupSums(strategy.empty), error_reply(ASKED, RuntimeError("broke")), 1), kind
 
 
 def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message:
@@ -138,9 +139,9 @@ def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message
 def test_bounds(reply: Message, reason: str) -> None:
     strategy = made("diagonal")
     strategy.reader.limits = Limits(mean_norm=100, precision=1e4, reply_bytes=800)
-    strategy._absorb(strategy.empty(), good(), 1)
+    strategy._absorb(GroupSums(strategy.empty), good(), 1)
     with pytest.raises(wire.BadMessage, match=reason):
-        strategy._absorb(strategy.empty(), reply, 1)
+        strategy._absorb(GroupSums(strategy.empty), reply, 1)
 
 
 def test_a_header_that_claims_too_much_costs_no_memory() -> None:
