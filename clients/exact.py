@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ class ExactSolver(Solver):
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
     stepwise: ClassVar[bool] = False
+    lacks: ClassVar[Mapping[str, str]] = {"path": "takes no gradient steps; use client=sgd or client=adam"}
 
     def check(self, model: str, likelihood: str) -> None:
         if model != "linear" or likelihood != "gaussian":
@@ -34,7 +36,7 @@ class ExactSolver(Solver):
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         if problem.asks_for_gradients:
-            raise ValueError("this strategy needs a client that takes gradient steps; use client=sgd or client=adam")
+            raise InputError("client", "exact", self.lacks["path"])
         with span("data"):
             loss = LocalLoss(problem)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)

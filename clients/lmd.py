@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar
 
 import torch
 
-from bayesfed.errors import choice, integer, number
+from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import LogNormal, PointMass
 from bayesfed.lowprecision.emulation import MXForward
 from bayesfed.lowprecision.mx import FORMATS
@@ -53,6 +54,11 @@ class LMDSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"lognormal", "point"})
+    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("proximal", "path"),
+        "uploads its mean weights under point-estimate strategies, and has no proximal term, dual or control variate there; use "
+        "strategy=fedavg, or strategy=bayes_admm strategy.family=lognormal, which uploads log-medians",
+    )
 
     def __init__(
         self,
@@ -123,10 +129,7 @@ class LMDSolver(Solver):
         generator = problem.generator("noise", problem.device)
         if not isinstance(server, LogNormal):
             if problem.site is not None or problem.proximal or problem.asks_for_gradients:
-                raise ValueError(
-                    "client=lmd uploads its mean weights under point-estimate strategies, and has no proximal term, dual or control "
-                    "variate there; use strategy=fedavg, or strategy=bayes_admm strategy.family=lognormal, which uploads log-medians"
-                )
+                raise InputError("client", "lmd", self.lacks["proximal"])
             decay = 0.1 if self.decay is None else self.decay
             return self._build(model.parameters, lr=self.lr, sigma=self.sigma, decay=decay, generator=generator)
         site = problem.site_terms()

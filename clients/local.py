@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -191,11 +191,14 @@ class Solver(ABC):
         families: names of the posterior families it can return.
         batches: whether :meth:`solve_many` can be faster than one client after the other.
         stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
+        lacks: what it cannot do for point estimates (``proximal``: proximal terms and duals; ``path``: control variates,
+            samples or counts of its steps), each with what to do about it.
     """
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
     stepwise: ClassVar[bool] = True
+    lacks: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:

@@ -131,6 +131,11 @@ class SRVNSolver(Solver):
                 hessian = self._hessian(loss, points, diagonal) / tau
             with span("update"):
                 white = whiten(factor, server.precision + (hessian - quadratic) / rho)
+                if not bool(white.isfinite().all()):
+                    raise ValueError(
+                        "the covariance grows without end: S_g + (G - V_k)/rho is not positive definite; use a smaller "
+                        "strategy.damping or a larger strategy.rho"
+                    )
                 if step == 0:  # start small: the curvature seen from the server's covariance can be huge
                     scale = (0.5 * step_limit(white, 0.0, 1.0)).clamp_max(1.0).sqrt()
                     factor, white = factor * scale, white * scale**2

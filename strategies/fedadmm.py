@@ -51,6 +51,7 @@ class FedADMM(FedAvg):
         number("rho", rho, above=0)
         number("server_step", server_step, above=0, optional=True)
         self.rho, self.server_step, self.reference_quirks = float(rho), server_step, reference_quirks
+        self.asks = frozenset({"proximal", "path"} if reference_quirks else {"proximal"})
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal term and ``f_k = (K/N) l_k``; the dual is the handler's (:mod:`clients.fedadmm`)."""

@@ -48,6 +48,7 @@ class FedDyn(FedAvg):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
         number("alpha", alpha, above=0)
         self.alpha, self.reference_quirks = float(alpha), reference_quirks
+        self.asks = frozenset({"proximal", "path"} if reference_quirks else {"proximal"})
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation, h at 0."""

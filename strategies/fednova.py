@@ -32,6 +32,7 @@ class FedNova(FedAvg):
     """
 
     name: str = "fednova"
+    asks: frozenset[str] = frozenset({"path"})
 
     def __init__(self, server_step: float = 1.0, fraction: float = 1.0, min_replies: int = 1, timeout: float = 86400.0):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)

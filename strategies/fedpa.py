@@ -34,6 +34,7 @@ class FedPA(FedAvg):
     """
 
     name: str = "fedpa"
+    asks: frozenset[str] = frozenset({"path"})
 
     def __init__(
         self,

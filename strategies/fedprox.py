@@ -25,6 +25,7 @@ class FedProx(FedAvg):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
         number("mu", mu, at_least=0)
         self.mu = float(mu)
+        self.asks = frozenset({"proximal"} if mu else ())
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal weight, per mean loss."""

@@ -39,6 +39,7 @@ class Scaffold(FedAvg):
     """
 
     name: str = "scaffold"
+    asks: frozenset[str] = frozenset({"path"})
     received: ClassVar[tuple[str, ...]] = ("control_change",)
 
     def __init__(

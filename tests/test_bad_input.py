@@ -102,6 +102,11 @@ def test_bad_setting(refused, override, parts):
         assert part in line
 
 
+def test_client_that_lacks_what_the_strategy_asks_for(refused):
+    line = refused("experiment=linreg", "strategy=scaffold", "client=exact")
+    assert "client=exact: takes no gradient steps; use client=sgd or client=adam (strategy=scaffold)" in line
+
+
 def test_full_covariance_of_a_large_model_says_what_memory_it_takes(refused):
     line = refused("strategy.family=full", "model.hidden=[2300]")  # 172,510 parameters
     assert "strategy.family=full" in line

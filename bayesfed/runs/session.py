@@ -91,6 +91,8 @@ class Session:
             learns = ", ".join(sorted(self.solver.families))
             fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
             raise InputError("client", client, fix)
+        for ability in sorted(self.strategy.asks & self.solver.lacks.keys(), reverse=True):
+            raise InputError("client", client, f"{self.solver.lacks[ability]} (strategy={self.cfg.strategy.name})")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:

@@ -18,11 +18,9 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
 from clients.optim.flat import FlatParameters, mean_loss, spread
-from clients.optim.ivon_state import Group
-from clients.optim.ivon_update import update_compiled, update_hess, update_mean
+from clients.optim.ivon_state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups
+from clients.optim.ivon_update import update_compiled, update_hess, update_mean, update_shared_hess
 from clients.optim.noise import Noise
-
-_VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")
 
 
 class IVON(torch.optim.Optimizer):
@@ -140,12 +138,13 @@ class IVON(torch.optim.Optimizer):
         flats = [FlatParameters(group["params"]) for group in self.param_groups]
         shared = {
             name: [None] * len(flats) if value is None else spread(name, value, flats)
-            for name, value in zip(_VECTORS, given, strict=True)
+            for name, value in zip(VECTORS, given, strict=True)
         }
         for index, flat in enumerate(flats):
-            self._build(index, flat, {name: values[index] for name, values in shared.items()})
+            own = {name: values[index] for name, values in shared.items()}
+            self._groups.append(build_group(self.param_groups[index], flat, own))
         self._built = True
-        self._finish("hess")
+        finish_groups(self._groups, self.param_groups, hess_structure, min_precision)
         device = self._groups[0].total.device
         if generator is None and device.type != "meta":
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
@@ -156,91 +155,10 @@ class IVON(torch.optim.Optimizer):
         """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        number("lr", group["lr"], at_least=0)
-        number("ess", group["ess"], above=0)
-        number("hess_init", group["hess_init"])
-        number("beta1", group["beta1"], at_least=0)
-        if group["beta1"] >= 1:
-            raise InputError("beta1", group["beta1"], "must be a finite number >= 0 and < 1")
-        number("beta2", group["beta2"], at_least=0, at_most=1)
-        number("weight_decay", group["weight_decay"], at_least=0)
-        number("clip_radius", group["clip_radius"], above=0, finite=False)
+        check_group(group)
         if self._built:
-            self._build(len(self.param_groups) - 1, FlatParameters(group["params"]), dict.fromkeys(_VECTORS))
-            self._finish("hess")
-
-    def _build(self, index: int, flat: FlatParameters, shared: dict[str, Any]) -> None:
-        """Make the buffers of a group from its own vector arguments or its share of the optimizer's."""
-        group, like = self.param_groups[index], flat.vector
-        values: dict[str, Any] = {}
-        for name in _VECTORS:
-            own = group.pop(name, None)
-            value = shared[name] if own is None else spread(name, own, [flat])[0]
-            values[name] = (
-                value.to(torch.promote_types(value.dtype, like.dtype)) if isinstance(value, Tensor) else value
-            )
-
-        def ready(value: float | Tensor | None) -> float | Tensor:
-            return value.to(like.dtype) if isinstance(value, Tensor) else value or 0.0
-
-        precision = values["prior_precision"]
-        delta = ready(group["weight_decay"] if precision is None else precision / group["ess"])
-        if not torch.as_tensor(delta).is_meta and bool((torch.as_tensor(delta) < 0).any()):
-            raise InputError("prior_precision", "negative", "must be >= 0")
-        initial = torch.as_tensor(
-            ready(group["hess_init"] if values["hess"] is None else values["hess"]),
-            dtype=like.dtype,
-            device=like.device,
-        ).clone()
-        made = Group(
-            flat=flat,
-            sample=torch.empty_like(like),
-            noise=torch.empty_like(like),
-            work=torch.empty_like(like),
-            gradient=torch.empty_like(like),
-            momentum=torch.zeros_like(like),
-            delta=delta,
-            prior_mean=ready(values["prior_mean"]),
-            site_linear=ready(values["site_linear"]),
-            site_quadratic=ready(values["site_quadratic"]),
-            damping=delta,
-            total=torch.zeros_like(like).add_(initial).add_(delta),
-            root=torch.empty_like(like),
-            initial=initial,
-        )
-        made.sample_views = flat.split(made.sample)
-        made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
-        self._groups.append(made)
-
-    def _finish(self, field: str) -> None:
-        """Check the curvature; in the isotropic family, give all groups the same one-number h and damping."""
-        first = self._groups[0]
-        if any(g.total.device != first.total.device for g in self._groups):
-            raise InputError("params", "several devices", "put all parameters on one device")
-        if self.hess_structure == "scalar":
-            for name in ("ess", "hess_init", "beta2"):
-                if len({group[name] for group in self.param_groups}) > 1:
-                    raise InputError(name, "different between groups", "must be the same with hess_structure=scalar")
-            total, damping = (
-                self._average([g.total for g in self._groups]),
-                self._average([g.delta for g in self._groups]),
-            )
-            root, initial = torch.empty_like(total), total - damping
-            for g in self._groups:
-                g.total, g.root, g.initial, g.damping = total, root, initial, damping
-        for g in self._groups:
-            if not g.total.is_meta and not bool(g.total.amin() > 0):
-                raise InputError(field, "not positive definite", "h + delta must be > 0 everywhere")
-            g.refresh(self.min_precision)
-
-    def _average(self, values: list[float | Tensor]) -> Tensor:
-        """Mean over all parameters of one number or vector per group, as a tensor of shape ()."""
-        like, total = self._groups[0].flat.vector, sum(g.flat.vector.numel() for g in self._groups)
-        result = torch.zeros((), dtype=like.dtype, device=like.device)
-        for value, g in zip(values, self._groups, strict=True):
-            share = g.flat.vector.numel() / total
-            result.add_(value.mean() if isinstance(value, Tensor) else value, alpha=share)
-        return result
+            self._groups.append(build_group(group, FlatParameters(group["params"]), dict.fromkeys(VECTORS)))
+            finish_groups(self._groups, self.param_groups, self.hess_structure, self.min_precision)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients. Not needed: every training context starts without any."""
@@ -271,8 +189,8 @@ class IVON(torch.optim.Optimizer):
                 self._collect()
         except BaseException:
             self._samples = 0
-            if train:
-                self._clear()
+            for g in self._groups if train else ():
+                g.flat.clear_gradients()
             raise
         finally:
             for g in self._groups:
@@ -296,10 +214,6 @@ class IVON(torch.optim.Optimizer):
             noise.mul_(g.root)
             torch.add(g.flat.vector, noise, alpha=group["ess"] ** -0.5, out=g.sample)
             g.flat.show(g.sample_views)
-
-    def _clear(self) -> None:
-        for g in self._groups:
-            g.flat.clear_gradients()
 
     @torch.no_grad()
     def _collect(self) -> None:
@@ -343,7 +257,7 @@ class IVON(torch.optim.Optimizer):
         self._steps += 1
         samples = self._gather()
         if self.hess_structure == "scalar":
-            self._update_shared_hess(samples)
+            update_shared_hess(self.param_groups[0], self._groups, samples, products=samples > 1 or self.sync)
         for group, g in zip(self.param_groups, self._groups, strict=True):
             debias = 1 - group["beta1"] ** self._steps if self.debias else 1.0
             if self.compile and samples == 1 and self.hess_structure == "diagonal" and not self.sync:
@@ -368,20 +282,6 @@ class IVON(torch.optim.Optimizer):
             torch.distributed.all_reduce(g.gradient)
             torch.distributed.all_reduce(g.noise)
         return int(count)
-
-    def _update_shared_hess(self, samples: int) -> None:
-        """The same recursion for one number, with hhat averaged over all parameters."""
-        group, g = self.param_groups[0], self._groups[0]
-        c, scale = 1 - group["beta2"], math.sqrt(group["ess"]) / samples
-        count = sum(g.gradient.numel() for g in self._groups)
-        plain = samples == 1 and not self.sync
-        products = [torch.dot(g.noise, g.gradient) if plain else g.noise.sum() for g in self._groups]
-        slope = g.damping - self._average([g.site_quadratic for g in self._groups])
-        ratio = torch.stack([p.to(g.root.dtype) for p in products]).sum().mul_(scale / count)
-        w = 1 - c + c * (ratio + slope / g.total)
-        g.total.mul_(0.5 + 0.5 * w * w)
-        g.hold()
-        torch.rsqrt(g.total, out=g.root)
 
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
@@ -444,7 +344,7 @@ class IVON(torch.optim.Optimizer):
                 raise InputError("precision", "not positive", "must be > 0 everywhere")
             for group, g, value in zip(self.param_groups, self._groups, values, strict=True):
                 if self.hess_structure == "scalar":
-                    value = self._average(values)
+                    value = average(values, self._groups)
                 start = value / group["ess"]
                 g.total.copy_(start) if isinstance(start, Tensor) else g.total.fill_(start)
                 g.initial = g.hess
@@ -472,20 +372,9 @@ class IVON(torch.optim.Optimizer):
 
         Take it between steps: samples collected for an unfinished step are not in it.
         """
-        names = (
-            "momentum",
-            "total",
-            "initial",
-            "damping",
-            "delta",
-            "prior_mean",
-            "site_linear",
-            "site_quadratic",
-            "pair",
-        )
         own = {
             "steps": self._steps,
-            "groups": [{name: getattr(g, name) for name in names} for g in self._groups],
+            "groups": [{name: getattr(g, name) for name in SAVED} for g in self._groups],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
         return {**super().state_dict(), "ivon": own}
@@ -503,12 +392,7 @@ class IVON(torch.optim.Optimizer):
             raise ValueError(f"the saved optimizer has other parameters than this one ({sizes} per group)")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "ivon"})
         for g, saved in zip(self._groups, own["groups"], strict=True):
-            like = g.momentum
-            g.momentum.copy_(saved["momentum"])
-            g.total.copy_(saved["total"])
-            for name in ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic", "pair"):
-                value = saved[name]
-                setattr(g, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
+            g.load(saved)
             g.refresh(self.min_precision)
         self._steps, self._samples = own["steps"], 0
         if self.generator is not None and own["generator"] is not None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clients.optim.flat import FlatParameters
+from bayesfed.errors import InputError, number
+from clients.optim.flat import FlatParameters, spread
+
+VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")  # arguments for all groups or one
+_GIVEN = ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic", "pair")
+SAVED = ("momentum", "total", *_GIVEN)  # what the next step depends on
 
 
 @dataclass
@@ -62,3 +69,110 @@ class Group:
             torch.maximum(self.total, self.bound, out=self.total)
         elif self.bound:
             self.total.clamp_(min=self.bound)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Take over what another group had under the names in ``SAVED``; to be followed by :meth:`refresh`."""
+        like = self.momentum
+        self.momentum.copy_(saved["momentum"])
+        self.total.copy_(saved["total"])
+        for name in _GIVEN:
+            value = saved[name]
+            setattr(self, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Check the settings of a group.
+
+    Raises:
+        InputError: one is out of range.
+    """
+    number("lr", group["lr"], at_least=0)
+    number("ess", group["ess"], above=0)
+    number("hess_init", group["hess_init"])
+    number("beta1", group["beta1"], at_least=0)
+    if group["beta1"] >= 1:
+        raise InputError("beta1", group["beta1"], "must be a finite number >= 0 and < 1")
+    number("beta2", group["beta2"], at_least=0, at_most=1)
+    number("weight_decay", group["weight_decay"], at_least=0)
+    number("clip_radius", group["clip_radius"], above=0, finite=False)
+
+
+def build_group(group: dict[str, Any], flat: FlatParameters, shared: dict[str, Any]) -> Group:
+    """The buffers of a group, from its own vector arguments (taken out of ``group``) or its share of the optimizer's.
+
+    Raises:
+        InputError: an argument does not fit the parameters.
+    """
+    like = flat.vector
+    values: dict[str, Any] = {}
+    for name in VECTORS:
+        own = group.pop(name, None)
+        value = shared[name] if own is None else spread(name, own, [flat])[0]
+        values[name] = value.to(torch.promote_types(value.dtype, like.dtype)) if isinstance(value, Tensor) else value
+
+    def ready(value: float | Tensor | None) -> float | Tensor:
+        return value.to(like.dtype) if isinstance(value, Tensor) else value or 0.0
+
+    precision = values["prior_precision"]
+    delta = ready(group["weight_decay"] if precision is None else precision / group["ess"])
+    if not torch.as_tensor(delta).is_meta and bool((torch.as_tensor(delta) < 0).any()):
+        raise InputError("prior_precision", "negative", "must be >= 0")
+    hess = ready(group["hess_init"] if values["hess"] is None else values["hess"])
+    initial = torch.as_tensor(hess, dtype=like.dtype, device=like.device).clone()
+    made = Group(
+        flat=flat,
+        sample=torch.empty_like(like),
+        noise=torch.empty_like(like),
+        work=torch.empty_like(like),
+        gradient=torch.empty_like(like),
+        momentum=torch.zeros_like(like),
+        delta=delta,
+        prior_mean=ready(values["prior_mean"]),
+        site_linear=ready(values["site_linear"]),
+        site_quadratic=ready(values["site_quadratic"]),
+        damping=delta,
+        total=torch.zeros_like(like).add_(initial).add_(delta),
+        root=torch.empty_like(like),
+        initial=initial,
+    )
+    made.sample_views = flat.split(made.sample)
+    made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
+    return made
+
+
+def finish_groups(
+    groups: Sequence[Group], settings: Sequence[dict[str, Any]], hess_structure: str, min_precision: float
+) -> None:
+    """Check the curvature; in the isotropic family, give all groups the same one-number h and damping.
+
+    Raises:
+        InputError: the groups do not fit together, or h + delta is not positive.
+    """
+    first = groups[0]
+    if any(g.total.device != first.total.device for g in groups):
+        raise InputError("params", "several devices", "put all parameters on one device")
+    if hess_structure == "scalar":
+        for name in ("ess", "hess_init", "beta2"):
+            if len({group[name] for group in settings}) > 1:
+                raise InputError(name, "different between groups", "must be the same with hess_structure=scalar")
+        total, damping = (
+            average([g.total for g in groups], groups),
+            average([g.delta for g in groups], groups),
+        )
+        root, initial = torch.empty_like(total), total - damping
+        for g in groups:
+            g.total, g.root, g.initial, g.damping = total, root, initial, damping
+    for g in groups:
+        if not g.total.is_meta and not bool(g.total.amin() > 0):
+            raise InputError("hess", "not positive definite", "h + delta must be > 0 everywhere")
+        g.refresh(min_precision)
+
+
+def average(values: Sequence[float | Tensor], groups: Sequence[Group]) -> Tensor:
+    """Mean over all parameters of one number or vector per group, as a tensor of shape ()."""
+    like, total = groups[0].flat.vector, sum(g.flat.vector.numel() for g in groups)
+    result = torch.zeros((), dtype=like.dtype, device=like.device)
+    for value, g in zip(values, groups, strict=True):
+        share = g.flat.vector.numel() / total
+        result.add_(value.mean() if isinstance(value, Tensor) else value, alpha=share)
+    return result

@@ -11,14 +11,14 @@ mean, which is there already. The momentum's debiasing by ``1 - beta1^t`` is in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clients.optim.ivon_state import Group
+from clients.optim.ivon_state import Group, average
 
 
 def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool) -> None:
@@ -57,6 +57,20 @@ def _cached(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor of shape (); made once, so that no step waits for a copy to a GPU."""
     return _cached(value, like.dtype, like.device)
+
+
+def update_shared_hess(group: dict[str, Any], groups: Sequence[Group], samples: int, products: bool) -> None:
+    """:func:`update_hess` for one number that all groups share (the isotropic family), with hhat averaged over all parameters."""
+    g = groups[0]
+    c, scale = 1 - group["beta2"], math.sqrt(group["ess"]) / samples
+    count = sum(other.gradient.numel() for other in groups)
+    sums = [other.noise.sum() if products else torch.dot(other.noise, other.gradient) for other in groups]
+    slope = g.damping - average([other.site_quadratic for other in groups], groups)
+    ratio = torch.stack([value.to(g.root.dtype) for value in sums]).sum().mul_(scale / count)
+    w = 1 - c + c * (ratio + slope / g.total)
+    g.total.mul_(0.5 + 0.5 * w * w)
+    g.hold()
+    torch.rsqrt(g.total, out=g.root)
 
 
 def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, rescale: bool) -> None:

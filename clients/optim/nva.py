@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from bayesfed.seeding import torch_generator
 from clients.optim.gaussian_steps import retract
 
 LogDensity = Callable[[Tensor], Tensor]
+Observer = Callable[[int, "Mixture"], None]
 LOG_DENSITY_FLOOR = -743.0  # exp underflows below it
 LARGEST_LOGIT = 10.0
 ESTIMATORS = ("fitness", "stein", "hessian")
@@ -62,6 +64,55 @@ class Mixture:
         return gradient, hessian - gradient[:, :, None] * gradient[:, None]
 
 
+@dataclass(frozen=True)
+class Annealing:
+    """How NVA samples, cools and steps: omega_i = temperature / i^cooling, rho_i = step_size min(i^(0.7 cooling), 1/damping), i = 2, 3, ...
+
+    Attributes:
+        samples: of each component in a step.
+        parents: how many of them count with estimator "fitness".
+        temperature, cooling: of omega.
+        step_size: of rho, > 0. The estimator "hessian" takes far larger ones: 0.01 ... 0.1.
+        damping: added to the covariances' diagonals in each step; their floor.
+        init_range: means start uniform in [-init_range, init_range]^d, with unit covariances and equal weights.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    samples: int = 16
+    parents: int = 4
+    temperature: float = 1.0
+    cooling: float = 1.0
+    step_size: float = 1e-4
+    damping: float = 1e-7
+    init_range: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "parents"):
+            integer(name, getattr(self, name), at_least=1)
+        for name in ("temperature", "cooling", "damping", "init_range"):
+            number(name, getattr(self, name), at_least=0)
+        number("step_size", self.step_size, above=0)
+        if self.parents > self.samples:
+            raise InputError("parents", self.parents, f"must be at most samples={self.samples}")
+
+    def omega(self, i: int) -> float:
+        """Temperature of step i."""
+        return self.temperature / i**self.cooling
+
+    def rho(self, i: int) -> float:
+        """Step size of step i."""
+        return self.step_size * min(i ** (0.7 * self.cooling), 1 / self.damping if self.damping else math.inf)
+
+    def start(self, dim: int, num_components: int, seed: int) -> Mixture:
+        """Where the components begin."""
+        uniform = torch.rand(num_components, dim, generator=torch_generator(seed, "nva", "means"), dtype=torch.float64)
+        weights = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
+        covariances = torch.eye(dim, dtype=torch.float64).repeat(num_components, 1, 1)
+        return Mixture(self.init_range * (2 * uniform - 1), covariances, weights)
+
+
 def maximize(
     log_density: LogDensity,
     dim: int,
@@ -70,35 +121,26 @@ def maximize(
     seed: int,
     estimator: str = "fitness",
     *,
-    samples: int = 16,
-    parents: int = 4,
-    temperature: float = 1.0,
-    cooling: float = 1.0,
-    step_size: float = 1e-4,
-    damping: float = 1e-7,
-    init_range: float = 2.0,
     init: Mixture | None = None,
-    observer: Callable[[int, Mixture], None] | None = None,
+    observer: Observer | None = None,
+    **annealing: Any,
 ) -> Mixture:
     """The annealed mixture after `num_steps` steps; `log_density` takes (B, d) and returns (B,), in float64.
 
-    omega_i = temperature / i^cooling, rho_i = step_size min(i^(0.7 cooling), 1/damping), i = 2, 3, ...; means start
-    uniform in [-init_range, init_range]^d with unit covariances and equal weights, or at `init`. `samples` per component
-    and step: num_steps * num_components * samples evaluations in all.
-
     `estimator` of the expected gradient and Hessian of l - omega log q: "fitness" (rank weights of the best `parents`
-    samples; black box, the most robust), "stein" (values; black box, needs many samples), "hessian" (derivatives by autograd;
-    takes far larger steps: step_size 0.01 ... 0.1). `observer(i, mixture)` is called with what each step starts from and with the result.
+    samples; black box, the most robust), "stein" (values; black box, needs many samples), "hessian" (derivatives by autograd).
+    num_steps * num_components * samples evaluations in all.
+
+    `init` replaces the random start. `observer(i, mixture)` is called with what each step starts from and with the result.
+    Further keywords (`samples`, `step_size`, `temperature` ...) are those of :class:`Annealing`.
 
     Several components may end on one mode, and components may be left on lower ones: see :func:`modes`.
 
     Raises ValueError for an unknown estimator or values out of range.
     """
     return maximize_federated(
-        [log_density], dim, num_components, num_steps, seed, estimator, samples=samples, parents=parents,
-        temperature=temperature, cooling=cooling, step_size=step_size, damping=damping, init_range=init_range, init=init,
-        observer=observer,
-    )  # fmt: skip
+        [log_density], dim, num_components, num_steps, seed, estimator, init=init, observer=observer, **annealing
+    )
 
 
 def maximize_federated(
@@ -109,15 +151,9 @@ def maximize_federated(
     seed: int,
     estimator: str = "fitness",
     *,
-    samples: int = 16,
-    parents: int = 4,
-    temperature: float = 1.0,
-    cooling: float = 1.0,
-    step_size: float = 1e-4,
-    damping: float = 1e-7,
-    init_range: float = 2.0,
     init: Mixture | None = None,
-    observer: Callable[[int, Mixture], None] | None = None,
+    observer: Observer | None = None,
+    **annealing: Any,
 ) -> Mixture:
     """:func:`maximize` for l = sum_k l_k where client k evaluates only its own term l_k (a prior is one more term).
 
@@ -128,49 +164,47 @@ def maximize_federated(
     A reply has K B numbers ("fitness", "stein") or K (1 + d + d^2) ("hessian", averaged over the client's points). A mixture is no
     exponential family, so there is no natural parameter to upload and no `client=nva` under BayesADMM.
     """
-    _check(terms, dim, num_components, num_steps, estimator, samples, parents)
-    for name, value in {"temperature": temperature, "cooling": cooling, "damping": damping}.items():
-        number(name, value, at_least=0)
-    number("step_size", step_size, above=0)
-    eye = torch.eye(dim, dtype=torch.float64)
-    if init is None:
-        uniform = torch.rand(num_components, dim, generator=torch_generator(seed, "nva", "means"), dtype=torch.float64)
-        weights = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
-        init = Mixture(init_range * (2 * uniform - 1), eye.repeat(num_components, 1, 1), weights)
-    mixture = init
+    plan = Annealing(**annealing)
+    if not terms:
+        raise InputError("terms", "none", "give at least one")
+    choice("estimator", estimator, ESTIMATORS)
+    integer("dim", dim, at_least=1)
+    integer("num_components", num_components, at_least=1)
+    integer("num_steps", num_steps, at_least=0)
+    mixture = plan.start(dim, num_components, seed) if init is None else init
     precisions = torch.cholesky_inverse(mixture.factors)
     logits = mixture.weights.log() - mixture.weights[-1].log()
-    generator = torch_generator(seed, "nva", "samples")
+    generator, eye = torch_generator(seed, "nva", "samples"), torch.eye(dim, dtype=torch.float64)
     for i in range(2, num_steps + 2):
         if observer is not None:
             observer(i, mixture)
-        omega = temperature / i**cooling
-        rho = step_size * min(i ** (0.7 * cooling), 1 / damping if damping else math.inf)
-        noise = torch.randn(num_components, samples, dim, generator=generator, dtype=torch.float64)
+        noise = torch.randn(num_components, plan.samples, dim, generator=generator, dtype=torch.float64)
         offsets = noise @ mixture.factors.mT
         points = mixture.means[:, None] + offsets
-
         replies = [reply(term, points, estimator) for term in terms]
         values, gradient, hessian = (torch.stack(parts).sum(0) for parts in zip(*replies, strict=True))
         if not all(all_finite(part) for part in (values, gradient, hessian)):
             what = "derivatives" if all_finite(values) else "values"
             raise InputError("log_density", f"{what} that are not finite", f"must be finite at every sample (step {i})")
-        entropy = mixture.log_density(points.flatten(0, 1)).clamp(min=LOG_DENSITY_FLOOR).view(num_components, samples)
+        omega, rho = plan.omega(i), plan.rho(i)
+        entropy = (
+            mixture.log_density(points.flatten(0, 1)).clamp(min=LOG_DENSITY_FLOOR).view(num_components, plan.samples)
+        )
         if estimator == "hessian":
             slope, curvature = (
-                d.unflatten(0, (-1, samples)).mean(1) for d in mixture.derivatives(points.flatten(0, 1))
+                d.unflatten(0, (-1, plan.samples)).mean(1) for d in mixture.derivatives(points.flatten(0, 1))
             )
             gradient, hessian = gradient - omega * slope, hessian - omega * curvature
             heights = values - omega * entropy.mean(1)
         else:
             values = values - omega * entropy
-            weights = rank_weights(values, parents) if estimator == "fitness" else values / samples
+            weights = rank_weights(values, plan.parents) if estimator == "fitness" else values / plan.samples
             gradient, hessian = stein(weights, offsets, precisions)
             heights = values.mean(1)
 
         precisions = retract(precisions, mixture.covariances, -hessian, rho)
-        covariances = torch.cholesky_inverse(torch.linalg.cholesky(precisions)) + damping * eye
-        precisions = torch.cholesky_inverse(torch.linalg.cholesky(covariances)) if damping else precisions
+        covariances = torch.cholesky_inverse(torch.linalg.cholesky(precisions)) + plan.damping * eye
+        precisions = torch.cholesky_inverse(torch.linalg.cholesky(covariances)) if plan.damping else precisions
         means = mixture.means + rho * (covariances @ gradient[:, :, None])[:, :, 0]
         logits = (logits + rho * (heights - heights[-1])).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         mixture = Mixture(means, covariances, torch.softmax(logits, 0))
@@ -246,23 +280,3 @@ def _require_shape(values: Tensor, points: Tensor) -> None:
         raise InputError(
             "log_density", f"shape {tuple(values.shape)}", f"must return ({len(points)},) for {len(points)} points"
         )
-
-
-def _check(
-    terms: Sequence[LogDensity],
-    dim: int,
-    num_components: int,
-    num_steps: int,
-    estimator: str,
-    samples: int,
-    parents: int,
-) -> None:
-    if not terms:
-        raise InputError("terms", "none", "give at least one")
-    choice("estimator", estimator, ESTIMATORS)
-    counts = {"dim": dim, "num_components": num_components, "samples": samples, "parents": parents}
-    for name, count in counts.items():
-        integer(name, count, at_least=1)
-    integer("num_steps", num_steps, at_least=0)
-    if parents > samples:
-        raise InputError("parents", parents, f"must be at most samples={samples}")

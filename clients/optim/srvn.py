@@ -15,18 +15,10 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
-from clients.optim.flat import FlatParameters, spread
+from clients.optim.flat import FlatParameters, mean_loss
 from clients.optim.noise import Noise
-from clients.optim.srvn_update import (
-    factor_from_precision,
-    factor_step,
-    precision_from_factor,
-    precondition,
-    step_limit,
-    whiten,
-)
-
-Quadratic = float | Tensor
+from clients.optim.srvn_terms import add_derivatives, as_factor, as_quadratic, as_vector, times
+from clients.optim.srvn_update import factor_step, precision_from_factor, precondition, step_limit, whiten
 
 
 class SRVN(torch.optim.Optimizer):
@@ -133,14 +125,15 @@ class SRVN(torch.optim.Optimizer):
         self.beta1, self.temperature, self.antithetic = beta1, temperature, antithetic
         self.on_breakdown, self.max_change, self.min_precision = on_breakdown, max_change, min_precision
 
-        self._prior_precision = self._quadratic("prior_precision", prior_precision)
-        self._anchor = self._prior_precision - ess * self._quadratic("site_quadratic", site_quadratic)
-        pull = self._times(self._prior_precision, self._vector("prior_mean", prior_mean))
-        self._offset = pull - ess * self._vector("site_linear", site_linear)
+        full, flat = covariance == "full", self._flat
+        prior = as_quadratic("prior_precision", prior_precision, flat, full)
+        self._anchor = prior - ess * as_quadratic("site_quadratic", site_quadratic, flat, full)
+        pull = times(prior, as_vector("prior_mean", prior_mean, flat))
+        self._offset = pull - ess * as_vector("site_linear", site_linear, flat)
         if init_precision is None:
-            init_precision = self._quadratic("prior_precision", prior_precision) + self._quadratic("ess", ess)
-        self.factor = self._factor("init_precision", init_precision)
-        self._largest = (min_precision * self._prior_precision).rsqrt() if min_precision else None
+            init_precision = prior + as_quadratic("ess", ess, flat, full)
+        self.factor = as_factor("init_precision", init_precision, flat, full)
+        self._largest = (min_precision * prior).rsqrt() if min_precision else None
         self._momentum = torch.zeros_like(self._flat.vector) if beta1 else None
         self._steps = self._samples = self.reductions = 0
         self._inside = False
@@ -159,36 +152,6 @@ class SRVN(torch.optim.Optimizer):
         if self._flat is not None:
             raise InputError("params", "a further group", "put all parameters into one group")
         super().add_param_group(param_group)
-
-    # -- arguments ----------------------------------------------------------------------------------------------------
-
-    def _vector(self, field: str, value: Any) -> Tensor:
-        """A number or vector as (P,)."""
-        return torch.zeros_like(self.vector) + spread(field, value, [self._flat])[0]  # type: ignore[list-item]
-
-    def _quadratic(self, field: str, value: Any) -> Tensor:
-        """A number, vector or symmetric matrix in the covariance's shape."""
-        if isinstance(value, Tensor) and value.ndim == 2:
-            if self.covariance_kind != "full" or value.shape != (self.vector.numel(),) * 2:
-                size = self.vector.numel()
-                full = f" or (with covariance=full) of shape ({size}, {size})"
-                raise InputError(field, f"shape {tuple(value.shape)}", f"must be a number, of shape ({size},){full}")
-            matrix: Tensor = value.detach().to(self.vector)
-            return matrix
-        vector = self._vector(field, value)
-        return torch.diag(vector) if self.covariance_kind == "full" else vector
-
-    def _factor(self, field: str, precision: Any) -> Tensor:
-        try:
-            return factor_from_precision(self._quadratic(field, precision))
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(field, "given", f"{error}; must be positive") from None
-
-    @staticmethod
-    def _times(quadratic: Tensor, vector: Tensor) -> Tensor:
-        return quadratic * vector if quadratic.ndim == 1 else quadratic @ vector
 
     @property
     def vector(self) -> Tensor:
@@ -275,25 +238,16 @@ class SRVN(torch.optim.Optimizer):
             self._gradient.zero_(), self._products.zero_()
         with self._at(noise), torch.enable_grad():
             loss = closure()
-            parameters = self._flat.parameters  # type: ignore[union-attr]
-            pieces = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-            gradient = torch.cat([piece.reshape(-1) for piece in pieces])
-            self._gradient += gradient.detach()
-            if gradient.requires_grad:
-                eye = torch.eye(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
-                for first in range(0, len(eye), 64):
-                    rows = self._hessian_rows(gradient, parameters, eye[first : first + 64])
-                    part = self._products[first : first + 64]
-                    part += rows[:, first : first + 64].diagonal() if self.factor.ndim == 1 else rows
+            add_derivatives(loss, self._flat.parameters, self._gradient, self._products)  # type: ignore[union-attr]
         self._samples += 1
         return loss.detach()
 
-    @staticmethod
-    def _hessian_rows(gradient: Tensor, parameters: list[Tensor], rows: Tensor) -> Tensor:
-        pieces = torch.autograd.grad(
-            gradient, parameters, rows, retain_graph=True, is_grads_batched=True, materialize_grads=True
-        )
-        return torch.cat([piece.reshape(len(rows), -1) for piece in pieces], 1)
+    def _evaluate(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Collect the samples of a step through the closure; its mean loss over them."""
+        if self.curvature == "stein":
+            return mean_loss(self, closure)
+        draws = [self._draw(True) if self.mc_samples else None for _ in range(max(self.mc_samples, 1))]
+        return torch.stack([self._differentiate(closure, noise) for noise in draws]).mean()
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -312,14 +266,7 @@ class SRVN(torch.optim.Optimizer):
             RuntimeError: nothing was collected.
             ValueError: breakdown, with ``on_breakdown="raise"``; the posterior is left as it was.
         """
-        losses = []
-        if closure is not None and self.curvature == "hessian":
-            for _ in range(max(self.mc_samples, 1)):
-                losses.append(self._differentiate(closure, self._draw(True) if self.mc_samples else None))
-        elif closure is not None:
-            for _ in range(self.mc_samples):
-                with self.sampled_params(train=True), torch.enable_grad():
-                    losses.append(torch.as_tensor(closure()).detach())
+        loss = None if closure is None else self._evaluate(closure)
         if self._samples == 0 or self._inside:
             raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
         self._steps += 1
@@ -332,10 +279,9 @@ class SRVN(torch.optim.Optimizer):
         group = self.param_groups[0]
         lr = float(group["lr"])
         rates = lr, lr if group["lr_covariance"] is None else float(group["lr_covariance"])
-        self._update_diagonal(gradient, scale, *rates) if self.factor.ndim == 1 else self._update_full(
-            gradient, scale, *rates
-        )
-        return torch.stack(losses).mean() if losses else None
+        update = self._update_diagonal if self.factor.ndim == 1 else self._update_full
+        update(gradient, scale, *rates)
+        return loss
 
     def _update_full(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
         """The step from the data's expected gradient and ``scale`` times the statistics; prior and sites enter exactly."""
@@ -414,9 +360,10 @@ class SRVN(torch.optim.Optimizer):
             raise RuntimeError("set_posterior() cannot be called inside sampled_params()")
         if mean is not None:
             self._flat.attach()  # type: ignore[union-attr]
-            self.vector.copy_(self._vector("mean", mean))
+            self.vector.copy_(as_vector("mean", mean, self._flat))  # type: ignore[arg-type]
         if precision is not None:
-            self.factor = self._factor("precision", precision)
+            full = self.covariance_kind == "full"
+            self.factor = as_factor("precision", precision, self._flat, full)  # type: ignore[arg-type]
         self._samples, self._pair = 0, None
         if reset:
             self._steps = 0

@@ -75,6 +75,15 @@ def test_diagonal_covariance_against_the_closed_form(quadratics, relative):
     assert relative(found.precision, exact.precision) < 1e-8
 
 
+def test_data_far_more_precise_than_the_server_take_no_more_steps(quadratics, relative):
+    """Curvature 1e10 times the server's precision: scaled down once, the covariance need not be halved seventeen times."""
+    data, server, site = diagonal_case(quadratics, 1)
+    sharp = quadratics([1e5 * data.inputs[0]], data.targets, 1.0)
+    problem = local_problem(sharp, server, site)
+    found = SRVNSolver(epochs=12, curvature="hessian", mc_samples=0).solve(problem).posterior
+    assert relative(found.precision, ExactSolver().solve(problem).posterior.precision) < 1e-6
+
+
 def test_diagonal_covariance_from_gradients_alone(quadratics, relative):
     """m to 1e-2 and S to 5 %, averaged over 32 copies of the problem."""
     problem = local_problem(*diagonal_case(quadratics, 32))
@@ -110,6 +119,13 @@ def test_full_covariance_from_gradients_alone(quadratics, relative):
     found = solver.solve(problem).posterior
     assert relative(found.mean, exact.mean) < 0.02
     assert relative(found.precision, exact.precision) < 0.2
+
+
+def test_a_local_precision_that_is_not_positive_is_an_error_that_says_what_to_do(quadratics):
+    data, server, _ = full_case(quadratics)
+    site = NaturalParameters("full", vector("v", -30, 30, 6), -0.5 * 1e4 * torch.eye(6, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"not positive definite; use a smaller strategy\.damping"):
+        SRVNSolver(epochs=30, mc_samples=0).solve(local_problem(data, server, site))
 
 
 SOLVERS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bayesfed
-from bayesfed.errors import InputError, RunFailed
+from bayesfed.errors import InputError
 from bayesfed.families import LogNormal, NaturalParameters, PointMass
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
@@ -130,8 +130,11 @@ def test_point_estimates_and_low_precision(tmp_path):
 def test_what_it_cannot_do_says_what_is_uploaded(tmp_path):
     with pytest.raises(InputError, match="lognormal, point"):
         run(tmp_path, "strategy=bayes_admm", "client=lmd")
-    with pytest.raises(RunFailed, match="uploads its mean weights"):
-        run(tmp_path, "strategy=fedprox", "client=lmd")
+    for strategy in ("fedprox", "feddyn", "fedadmm", "scaffold", "fedpa", "fednova"):
+        with pytest.raises(InputError, match=rf"client=lmd: uploads its mean weights.*lognormal.*strategy={strategy}"):
+            run(tmp_path, f"strategy={strategy}", "client=lmd")
+        assert not (tmp_path / "run").exists()  # before anything starts
+    assert run(tmp_path, "strategy=fedprox", "strategy.mu=0", "client=lmd", "rounds=1").summary["status"] == "finished"
 
 
 @pytest.mark.parametrize(

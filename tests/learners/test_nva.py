@@ -94,17 +94,27 @@ def test_eight_components_find_all_four_modes():
 
 
 @pytest.mark.slow
-def test_twenty_of_twenty_seeds_with_eight_components_and_three_of_four_modes_with_four():
-    """K = 8: 4 of 4 modes in all 20 seeds; K = 4: between 2.8 and 3.8 on average (spec: 3.35)."""
-    assert [hits(MODES, nva.maximize(triangle, 2, 8, 3000, seed).means) for seed in range(20)] == [4] * 20
+@pytest.mark.parametrize("components", [8, 16])
+def test_twenty_of_twenty_seeds(components):
+    """4 of 4 modes in all 20 seeds; median distance of a component to its mode 0.013 to 0.025 (spec), here below 0.03."""
+    found = [nva.maximize(triangle, 2, components, 3000, seed).means for seed in range(20)]
+    assert [hits(MODES, means) for means in found] == [4] * 20
+    distances = torch.stack([torch.cdist(means, MODES).amin(1) for means in found])
+    assert float(distances.median()) < 0.03
+
+
+@pytest.mark.slow
+def test_three_of_four_modes_with_four_components():
+    """Between 2.8 and 3.8 on average (spec: 3.35)."""
     few = [hits(MODES, nva.maximize(triangle, 2, 4, 3000, seed).means) for seed in range(20)]
     assert 2.8 < sum(few) / 20 < 3.8
 
 
 @pytest.mark.slow
-def test_without_fitness_shaping_the_black_box_fails_at_this_schedule():
-    for seed in range(3):
-        assert hits(MODES, nva.maximize(triangle, 2, 4, 3000, seed, "stein").means) <= 1
+@pytest.mark.parametrize(("samples", "seeds"), [(16, 3), (200, 1)])
+def test_without_fitness_shaping_the_black_box_fails_at_this_schedule(samples, seeds):
+    for seed in range(seeds):
+        assert hits(MODES, nva.maximize(triangle, 2, 4, 3000, seed, "stein", samples=samples).means) <= 1
 
 
 @pytest.mark.slow
@@ -113,6 +123,8 @@ def test_himmelblau_and_camel_in_five_seeds():
     found = [hits(HIMMELBLAU, nva.maximize(himmelblau, 2, 12, 3000, seed, init_range=5.0).means) for seed in range(5)]
     assert min(found) >= 3
     assert sum(found) >= 16
+    means = nva.maximize(himmelblau, 2, 12, 3000, 1, init_range=5.0).means
+    assert float(torch.cdist(means, HIMMELBLAU).amin(1).median()) < 1e-3
     assert [hits(CAMEL, nva.maximize(camel, 2, 8, 3000, seed).means) for seed in range(5)] == [2] * 5
 
 
@@ -226,6 +238,99 @@ def test_translation():
     two = nva.maximize(lambda x: triangle(x - shift), 2, 2, 50, 3, init=moved, step_size=0.01)
     torch.testing.assert_close(two.means, one.means + shift, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(two.covariances, one.covariances, rtol=1e-9, atol=1e-9)
+
+
+def rotation(angle):
+    turn = torch.tensor(angle, dtype=DTYPE)
+    return torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
+
+
+def mapped(q, change):
+    return nva.Mixture(q.means @ change.T, change @ q.covariances @ change.T, q.weights)
+
+
+def with_noise(monkeypatch, change):
+    """Every draw of the samples' noise goes through ``change``."""
+    draw = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **kind: change(draw(*shape, **kind)))
+
+
+@pytest.mark.parametrize("estimator", nva.ESTIMATORS)
+@pytest.mark.parametrize(
+    ("change", "variances", "steps"),
+    [(rotation(0.7), [[0.6, 0.6], [1.3, 1.3]], 1), (torch.diag(torch.tensor([-1.0, 1.0], dtype=DTYPE)), [[0.6, 0.9], [1.3, 0.4]], 30)],
+)  # fmt: skip
+def test_rotation_is_exact_where_the_factor_turns_with_the_covariance(monkeypatch, estimator, change, variances, steps):
+    """Cholesky factors do so for multiples of the identity, and for reflections of the axes; then turned noise gives turned paths."""
+    start = mixture([[0.0, 1.0], [1.0, -0.5]], variances, [0.3, 0.7])
+    one = nva.maximize(triangle, 2, 2, steps, 3, estimator, init=start, step_size=0.01)
+    with_noise(monkeypatch, lambda noise: noise @ change.T)
+    two = nva.maximize(
+        lambda x: triangle(x @ change), 2, 2, steps, 3, estimator, init=mapped(start, change), step_size=0.01
+    )
+    expected = mapped(one, change)
+    for name in ("means", "covariances", "weights"):
+        torch.testing.assert_close(getattr(two, name), getattr(expected, name), rtol=1e-8, atol=1e-9)
+    assert float((one.means - start.means).norm()) > 1e-3
+
+
+def test_rotation_in_law():
+    """300 components without entropy are as many independent runs: their first two moments turn with the target (5 standard errors)."""
+    change, slope = rotation(0.7), torch.tensor([[3.0, 1.0], [1.0, 0.5]], dtype=DTYPE)
+    start = mixture([[1.0, -0.5]] * 300, [[0.3, 1.5]] * 300, [1 / 300] * 300)
+    tilted = mapped(start, rotation(0.4))  # no axes to align with
+
+    def run(target, init, seed):
+        return nva.maximize(target, 2, 300, 4, seed, init=init, temperature=0.0, step_size=0.05)
+
+    one = run(lambda x: -((x @ slope) * x).sum(1), tilted, 3)
+    two = run(lambda x: -((x @ change @ slope) * (x @ change)).sum(1), mapped(tilted, change), 4)
+    expected = mapped(one, change)
+    for name in ("means", "covariances"):
+        ours, turned = getattr(two, name), getattr(expected, name)
+        error = (ours.var(0) / 300 + turned.var(0) / 300).sqrt()
+        assert bool(((ours.mean(0) - turned.mean(0)).abs() < 5 * error).all())
+    assert float((one.means.mean(0) - tilted.means[0]).norm()) > 0.1
+
+
+# -- components among themselves (c.5.9) ----------------------------------------------------------------------------------
+
+
+def two_wells(x):
+    return torch.logsumexp(torch.stack([bowl([4.0, 4.0], [side, 0.0])(x) for side in (-1.5, 1.5)]), 0)
+
+
+def from_one_point(seed, temperature):
+    start = mixture([[0.0, 0.0]] * 2, [[0.5, 0.5]] * 2, [0.3, 0.7])
+    settings = {"temperature": temperature, "cooling": 0.0, "step_size": 0.1, "damping": 0.0, "samples": 8}
+    return nva.maximize(two_wells, 2, 2, 150, seed, "hessian", init=start, **settings)
+
+
+def test_components_at_one_point_are_separated_by_sampling_alone(monkeypatch):
+    with_noise(monkeypatch, lambda noise: noise[:1].expand_as(noise))
+    found = from_one_point(0, 1.0)
+    assert torch.equal(found.means[0], found.means[1])
+    assert torch.equal(found.covariances[0], found.covariances[1])
+    torch.testing.assert_close(found.weights, torch.tensor([0.3, 0.7], dtype=DTYPE), rtol=1e-9, atol=0)
+
+
+def test_entropy_repels():
+    """At temperature 1 two components from one point end in different wells, for every seed; almost without entropy not always."""
+
+    def apart(temperature):
+        return [bool(from_one_point(seed, temperature).means[:, 0].prod() < -1) for seed in range(8)]
+
+    assert apart(1.0) == [True] * 8
+    assert 0 < sum(apart(1e-6)) < 8
+
+
+def test_components_beyond_the_number_of_modes_share_them():
+    found = nva.maximize(
+        himmelblau, 2, 12, 200, 0, "hessian", samples=4, step_size=0.01, temperature=100.0, init_range=5.0
+    )
+    places, heights = nva.modes(found, himmelblau, radius=0.5)
+    assert hits(HIMMELBLAU, places) == len(places) == 4
+    assert float(heights[-1]) > -0.1
 
 
 def test_seeds_are_keyed_and_global_random_state_means_nothing():

@@ -5,6 +5,7 @@ import torch
 
 from bayesfed.errors import InputError
 from clients.optim import SRVN, srvn_step
+from clients.optim.srvn_update import step_limit, whiten
 
 DTYPE = torch.float64
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
@@ -148,6 +149,27 @@ def test_breakdown_is_an_error_or_shrinks_the_step():
     assert shrinking.reductions > 3
     close(shrinking.precision, ridge()[1])
     close(shrinking.mean, ridge()[0])
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_a_shortened_step_is_the_pure_step_at_the_limit(covariance):
+    """Mean and factor are shortened alike: all of them if full, each coordinate on its own if diagonal."""
+    layer = model()
+    optimizer = SRVN(layer.parameters(), 0.8, 40, covariance, "hessian", 0, init_precision=2.0)
+    mean, precision = ridge()
+    factor, gradient = optimizer.factor.clone(), -precision @ mean
+    hessian = precision if covariance == "full" else precision.diagonal()
+    limit = step_limit(whiten(factor, hessian)).clamp_max(0.8)
+    assert float(limit.max()) < 0.8
+    optimizer.step(lambda: mean_loss(layer))
+    assert optimizer.reductions == 1
+    if covariance == "full":
+        expected = srvn_step(torch.zeros(5, dtype=DTYPE), factor, gradient, hessian, float(limit))
+    else:
+        whole = srvn_step(torch.zeros(5, dtype=DTYPE), factor, gradient, hessian, 1e-3)
+        expected = whole[0] * limit / 1e-3, factor + (whole[1] - factor) * limit / 1e-3
+    close(optimizer.mean, expected[0])
+    close(optimizer.factor, expected[1])
 
 
 def test_negative_curvature_stops_at_the_floor():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clients.optim import srvn_step
+from clients.optim.srvn_update import step_limit, whiten
 
 DTYPE = torch.float64
 
@@ -69,6 +70,19 @@ def test_breakdown(diagonal):
         srvn_step(zero, factor, zero, 50 * factor, 1.0)
     _, new = srvn_step(zero, factor, zero, 50 * factor, 0.0408)
     assert float((new if diagonal else new.diagonal()).min()) > 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_the_step_limit_bounds_every_direction(temperature):
+    """rho lambda_max(C^T H C - gamma I) <= 2 max_change; diagonal entries alone would allow more where coordinates are correlated."""
+    correlated = 0.9 * torch.ones(8, 8, dtype=DTYPE) + 0.1 * torch.eye(8, dtype=DTYPE)
+    for curvature in (5 * correlated, whiten(lower(9), precision_of(lower(10))), 40 * torch.eye(8, dtype=DTYPE)):
+        largest = float(torch.linalg.eigvalsh(curvature)[-1]) - temperature
+        assert float(step_limit(curvature, temperature, 0.25)) * largest <= 0.5 + 1e-12
+    assert float(step_limit(40 * torch.eye(8, dtype=DTYPE), temperature, 0.25)) == pytest.approx(
+        0.5 / (40 - temperature)
+    )
+    assert step_limit(torch.tensor([0.2, 21.0], dtype=DTYPE)).tolist() == [float("inf"), 0.05]
 
 
 def test_differs_from_von_by_rho_squared():
