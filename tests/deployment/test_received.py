@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from bayesfed.deployment.apps import client_config, session_of
-from bayesfed.deployment.command import run_config
+from bayesfed.deployment.command import deploy, run_config
 from bayesfed.deployment.received import experiment_key, for_client
 from bayesfed.errors import InputError
 
@@ -59,6 +59,18 @@ def test_run_configuration_of_the_command() -> None:
     for bad in (["strategi=x"], ["hydra.run.dir=a", "resume=b"], ["handler=os.system"]):
         with pytest.raises(InputError):
             run_config(bad)
+
+
+def test_words_of_the_command(capsys) -> None:
+    assert deploy(["local", "--help"]) == 0
+    assert "bayesfed deploy SUPERLINK" in capsys.readouterr().out
+    for words, reason in (
+        (["local", "--rounds", "3"], "takes no options"),
+        ([], "name a connection"),
+        (["rounds=3"], "name a connection"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            deploy(words)
 
 
 def test_server_session(tmp_path, monkeypatch) -> None:
