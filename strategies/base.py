@@ -284,8 +284,8 @@ class FederatedStrategy(Strategy, Generic[Posterior]):
                         "round": server_round,
                         "accepted": accepted,
                         "durable": durable,
+                        "older": older,
                         "lr_factor": self.lr_factor(server_round),
-                        **({"older": older} if older != durable else {}),
                         **({"work": work} if work < 1 else {}),
                     }
                 )
