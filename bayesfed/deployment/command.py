@@ -60,7 +60,8 @@ def deploy(args: Sequence[str]) -> int:
             return 130
     run = _answer(done).get("run-id")
     if run is None:
-        print(f"failed: the SuperLink took no run\n{done.stdout}{done.stderr}".rstrip(), file=sys.stderr)
+        reason = str(_answer(done).get("error-message") or done.stdout + done.stderr).strip()
+        print(f"failed: the SuperLink took no run\n{reason}", file=sys.stderr)
         return 1
     try:
         _flwr("log", str(run), superlink, "--stream", shown=True)
