@@ -40,7 +40,7 @@ class Method:
         round: communication round, from 1.
         accepted: last round in which the server accepted this client's reply; 0 = never.
         durable: the same, as of the server's last checkpoint.
-        older: the same, as of the checkpoint before that; None: as ``durable``.
+        older: the same, as of the checkpoint before that.
         rho, damping, temperature, proximal, learn_precision: of the local problem and the dual step.
         lr_factor: learning-rate schedule at this round.
         dual: what the dual moves along, see :func:`clients.duals.difference`.
@@ -63,7 +63,7 @@ class Method:
     size_scale: float = 0.0
     unsquared: bool = False
     work: float = 1.0
-    older: int | None = None
+    older: int = 0
 
     @classmethod
     def parse(cls, record: object) -> Method:
@@ -72,7 +72,7 @@ class Method:
         Raises:
             wire.BadMessage: a value is missing, of the wrong type or out of range.
         """
-        kinds = {"str": str, "int": int, "int | None": int, "float": float, "bool": bool}
+        kinds = {"str": str, "int": int, "float": float, "bool": bool}
         optional = {
             n for n in cls.__annotations__ if hasattr(cls, n) and isinstance(record, ConfigRecord) and n not in record
         }
@@ -85,7 +85,7 @@ class Method:
             "round": method.round >= 1,
             "accepted": 0 <= method.accepted < method.round,
             "durable": 0 <= method.durable <= method.accepted,
-            "older": method.older is None or 0 <= method.older <= method.durable,
+            "older": 0 <= method.older <= method.durable,
             "rho": math.isfinite(method.rho) and method.rho >= 0,
             "damping": 0 <= method.damping <= 1,
             "temperature": math.isfinite(method.temperature) and method.temperature > 0,

@@ -59,7 +59,7 @@ class SiteStore(ABC):
         """Forget that record."""
 
     @timed("sites")
-    def open(self, client: int, round: int, accepted: int, durable: int, older: int | None = None) -> Record | None:
+    def open(self, client: int, round: int, accepted: int, durable: int, older: int = 0) -> Record | None:
         """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
 
         Records before ``round`` other than ``accepted``, ``durable`` and ``older`` are dropped.

@@ -214,8 +214,8 @@ class FederatedStrategy(Method[Posterior], Strategy):
                         "round": server_round,
                         "accepted": accepted,
                         "durable": durable,
+                        "older": older,
                         "lr_factor": self.lr_factor(server_round),
-                        **({"older": older} if older != durable else {}),
                         **({"work": work} if work < 1 else {}),
                     }
                 )

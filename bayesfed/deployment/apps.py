@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ from bayesfed.app import Plain, SimulationApp, client_app, plain
 from bayesfed.config import RESUMABLE, compose_config, parse
 from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
 from bayesfed.runs.directory import RunDirectory
 
 if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
@@ -49,10 +50,15 @@ def main(grid: Grid, context: Context) -> None:
 
     Raises:
         InputError: bad configuration, before any message is sent.
+        RunFailed: the run can't go on; it can be resumed.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bayesfed").setLevel(logging.INFO)  # not the HTTP requests of Flower's grid
-    session_of(context).serve(grid)
+    try:
+        session_of(context).serve(grid)
+    except (InputError, RunFailed):
+        sys.tracebacklimit = 0  # the user's to mend: let Flower print the reason, not how it came up
+        raise
 
 
 def session_of(context: Context) -> Session:

@@ -22,6 +22,10 @@ from bayesfed.config import compose_config, parse
 from bayesfed.deployment.received import for_client
 from bayesfed.errors import InputError
 
+USAGE = """usage: bayesfed deploy SUPERLINK key=value ...
+
+SUPERLINK names a connection of $FLWR_HOME/config.toml. Overrides are those of `bayesfed run`; hydra.run.dir=DIR (a new run) or
+resume=DIR (one that goes on) is the run directory on the server, relative to its $BAYESFED_RUNS. More: docs/deployment.md"""
 APP = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +35,14 @@ def deploy(args: Sequence[str]) -> int:
     Raises:
         InputError: no SuperLink named, no app to submit, or bad overrides.
     """
-    if not args or "=" in args[0] or args[0].startswith("-"):
+    if {"-h", "--help"}.intersection(args):
+        print(USAGE)
+        return 0
+    if option := next((arg for arg in args if arg.startswith("-")), None):
+        raise InputError(
+            "option", option, "deploy takes no options, only a SuperLink and key=value; see bayesfed deploy --help"
+        )
+    if not args or "=" in args[0]:
         raise InputError("superlink", args[0] if args else "", "name a connection of $FLWR_HOME/config.toml first")
     if not (APP / "pyproject.toml").is_file():
         raise InputError(
@@ -49,7 +60,8 @@ def deploy(args: Sequence[str]) -> int:
             return 130
     run = _answer(done).get("run-id")
     if run is None:
-        print(f"failed: the SuperLink took no run\n{done.stdout}{done.stderr}".rstrip(), file=sys.stderr)
+        reason = str(_answer(done).get("error-message") or done.stdout + done.stderr).strip()
+        print(f"failed: the SuperLink took no run\n{reason}", file=sys.stderr)
         return 1
     try:
         _flwr("log", str(run), superlink, "--stream", shown=True)

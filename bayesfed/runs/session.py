@@ -268,6 +268,11 @@ class Session:
             save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
         self.logger.log(record)
         self.display.end_round(record)
+        if round:  # what a deployed run, which has no display, says of itself
+            replied, sampled, seconds = (record[key] for key in ("clients/replied", "clients/sampled", "seconds/round"))
+            log.info(
+                "round %d of %d: %d of %d clients replied, %.1f s", round, self.cfg.rounds, replied, sampled, seconds
+            )
 
     @property
     def _posterior(self) -> Any:

@@ -70,6 +70,8 @@ class RunState:
         current = int(latest.get("round", 0))
         # a summary of an earlier end does not count once the run went on
         ended = summary.get("status") if summary.get("rounds") == current else None
+        if ended == "finished" and current < cfg.rounds:  # resumed for more rounds, the first of which is not over
+            ended = None
         clients: dict[int, ClientRecord] = {}
         for line in read_jsonl(path / "clients.jsonl"):
             client = clients.setdefault(int(line["client"]), ClientRecord())

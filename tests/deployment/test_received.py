@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from flwr.app import Context, RecordDict
 
-from bayesfed.deployment.apps import client_config, session_of
-from bayesfed.deployment.command import run_config
+from bayesfed.deployment import command
+from bayesfed.deployment.apps import client_config, server, session_of
+from bayesfed.deployment.command import deploy, run_config
 from bayesfed.deployment.received import experiment_key, for_client
 from bayesfed.errors import InputError
 
@@ -61,7 +65,27 @@ def test_run_configuration_of_the_command() -> None:
             run_config(bad)
 
 
-def test_server_session(tmp_path, monkeypatch) -> None:
+def test_words_of_the_command(capsys) -> None:
+    assert deploy(["local", "--help"]) == 0
+    assert "bayesfed deploy SUPERLINK" in capsys.readouterr().out
+    for words, reason in (
+        (["local", "--rounds", "3"], "takes no options"),
+        ([], "name a connection"),
+        (["rounds=3"], "name a connection"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            deploy(words)
+
+
+def test_why_the_superlink_took_no_run(capsys, monkeypatch) -> None:
+    said = '{"success": false, "error-message": "\\nconnection \'nowhere\' not found"}'
+    monkeypatch.setattr(command, "_flwr", lambda *words: subprocess.CompletedProcess(words, 1, said, ""))
+    assert deploy(["nowhere", "experiment=linreg"]) == 1
+    assert capsys.readouterr().err == "failed: the SuperLink took no run\nconnection 'nowhere' not found\n"
+
+
+def test_server_session(tmp_path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO", "bayesfed")  # as the app does, for this test only
     monkeypatch.setenv("BAYESFED_RUNS", str(tmp_path))
     text = "experiment=linreg rounds=1 figures=false"
     session = session_of(context({"overrides": text}))
@@ -69,8 +93,10 @@ def test_server_session(tmp_path, monkeypatch) -> None:
     session.strategy.accepted = {0: 1}
     session.round = 1
     session._checkpoint()
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
     with pytest.raises(InputError, match="already holds a run"):
-        session_of(context({"overrides": text}))
+        server(None, context({"overrides": text}))
+    assert sys.tracebacklimit == 0  # Flower prints what went wrong in one line
     with pytest.raises(InputError, match="strategy"):
         session_of(context({"overrides": text + " strategy.rho=0.123", "run-dir": "7", "resume": True}))
     longer = session_of(

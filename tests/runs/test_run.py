@@ -156,3 +156,10 @@ def test_figures_are_drawn(tmp_path):
     )
     names = {path.name for path in (result.run_dir / "figures").iterdir()}
     assert names == {"learning_curves.png", "label_distribution.png", "reliability.png", "precision.png"}
+
+
+def test_a_run_without_display_tells_its_rounds_to_the_log(run, caplog):
+    caplog.set_level("INFO", "bayesfed")
+    run("rounds=2")
+    told = [line for line in caplog.messages if line.startswith("round ")]
+    assert [line.rpartition(",")[0] for line in told] == [f"round {t} of 2: 5 of 5 clients replied" for t in (1, 2)]

@@ -42,6 +42,14 @@ def test_killed_run_is_unfinished(run) -> None:
     assert RunState.read(done.run_dir).status == "unfinished"
 
 
+def test_run_resumed_for_more_rounds_is_unfinished_from_the_start(run) -> None:
+    done = run("rounds=2")
+    config = done.run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("rounds: 2\n", "rounds: 4\n", 1))  # what resuming writes first
+    made = RunState.read(done.run_dir)
+    assert (made.status, made.round, made.rounds) == ("unfinished", 2, 4)
+
+
 def test_commands(run, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = run("rounds=1")
