@@ -208,9 +208,7 @@ def compare(protocol: Protocol, work: Path) -> float | None:
     if not (work / "ours.npy").exists():
         return None
     options = ["--protocol", json.dumps(asdict(protocol)), "--work", str(work), "--check"]
-    subprocess.run(
-        [sys.executable, "-m", "pfl_contestants.plain_loop", *options], check=True, env=environment_of_all(), cwd=work
-    )
+    subprocess.run([sys.executable, "-m", "pfl_contestants.plain_loop", *options], check=True, env=environment_of_all(), cwd=work)
     ours, loop = (np.load(work / f"{name}.npy") for name in ("ours", "loop"))
     difference = float(np.abs(ours - loop).max())
     if ours.size != PARAMETERS or not difference <= 1e-5:
