@@ -63,6 +63,7 @@ def test_a_client_that_keeps_the_precision_cant_be_asked_to_learn_it():
     ):
         compose_config([*asked, "client=sgd"])
     assert compose_config([asked[0], "client=sgd"]).client.name == "sgd"  # not asked for
+    assert compose_config([asked[1], "client=laplace"]).client.name == "laplace"
     assert compose_config([*asked, "strategy.covariance=fixed", "client=sgd"]).strategy.covariance == "fixed"
 
 
