@@ -123,6 +123,11 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     if cfg.client.get("schedule_rounds", 0) is None:
         OmegaConf.update(cfg, "client.schedule_rounds", cfg.rounds)
     validate(cfg)
+    if _learning_asked(overrides) and not getattr(resolve(cfg.client, "client"), "learns_precision", True):
+        raise InputError(
+            "strategy.covariance", "learned", f"client={cfg.client.name} keeps the server's precision; use a client that "
+            "learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
+        )  # fmt: skip
     return cfg
 
 
@@ -153,7 +158,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     extra += _as_overrides("strategy", family)
     client = first.client.name
     if not any(o.key_or_group == "client" for o in parse(overrides)):
-        client = preferred or _default_client(first)
+        client = preferred or _default_client(first, _learning_asked(extra + overrides))
         extra.insert(0, f"client={client}")
     for key in (client, f"{strategy}/{client}"):
         extra += _as_overrides("client", tuned.get(key) or {})
@@ -174,13 +179,22 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         raise InputError("override", " ".join(overrides), str(error).splitlines()[0]) from error
 
 
-def _default_client(cfg: DictConfig) -> str:
+def _default_client(cfg: DictConfig, learning_asked: bool) -> str:
     default = cfg.strategy.get("default_client", "adam")
     if isinstance(default, str):
         return default
     if cfg.strategy.get("covariance") == "fixed" and "fixed" in default:
         return default["fixed"]
-    return default.get(cfg.strategy.get("family"), "adam")
+    family = cfg.strategy.get("family")
+    if learning_asked and f"{family}/learned" in default:
+        return default[f"{family}/learned"]
+    return default.get(family, "adam")
+
+
+def _learning_asked(overrides: Sequence[str]) -> bool:
+    """Whether ``strategy.covariance=learned`` is among the overrides (not just the default), so that it has to hold."""
+    asked = [o for o in parse(overrides) if o.key_or_group == "strategy.covariance"]
+    return bool(asked) and asked[-1].value() == "learned"
 
 
 def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
@@ -265,20 +279,7 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
             )
-    plain = (
-        "seed",
-        "rounds",
-        "dtype",
-        "wire",
-        "device",
-        "resume",
-        "display",
-        "figures",
-        "profile",
-        "eval",
-        "checkpoint",
-        "limits",
-    )
+    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
     for key in plain:
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`

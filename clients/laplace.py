@@ -24,6 +24,7 @@ class LaplaceSolver(PointSolver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal"})
+    learns_precision: ClassVar[bool] = True
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         return self._with_curvature(problem, super().solve(problem))

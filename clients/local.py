@@ -190,6 +190,7 @@ class Solver(ABC):
     Attributes:
         families: names of the posterior families it can return.
         batches: whether :meth:`solve_many` can be faster than one client after the other.
+        learns_precision: whether it returns another precision than the server's where ``learn_precision`` says so.
         stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
         lacks: what it cannot do for point estimates (``proximal``: proximal terms and duals; ``path``: control variates,
             samples or counts of its steps), each with what to do about it.
@@ -197,6 +198,7 @@ class Solver(ABC):
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
+    learns_precision: ClassVar[bool] = True
     stepwise: ClassVar[bool] = True
     lacks: ClassVar[Mapping[str, str]] = {}
 

@@ -45,6 +45,7 @@ class PointSolver(BatchingSolver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
+    learns_precision: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -43,6 +43,9 @@ def test_the_command_line_wins_over_tuned_values():
         (["strategy.family=diagonal"], "ivon"),
         (["strategy.family=full"], "von"),
         (["strategy.covariance=fixed"], "adam"),
+        (["strategy.family=isotropic", "strategy.covariance=learned"], "ivon"),
+        (["strategy=pvi", "strategy.family=isotropic", "strategy.covariance=learned"], "ivon"),
+        (["strategy.family=isotropic", "strategy.covariance=fixed"], "adam"),
         (["strategy=fedavg", "client=sgd"], "sgd"),
         (["experiment=linreg"], "exact"),
         (["experiment=linreg", "strategy=fedavg"], "exact"),
@@ -51,6 +54,17 @@ def test_the_command_line_wins_over_tuned_values():
 )
 def test_a_strategy_picks_its_client(overrides, client):
     assert compose_config(overrides).client.name == client
+
+
+def test_a_client_that_keeps_the_precision_cant_be_asked_to_learn_it():
+    asked = ["strategy.family=isotropic", "strategy.covariance=learned"]
+    with pytest.raises(
+        InputError, match=r"strategy\.covariance=learned: client=sgd keeps the server's precision; use .*ivon"
+    ):
+        compose_config([*asked, "client=sgd"])
+    assert compose_config([asked[0], "client=sgd"]).client.name == "sgd"  # not asked for
+    assert compose_config([asked[1], "client=laplace"]).client.name == "laplace"
+    assert compose_config([*asked, "strategy.covariance=fixed", "client=sgd"]).strategy.covariance == "fixed"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -29,7 +29,8 @@ class Trace:
         metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages or whose
             precision never changed (fixed covariances: averaging over a precision nobody learned says nothing about the method).
         at_mean: final metrics at the posterior mean.
-        clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`.
+        clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`; averaged or at the mean as
+            ``metrics`` are.
     """
 
     seed: int
@@ -63,7 +64,7 @@ class Trace:
             costs,
             {m: values for m, values in metrics.items() if np.isfinite(values).any()},
             {m: float(last[f"mean/{m}"]) for m in METRICS if last.get(f"mean/{m}") is not None},
-            _over_clients(last),
+            _over_clients(last, averaged),
         )
 
     def final(self, metric: str) -> float:
@@ -142,10 +143,12 @@ def _not_finite(directory: RunDirectory) -> str:
     return next((k for k, v in last.items() if k.startswith(("mean/", "bayes/")) and v is None), "")
 
 
-def _over_clients(last: dict[str, Any]) -> dict[str, float]:
-    """:attr:`Trace.clients` from the last line of ``rounds.jsonl``."""
+def _over_clients(last: dict[str, Any], averaged: bool) -> dict[str, float]:
+    """:attr:`Trace.clients` from the last line of ``rounds.jsonl``; point estimates record one kind, at the mean."""
     metric = "rmse" if last.get("clients/rmse_mean") is not None else "accuracy"
-    return {part: float(v) for part in CLIENTS if (v := last.get(f"clients/{metric}_{part}")) is not None}
+    at_mean = not averaged and last.get(f"clients/at_mean/{metric}_mean") is not None
+    name = f"clients/at_mean/{metric}" if at_mean else f"clients/{metric}"
+    return {part: float(v) for part in CLIENTS if (v := last.get(f"{name}_{part}")) is not None}
 
 
 def _column(records: Sequence[dict[str, Any]], key: str, missing: float = math.nan) -> np.ndarray:

@@ -93,12 +93,20 @@ class Evaluator:
         return bool(every) and round > 0 and (last or round % every == 0)
 
     def _clients(self, round: int, posterior: Any) -> dict[str, float]:
-        scores = evaluate_clients(
-            self.model, posterior, self.problem.client_tests, self.problem.likelihood,
-            generator=self._generator(round, "clients"), **self._options,
-        )  # fmt: skip
-        self._record(round, "test", scores)
-        return {f"clients/{name}": value for name, value in fairness(scores).items()}
+        """Model-averaged under ``clients/``; at the mean under ``clients/at_mean/``, where that is another predictive."""
+        found: dict[str, float] = {}
+        kinds = {"": self.cfg.eval.samples} | ({} if posterior.name == "point" else {"at_mean/": 0})
+        scores: list[dict[str, float]] = [{} for _ in self.problem.client_tests]
+        for kind, samples in kinds.items():
+            each = evaluate_clients(
+                self.model, posterior, self.problem.client_tests, self.problem.likelihood,
+                generator=self._generator(round, "clients"), **self._options | {"samples": samples},
+            )  # fmt: skip
+            found |= {f"clients/{kind}{name}": value for name, value in fairness(each).items()}
+            for own, values in zip(scores, each, strict=True):
+                own |= {f"{kind}{metric}": value for metric, value in (values or {}).items()}
+        self._record(round, "test", [own or None for own in scores])
+        return found
 
     def _record(self, round: int, name: str, scores: Scores) -> None:
         for client, (found, tests) in enumerate(zip(scores, self.problem.client_tests, strict=True)):

@@ -120,11 +120,14 @@ def test_fairness_columns_come_last_and_only_where_clients_were_tested(groups):
 def test_precision_that_nobody_learned_is_not_averaged_over(precisions, expected):
     class Directory:
         def rounds(self):
-            return [
-                {"round": i, "mean/accuracy": 70.0, "bayes/accuracy": 30.0, "posterior/precision_mean": precision}
-                for i, precision in enumerate(precisions)
-            ]
+            clients = {"clients/accuracy_mean": 25.0, "clients/accuracy_worst10": 20.0}
+            at_mean = {"clients/at_mean/accuracy_mean": 65.0, "clients/at_mean/accuracy_worst10": 60.0}
+            if precisions[0] is None:  # a point estimate is tested in one way
+                clients, at_mean = {"clients/accuracy_mean": 65.0, "clients/accuracy_worst10": 60.0}, {}
+            scores = {"mean/accuracy": 70.0, "bayes/accuracy": 30.0, **clients, **at_mean}
+            return [{"round": i, "posterior/precision_mean": p, **scores} for i, p in enumerate(precisions)]
 
     trace = Trace.read(Directory(), 1)
     assert trace.final("accuracy") == expected
     assert trace.at_mean["accuracy"] == 70.0
+    assert trace.clients == {"mean": expected - 5, "worst10": expected - 10}

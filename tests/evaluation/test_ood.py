@@ -154,4 +154,4 @@ def test_a_model_of_digits_is_less_sure_on_clothes(tmp_path):
         "figures=false", f"hydra.run.dir={tmp_path}/r",
     ])  # fmt: skip
     assert result.summary["mean/accuracy"] > 85
-    assert result.summary["ood/auroc_bayes"] > 65  # 50 is chance
+    assert 70 < result.summary["ood/auroc_bayes"] < 78  # 73.8 on the machine it was written on; 50 is chance

@@ -178,6 +178,9 @@ def test_lines_and_summary(tmp_path):
     assert result.summary["personalized/rmse_worst10"] == pytest.approx(max(values))
     own = [line["test/rmse"] for line in lines if line["round"] == 3 and "test/rmse" in line]
     assert result.rounds[3]["clients/rmse_mean"] == result.summary["clients/rmse_mean"] == pytest.approx(np.mean(own))
+    at_mean = [line["test/at_mean/rmse"] for line in lines if line["round"] == 3 and "test/rmse" in line]
+    assert result.rounds[3]["clients/at_mean/rmse_mean"] == pytest.approx(np.mean(at_mean))
+    assert at_mean != pytest.approx(own)
     assert "clients/rmse_mean" not in result.rounds[1]
     last = bayesfed.run([*LINREG, "eval.clients_every=null", f"hydra.run.dir={tmp_path}/last"])
     assert ["clients/rmse_mean" in record for record in last.rounds] == [False, False, False, True]
