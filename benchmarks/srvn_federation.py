@@ -1,6 +1,6 @@
 """Rounds and seconds to the pooled posterior: client=srvon against client=von, full covariance, side by side in one process.
 
-``python benchmarks/srvn_federation.py --save docs/results/srvn_federation.json``. BayesADMM (rho = 1/K unless said, prior N(0, I)) in float64 on
+``python benchmarks/srvn_federation.py --save docs/results/srvn_federation.json``. BayesADMM (rho = 1/K and no damping; "damped": rho = 1, damping 0.3; prior N(0, I)) in float64 on
 linear-Gaussian clients and on logistic ones (scikit-learn's data, standardised, with a bias, two outputs), delta method, so that the
 pooled Laplace posterior is the fixed point. The learners take turns, round by round. Errors are the largest deviation of mean or
 precision, relative to the largest entry. Seconds are processor time of whole rounds (clients, server and messages).
@@ -38,6 +38,7 @@ from clients.von import VONSolver
 from strategies import BayesADMM
 
 LEVELS = (1e-2, 1e-6)
+DAMPED: dict[str, Any] = {"rho": 1.0, "damping": 0.3}
 SOLVERS: dict[str, Callable[[int, float], Solver]] = {
     "von": lambda steps, lr: VONSolver(lr=lr, lr_precision=lr, epochs=steps, mc_samples=0, local_schedule="constant"),
     "srvon": lambda steps, lr: SRVNSolver(lr=lr, epochs=steps, mc_samples=0),
@@ -46,12 +47,13 @@ SOLVERS: dict[str, Callable[[int, float], Solver]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A federation: inputs (N_k, d) and targets of every client, the likelihood, and BayesADMM's rho (None: 1/K)."""
+    """A federation: inputs (N_k, d) and targets of every client, the likelihood, and BayesADMM's rho (None: 1/K) and damping."""
 
     inputs: list[Tensor]
     targets: list[Tensor]
     likelihood: Likelihood
     rho: float | None = None
+    damping: float = 1.0
 
     @property
     def outputs(self) -> int:
@@ -113,19 +115,19 @@ CASES: dict[str, Callable[[], Case]] = {
     "linear, 5 clients, P = 100": lambda: linear(100),
     "wine at random, 3 clients, P = 28": lambda: logistic("wine", 3, False),
     "wine by feature": lambda: logistic("wine", 3, True),
-    "wine by feature, rho = 1": lambda: replace(logistic("wine", 3, True), rho=1.0),
+    "wine by feature, damped": lambda: replace(logistic("wine", 3, True), **DAMPED),
     "wdbc at random, 5 clients, P = 62": lambda: logistic("wdbc", 5, False),
     "wdbc by feature": lambda: logistic("wdbc", 5, True),
-    "wdbc by feature, rho = 1": lambda: replace(logistic("wdbc", 5, True), rho=1.0),
+    "wdbc by feature, damped": lambda: replace(logistic("wdbc", 5, True), **DAMPED),
 }
 
 
 class Federation:
     """The real strategy, handler and solver on in-process messages, one round at a time."""
 
-    def __init__(self, case: Case, solver: Solver, damping: float):
+    def __init__(self, case: Case, solver: Solver):
         count = len(case.inputs)
-        self.strategy = BayesADMM("full", rho=case.rho or 1 / count, damping=damping, prior_precision=1.0)
+        self.strategy = BayesADMM("full", rho=case.rho or 1 / count, damping=case.damping, prior_precision=1.0)
         trainer = Trainer(
             name="bayes_admm", family="full", solver=solver, problem=case.problem(), sites=MemorySites(), seed=3,
             dtype=torch.float64, device=torch.device("cpu"),
@@ -160,12 +162,12 @@ class Federation:
         pass
 
 
-def compare(case: Case, rounds: int, steps: int, lr: float = 1.0, damping: float = 1.0) -> dict[str, Any]:
+def compare(case: Case, rounds: int, steps: int, lr: float = 1.0) -> dict[str, Any]:
     """Errors after, and seconds of, each round by learner; a learner that is at the finer level is done."""
     mean, precision = case.pooled()
     for build in SOLVERS.values():
-        Federation(case, build(1, lr), damping).round()  # what only the first round of a process pays
-    made = {name: Federation(case, build(steps, lr), damping) for name, build in SOLVERS.items()}
+        Federation(case, build(1, lr)).round()  # what only the first round of a process pays
+    made = {name: Federation(case, build(steps, lr)) for name, build in SOLVERS.items()}
     rows: dict[str, dict[str, list[float]]] = {name: {"errors": [], "seconds": []} for name in made}
     for _ in range(rounds):
         for name, federation in made.items():
@@ -211,7 +213,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=25, help="local steps a round")
     parser.add_argument("--lr", type=float, default=1.0)
-    parser.add_argument("--damping", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--save", type=Path, help="JSON to keep results in; what is in it is not measured again")
     args = parser.parse_args()
@@ -219,7 +220,7 @@ def main() -> None:
     results = kept(args.save)
     for name in args.only:
         if name not in results:
-            results[name] = compare(CASES[name](), args.rounds, args.steps, args.lr, args.damping)
+            results[name] = compare(CASES[name](), args.rounds, args.steps, args.lr)
             keep(args.save, results)
     print(table(results))
 
