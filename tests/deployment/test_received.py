@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -13,6 +14,17 @@ from bayesfed.deployment.apps import client_config, server, session_of
 from bayesfed.deployment.command import deploy, run_config
 from bayesfed.deployment.received import experiment_key, for_client
 from bayesfed.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def logging_and_tracebacks_as_before(monkeypatch):
+    """The server app sets both for its own process; here later tests live in it."""
+    root, ours = logging.getLogger(), logging.getLogger("bayesfed")
+    handlers, level = list(root.handlers), ours.level
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 def context(run_config: dict, node_config: dict | None = None) -> Context:
