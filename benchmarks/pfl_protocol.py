@@ -49,7 +49,7 @@ NAMES = ("ours", "pfl", "flower", "loop", "floor")
 
 
 def environment_of_all() -> dict[str, str]:
-    """Environment variables."""
+    """Environment variables of every process: the same threads, priority and import path."""
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     alike = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
@@ -137,12 +137,16 @@ class Contestant:
             process.wait()
 
 
+def contestant_module(protocol: Protocol, work: Path, name: str, *more: str) -> list[str]:
+    """What python is given to run a module of ``pfl_contestants``."""
+    return ["-m", f"pfl_contestants.{name}", "--protocol", json.dumps(asdict(protocol)), "--work", str(work), *more]
+
+
 def commands(protocol: Protocol, work: Path, pfl_python: str | None) -> dict[str, list[list[str]]]:
     """How to start each contestant."""
-    options = ["--protocol", json.dumps(asdict(protocol)), "--work", str(work)]
 
     def module(name: str, *more: str) -> list[str]:
-        return ["-m", f"pfl_contestants.{name}", *options, *more]
+        return contestant_module(protocol, work, name, *more)
 
     count = protocol.workers
     found = {
@@ -207,10 +211,8 @@ def compare(protocol: Protocol, work: Path) -> float | None:
     """
     if not (work / "ours.npy").exists():
         return None
-    options = ["--protocol", json.dumps(asdict(protocol)), "--work", str(work), "--check"]
-    subprocess.run(
-        [sys.executable, "-m", "pfl_contestants.plain_loop", *options], check=True, env=environment_of_all(), cwd=work
-    )
+    command = [sys.executable, *contestant_module(protocol, work, "plain_loop", "--check")]
+    subprocess.run(command, check=True, env=environment_of_all(), cwd=work)
     ours, loop = (np.load(work / f"{name}.npy") for name in ("ours", "loop"))
     difference = float(np.abs(ours - loop).max())
     if ours.size != PARAMETERS or not difference <= 1e-5:

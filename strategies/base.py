@@ -69,9 +69,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.sent: Posterior  # what this round's messages decode to: `posterior` itself with wire=full
         self.accepted: dict[int, int] = {}  # partition id -> last round whose reply was counted
         self.durable: dict[int, int] = {}  # the same, as of the last checkpoint
-        self.older: dict[
-            int, int
-        ] = {}  # and as of the one before, which is used if the last one turns out to be damaged
+        self.older: dict[int, int] = {}  # and as of the one before, in case the last one is damaged
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
         self.seed = 0

@@ -16,7 +16,7 @@ from strategies.delivery import deliver
 
 log = getLogger("bayesfed")
 Sums = dict[str, Tensor]
-GROUPS = 16  # about as many partial sums in a round, up to 512 clients; more clients, more groups
+GROUPS = 16  # at most as many partial sums in a round of up to 512 clients; more clients, more groups
 LARGEST_GROUP = 32
 
 

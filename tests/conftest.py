@@ -19,13 +19,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 QUIET = ["display=false", "figures=false"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist: a file's tests go to one worker, and so do all that share the deployment tests' SuperLink."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(folder.name if folder.name == "deployment" else str(item.path)))
-
-
 @pytest.fixture
 def run(tmp_path) -> Callable[..., object]:
     """``run("rounds=2", to="a")``: a run of the linear-regression experiment in ``tmp_path/a``, a fraction of a second."""

@@ -117,12 +117,12 @@ class RayGrid(LocalGrid):
         requests = list(messages)
         size = math.lcm(fold, self.clients_per_batch)
         sizes = unit_sizes(len(requests), size, len(self.actors), whole=self.clients_per_batch > 1)
-        ends = list(accumulate(sizes))
-        units = [requests[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        parts = [slice(end - length, end) for end, length in zip(accumulate(sizes), sizes, strict=True)]
+        units = [requests[part] for part in parts]
         with span("store"):
             tasks, answer = self._tasks(requests)
         schedule = self._schedule(units, answer * (size // fold))
-        calls = [tasks[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        calls = [tasks[part] for part in parts]
         attempts = [0] * len(units)
         free = deque(range(len(self.actors)))
         while schedule.left or self._calls:
@@ -165,7 +165,7 @@ class RayGrid(LocalGrid):
     # -- details ------------------------------------------------------------------------------------------------------
 
     def _hand_out(self, schedule: Schedule, tasks: list[list[Task]], fold: int, free: deque[int]) -> None:
-        """Give every free worker a call; one whose call is short stays free for a second."""
+        """Give every free worker a call; one whose call is short stays free for a second call."""
         sent = True
         while free and sent:
             sent = False

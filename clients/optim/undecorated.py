@@ -1,6 +1,7 @@
 """torch's optimizers without the import of ``torch._dynamo`` that their decorators make on first use: 1.5 s in every process.
 
-The import only serves ``torch.compile``, which must not trace these methods; whoever compiles a training loop has imported it before.
+The import only keeps ``torch.compile`` from tracing these methods. bayesfed compiles no code that calls them (``client.compile`` is IVON's update
+alone); where torch._dynamo was imported before, nothing is changed.
 """
 
 from __future__ import annotations

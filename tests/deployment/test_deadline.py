@@ -17,13 +17,9 @@ pytestmark = [pytest.mark.deployment, pytest.mark.faults]
 def test_a_slow_client_is_left_out_and_returns(nodes, deployed, wait_for, reached) -> None:
     """Client 2's machine stops (SIGSTOP) with the message of round 1 in hand and wakes up when that round is over: its late reply does
     not count, its reply to round 2 does, and the server's sum of sites is that of the clients'."""
-    run_dir, usual = (
-        nodes.folder / "runs" / "slow",
-        max(r.get("seconds/train", 0) for r in read_jsonl(deployed / "rounds.jsonl")),
-    )
-    deadline = round(
-        min(100, max(15, 2 * usual))
-    )  # for clients that do their best on this machine; Flower gives a node up later
+    run_dir = nodes.folder / "runs" / "slow"
+    usual = max(r.get("seconds/train", 0) for r in read_jsonl(deployed / "rounds.jsonl"))
+    deadline = round(min(100, max(15, 2 * usual)))  # for clients that do their best here; Flower gives a node up later
     settings = ["rounds=2", "strategy.damping=0.5", f"strategy.timeout={deadline}", "hydra.run.dir=slow"]
     others = set((nodes.folder / "sites").iterdir())
     before = nodes.log("supernode3").count("Receiving: train message")
@@ -43,7 +39,7 @@ def test_a_slow_client_is_left_out_and_returns(nodes, deployed, wait_for, reache
         (1, 2): "no reply before the timeout"
     }
     rounds = read_jsonl(run_dir / "rounds.jsonl")
-    assert deadline - 1 < rounds[1]["seconds/train"] < deadline + 30
+    assert deadline - 1 < rounds[1]["seconds/train"] < deadline + 20
     assert [line["clients/replied"] for line in rounds[1:]] == [2, 3]
     server = Checkpoint.latest(run_dir / "checkpoint").tensors
     mine = set((nodes.folder / "sites").iterdir()) - others
