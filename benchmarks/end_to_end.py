@@ -115,7 +115,7 @@ class Loop:
                 for p in self.params:
                     p.grad = None
                 nn.functional.cross_entropy(self.model(x[rows]), y[rows]).backward()
-                g = torch.cat([p.grad.flatten() for p in self.params])
+                g = torch.cat([torch.as_tensor(p.grad).flatten() for p in self.params])
                 hhat = ess * (h + delta) * noise * g - curvature
                 momentum = c.beta1 * momentum + (1 - c.beta1) * g
                 correction = 0.5 * (1 - c.beta2) ** 2 * (h - hhat) ** 2 / (h + delta)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -38,7 +39,8 @@ def echo_app() -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"num-examples": 1, "round": message.content["method"]["round"]})
+        method = message.content.config_records["method"]
+        metrics = MetricRecord({"num-examples": 1, "round": int(str(method["round"]))})
         return Message(RecordDict({"posterior": message.content["posterior"], "metrics": metrics}), reply_to=message)
 
     @app.query()
@@ -72,7 +74,7 @@ class Rounds:
         # the first time this asks every node which partition it holds
         messages = self.strategy.configure_train(self.round, arrays, ConfigRecord(), grid)
         replies = 0
-        for reply in stream(grid, messages, 600, 1):
+        for reply in stream(grid, messages, timeout=600, fold=1, gone=set()):
             wire.unpack(reply.content["posterior"], self.shapes, torch.float32)
             replies += 1
         seconds = time.perf_counter() - started
@@ -160,12 +162,12 @@ def main() -> None:
         print(flower(args.clients, args.params, args.rounds))
         return
 
-    result = inline_and_ray(args.clients, args.params, args.workers, args.rounds)
+    result: dict[str, float | None] = {**inline_and_ray(args.clients, args.params, args.workers, args.rounds)}
     flowers = None if args.no_flower else flower_in_child(args)
     result |= {
         "flower_ms": flowers,
-        "flower_over_ray": flowers and flowers / result["ray_ms"],
-        "flower_over_inline": flowers and flowers / result["inline_ms"],
+        "flower_over_ray": flowers and flowers / (result["ray_ms"] or math.nan),
+        "flower_over_inline": flowers and flowers / (result["inline_ms"] or math.nan),
     }
     result |= {
         "clients": args.clients, "params": args.params, "workers": args.workers, "rounds": args.rounds, "cpu_count": cores,

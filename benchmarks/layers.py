@@ -19,15 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pfl_contestants.cnn import SimpleCNN  # noqa: E402 - found through the lines above
-
-from bayesfed.arithmetic import set_arithmetic  # noqa: E402
-from bayesfed.engine.ray_worker import keep_freed_memory  # noqa: E402
-from bayesfed.problem.layers import quicken  # noqa: E402
-from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20  # noqa: E402
+from bayesfed.arithmetic import set_arithmetic
+from bayesfed.engine.ray_worker import keep_freed_memory
+from bayesfed.problem.layers import quicken
+from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20
+from benchmarks.pfl_contestants.cnn import SimpleCNN
 
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 CASES = [

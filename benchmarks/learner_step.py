@@ -13,15 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ivon_step import steps
-
 from bayesfed.seeding import torch_generator
+from benchmarks.ivon_step import steps
 from clients.optim import IVON, SRVN
 from clients.optim.gaussian_steps import METHODS
 
@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     nets = medians({name: steps("mlp", make, 32)[0] for name, make in LEARNERS.items()}, args.turns)
-    result = {
+    result: dict[str, dict[Any, Any]] = {
         "milliseconds": {name: round(ms, 3) for name, ms in nets.items()},
         "over_adamw": {name: round(ms / nets["adamw"], 2) for name, ms in nets.items()},
         "pure_ms": {

@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
-from ivon_step import MODELS, TURN, steps
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.ivon_step import MODELS, TURN, steps
 from clients.optim import LMD
 
 LEARNERS = {

@@ -84,9 +84,9 @@ def by_nva(case: Case, seed: int, estimator: str, observer: Callable[..., None] 
     """Component means and evaluations."""
     hessian = estimator == "hessian"
     samples, steps = (4, case.hessian_steps) if hessian else (16, case.steps)
+    options: dict[str, Any] = case.hessian if hessian else {}
     found = nva.maximize(
-        case.function, 2, case.starts, steps, seed, estimator, samples=samples, init_range=case.box, observer=observer,
-        **(case.hessian if hessian else {}),
+        case.function, 2, case.starts, steps, seed, estimator, samples=samples, init_range=case.box, observer=observer, **options,
     )  # fmt: skip
     return found.means, steps * case.starts * samples * (4 if hessian else 1)
 

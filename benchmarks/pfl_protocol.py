@@ -40,17 +40,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+ROOT = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, ROOT)
 
-from pfl_contestants.protocol import PARAMETERS, Protocol  # noqa: E402 - found through the line above
+from benchmarks.pfl_contestants.protocol import PARAMETERS, Protocol  # noqa: E402 - found through the line above
 
 NAMES = ("ours", "pfl", "flower", "loop", "floor")
 
 
 def environment_of_all() -> dict[str, str]:
     """Environment variables of every process: the same threads, priority and import path."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     alike = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     return os.environ | quiet | alike | {"PYTHONPATH": path}
@@ -139,7 +139,15 @@ class Contestant:
 
 def contestant_module(protocol: Protocol, work: Path, name: str, *more: str) -> list[str]:
     """What python is given to run a module of ``pfl_contestants``."""
-    return ["-m", f"pfl_contestants.{name}", "--protocol", json.dumps(asdict(protocol)), "--work", str(work), *more]
+    return [
+        "-m",
+        f"benchmarks.pfl_contestants.{name}",
+        "--protocol",
+        json.dumps(asdict(protocol)),
+        "--work",
+        str(work),
+        *more,
+    ]
 
 
 def commands(protocol: Protocol, work: Path, pfl_python: str | None) -> dict[str, list[list[str]]]:

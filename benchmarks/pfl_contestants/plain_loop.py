@@ -13,8 +13,8 @@ from torch import nn
 
 from bayesfed.problem.layers import quicken
 from bayesfed.seeding import derive, numpy_generator, torch_generator
-from pfl_contestants.cnn import SimpleCNN
-from pfl_contestants.protocol import CLASSES, SHAPE, Finished, Protocol, Turns, parse
+from benchmarks.pfl_contestants.cnn import SimpleCNN
+from benchmarks.pfl_contestants.protocol import CLASSES, SHAPE, Finished, Protocol, Turns, parse
 
 
 class Loop:

@@ -13,9 +13,9 @@ from bayesfed.arithmetic import arithmetic
 from bayesfed.config import build, compose_config
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.session import Session
-from pfl_contestants.protocol import PARAMETERS, Finished, Protocol, Turns, parse
+from benchmarks.pfl_contestants.protocol import PARAMETERS, Finished, Protocol, Turns, parse
 
-MODEL = "_target_: pfl_contestants.cnn.SimpleCNN\nname: pfl_cnn\n"
+MODEL = "_target_: benchmarks.pfl_contestants.cnn.SimpleCNN\nname: pfl_cnn\n"
 
 
 class TimedSession(Session):

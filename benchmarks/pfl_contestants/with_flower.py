@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -13,8 +14,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch import Tensor, nn
 
-from pfl_contestants.cnn import SimpleCNN
-from pfl_contestants.protocol import CLASSES, SHAPE, Protocol, Turns, parse
+from benchmarks.pfl_contestants.cnn import SimpleCNN
+from benchmarks.pfl_contestants.protocol import CLASSES, SHAPE, Protocol, Turns, parse
 
 
 @lru_cache
@@ -28,7 +29,7 @@ def resources(work: Path) -> tuple[nn.Module, Tensor, Tensor]:
 def train(message: Message, context: Context, protocol: Protocol, work: Path) -> Message:
     """One epoch of a client."""
     model, x, y = resources(work)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=protocol.lr)
     first = int(context.node_config["partition-id"]) * protocol.images
@@ -67,7 +68,9 @@ def main() -> None:
 
     @client.train()
     def train_client(message: Message, context: Context) -> Message:
-        from pfl_contestants import with_flower  # by name: in this process it is __main__, and would travel by value
+        from benchmarks.pfl_contestants import (
+            with_flower,  # by name: in this process it is __main__, and would travel by value
+        )
 
         return with_flower.train(message, context, protocol, args.work)
 
@@ -84,7 +87,10 @@ def main() -> None:
         arrays = ArrayRecord(SimpleCNN(SHAPE, CLASSES).state_dict())
         strategy.start(grid, arrays, num_rounds=10**9)
 
-    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": protocol.workers}}
+    backend: dict[str, dict[str, Any]] = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": protocol.workers},
+    }
     run_simulation(server, client, protocol.clients, backend_config=backend)
 
 

@@ -19,8 +19,8 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from pfl_contestants.cnn import SimpleCNN
-from pfl_contestants.protocol import CLASSES, SHAPE, Finished, Turns, parse
+from benchmarks.pfl_contestants.cnn import SimpleCNN
+from benchmarks.pfl_contestants.protocol import CLASSES, SHAPE, Finished, Turns, parse
 
 
 class Module(SimpleCNN):
