@@ -46,6 +46,7 @@ class IVONSolver(BatchingSolver):
         amp: ``bfloat16`` runs the model in mixed precision (posterior, gradients and update stay in ``dtype``); ``none``.
         antithetic: every second sample mirrors the one before, see :class:`clients.optim.IVON`.
         compile: the optimizer's step as one kernel made by ``torch.compile``.
+        native: samples and steps by C functions where they fit, see :class:`clients.optim.IVON`.
 
     Raises:
         InputError: a value out of range.
@@ -74,6 +75,7 @@ class IVONSolver(BatchingSolver):
         amp: str = "none",
         antithetic: bool = False,
         compile: bool = False,
+        native: bool = True,
     ):
         check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
@@ -90,7 +92,7 @@ class IVONSolver(BatchingSolver):
         self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
         self.min_precision = min_precision
         self.local_schedule, self.noise, self.keep_momentum = local_schedule, noise, keep_momentum
-        self.amp, self.antithetic, self.compile = amp, antithetic, compile
+        self.amp, self.antithetic, self.compile, self.native = amp, antithetic, compile, native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model, server = problem.model, problem.server
@@ -117,6 +119,7 @@ class IVONSolver(BatchingSolver):
                 noise=self.noise,  # type: ignore[arg-type]
                 antithetic=self.antithetic,
                 compile=self.compile,
+                native=self.native,
                 generator=problem.generator("noise", problem.device),
                 hess_structure="scalar" if server.name == "isotropic" else "diagonal",
             )

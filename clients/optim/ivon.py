@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
+from clients.optim import native as native_step
 from clients.optim.flat import FlatParameters, mean_loss, spread
 from clients.optim.ivon_state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups
 from clients.optim.ivon_update import update_compiled, update_hess, update_mean, update_shared_hess
@@ -75,6 +76,8 @@ class IVON(torch.optim.Optimizer):
             noise are halved, and terms of odd order in z cancel over the two samples of a pair.
         compile: do a step after a single sample as one kernel made by ``torch.compile`` (it needs a C++ compiler on CPUs and
             takes seconds at the first step). Results agree with the uncompiled ones to rounding.
+        native: draw samples and do a step after a single sample with C functions (:mod:`clients.optim.native`) where they fit: a
+            diagonal Hessian, float32, a CPU, one torch thread, a C compiler. Results agree with torch's to rounding.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -107,6 +110,7 @@ class IVON(torch.optim.Optimizer):
         noise: Literal["quantile", "normal"] = "quantile",
         antithetic: bool = False,
         compile: bool = False,
+        native: bool = True,
         generator: torch.Generator | None = None,
     ):
         integer("mc_samples", mc_samples, at_least=1)
@@ -150,6 +154,8 @@ class IVON(torch.optim.Optimizer):
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
         self._noise = Noise(noise, generator)
+        self.native = native and not compile and hess_structure == "diagonal"
+        self.native = self.native and all(native_step.suits(g) for g in self._groups) and native_step.available()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
@@ -159,6 +165,7 @@ class IVON(torch.optim.Optimizer):
         if self._built:
             self._groups.append(build_group(group, FlatParameters(group["params"]), dict.fromkeys(VECTORS)))
             finish_groups(self._groups, self.param_groups, self.hess_structure, self.min_precision)
+            self.native = self.native and native_step.suits(self._groups[-1])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients. Not needed: every training context starts without any."""
@@ -205,6 +212,11 @@ class IVON(torch.optim.Optimizer):
             if train:
                 g.flat.clear_gradients()
             noise = g.noise if train and self._samples == 0 else g.work
+            scale = group["ess"] ** -0.5
+            if self.native and self._noise.kind == "quantile" and not self.antithetic:
+                native_step.draw(g, noise, scale, self._noise)
+                g.flat.show(g.sample_views)
+                continue
             if train and g.pair is not None:
                 torch.neg(g.pair, out=noise)
                 g.pair = None
@@ -212,7 +224,7 @@ class IVON(torch.optim.Optimizer):
                 self._noise.fill(noise)
                 g.pair = noise.clone() if train and self.antithetic else None
             noise.mul_(g.root)
-            torch.add(g.flat.vector, noise, alpha=group["ess"] ** -0.5, out=g.sample)
+            torch.add(g.flat.vector, noise, alpha=scale, out=g.sample)
             g.flat.show(g.sample_views)
 
     @torch.no_grad()
@@ -260,8 +272,12 @@ class IVON(torch.optim.Optimizer):
             update_shared_hess(self.param_groups[0], self._groups, samples, products=samples > 1 or self.sync)
         for group, g in zip(self.param_groups, self._groups, strict=True):
             debias = 1 - group["beta1"] ** self._steps if self.debias else 1.0
-            if self.compile and samples == 1 and self.hess_structure == "diagonal" and not self.sync:
+            alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
+            if alone and self.compile:
                 update_compiled(group, g, debias, self.rescale_lr)
+                continue
+            if alone and self.native:
+                native_step.update(group, g, debias, self.rescale_lr)
                 continue
             if self.hess_structure == "diagonal":
                 update_hess(group, g, samples, products=samples > 1 or self.sync)

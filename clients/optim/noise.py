@@ -7,6 +7,7 @@ net carried over to N(0, I) by the quantile function. The table (256 KiB) fits a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import pi, sqrt
 
@@ -60,16 +61,23 @@ class Noise:
         """Overwrite the contiguous vector ``out`` (P,)."""
         if self.kind == "normal" or out.device.type != "cpu":
             return out.normal_(generator=self.generator)
-        words = -(-min(out.numel(), _CHUNK) // (4 * _BLOCK))  # of 64 bits: 4 points each
-        if self._bits.numel() < words:
-            self._bits = torch.empty(words, dtype=torch.int64)
-            self._index = torch.empty(4 * words, dtype=torch.int32)
-        for part in out.split(_CHUNK):
-            words = -(-part.numel() // (4 * _BLOCK))
-            bits = self._bits[:words].random_(-(2**63), None, generator=self.generator).view(torch.int16)
-            index = self._index[: 4 * words].copy_(bits).bitwise_and_(_POINTS - 1)
-            self._gather(index, part)
+        for start, bits in self.picks(out.numel()):
+            if self._index.numel() < bits.numel():
+                self._index = torch.empty(bits.numel(), dtype=torch.int32)
+            index = self._index[: bits.numel()].copy_(bits).bitwise_and_(_POINTS - 1)
+            self._gather(index, out[start : start + _CHUNK])
         return out
+
+    def picks(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Where a chunk of ``count`` values starts, and 16 random bits (int16) for each of its points, whose lower 14 pick it.
+
+        The bits are to be used before the next chunk is asked for.
+        """
+        for start in range(0, count, _CHUNK):
+            words = -(-min(count - start, _CHUNK) // (4 * _BLOCK))  # of 64 bits: 4 points each
+            if self._bits.numel() < words:
+                self._bits = torch.empty(words, dtype=torch.int64)
+            yield start, self._bits[:words].random_(-(2**63), None, generator=self.generator).view(torch.int16)
 
     @staticmethod
     def _gather(index: Tensor, out: Tensor) -> None:

@@ -1,0 +1,164 @@
+"""IVON's step as two C functions (``ivon_kernel.c``), compiled once with the system's C compiler.
+
+A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each once. They
+take half a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``, else
+``~/.cache/bayesfed``) afterwards. Without a C compiler the torch operations are used; results agree to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesfed.problem.data.decoding import cache_folder
+from clients.optim.ivon_state import Group
+from clients.optim.noise import Noise, quantile_points
+
+log = getLogger("bayesfed")
+SOURCE = Path(__file__).with_name("ivon_kernel.c")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+)
+PLAIN = ("-O3", "-fPIC", "-shared")  # for compilers and processors that know none of the others
+
+
+class _Term(ctypes.Structure):
+    _fields_ = (("values", ctypes.c_void_p), ("number", ctypes.c_float))
+
+
+class _Numbers(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_float) for name in ("scale", "c", "share", "debias", "rate", "lift", "clip"))
+
+
+def draw(g: Group, noise: Tensor, scale: float, source: Noise) -> None:
+    """``noise`` = z root and ``g.sample`` = mean + scale noise, with the z that ``source.fill`` would give next."""
+    points = quantile_points(torch.float32)
+    vectors = g.flat.vector, g.root, noise, g.sample
+    for start, bits in source.picks(noise.numel()):
+        mean, root, out, sample = (v.data_ptr() + 4 * start for v in vectors)
+        length = min(noise.numel() - start, 4 * bits.numel())
+        _functions().ivon_draw(length, bits.data_ptr(), points.data_ptr(), mean, root, scale, out, sample)
+
+
+def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
+    """Both updates of :mod:`clients.optim.ivon_update` after a single sample."""
+    gradients = [g.gradient] if g.released is None else [piece.contiguous() for piece in g.released]
+    factor, lift = (g.damping, group["hess_init"]) if rescale else (0.0, 1.0)
+    terms = [v.contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)]
+    c = 1 - group["beta2"]
+    numbers = _Numbers(
+        c * math.sqrt(group["ess"]),
+        c,
+        1 - group["beta1"],
+        debias,
+        -group["lr"] / debias,
+        lift,
+        group["clip_radius"] * debias,
+    )
+    pieces = len(gradients)
+    _functions().ivon_update(
+        pieces,
+        (ctypes.c_int64 * pieces)(*[piece.numel() for piece in gradients]),
+        (ctypes.c_void_p * pieces)(*[piece.data_ptr() for piece in gradients]),
+        *[v.data_ptr() for v in (g.noise, g.flat.vector, g.total, g.root, g.momentum)],
+        (_Term * 4)(*[_Term(v.data_ptr(), 0.0) if isinstance(v, Tensor) else _Term(None, v) for v in terms]),
+        ctypes.byref(numbers),
+    )
+    g.released = None
+
+
+def suits(g: Group) -> bool:
+    """Whether the functions can work on this group: float32 vectors on a CPU, and no threads that they would leave idle."""
+    kind = g.total.device.type, g.total.dtype
+    return kind == ("cpu", torch.float32) and g.total.dim() == 1 and torch.get_num_threads() == 1
+
+
+def available() -> bool:
+    """Whether the functions could be compiled."""
+    return _functions() is not None
+
+
+@lru_cache
+def _functions() -> Any:
+    """The compiled functions; None (and one line in the log) without a compiler."""
+    wanted = os.environ.get("CC", "cc")
+    compiler = shutil.which(wanted)
+    if compiler is None:
+        log.info(
+            "no C compiler (%s): a step of IVON takes longer (docs/performance.md); results agree to rounding", wanted
+        )
+        return None
+    reason = ""
+    for flags in (FLAGS, PLAIN):
+        try:
+            functions = _load(compiler, flags)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = reason or getattr(error, "stderr", None) or str(error)
+            continue
+        address, count = ctypes.c_void_p, ctypes.c_int64
+        functions.ivon_draw.argtypes = (count, *[address] * 4, ctypes.c_float, *[address] * 2)
+        functions.ivon_update.argtypes = (count, *[address] * 9)
+        functions.ivon_draw.restype = functions.ivon_update.restype = None
+        return functions
+    log.warning(
+        "a step of IVON takes longer (docs/performance.md): %s did not compile %s: %s", compiler, SOURCE, reason
+    )
+    return None
+
+
+def _load(compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """The shared library for this processor: from the cache, or compiled and put there if the folder can be written to.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it could not be compiled or loaded.
+    """
+    key = "\n".join([SOURCE.read_text(), compiler, *flags, _processor()])
+    cached = cache_folder() / f"ivon-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
+    if cached.is_file():
+        return ctypes.CDLL(str(cached))
+    with tempfile.TemporaryDirectory(prefix="bayesfed-") as folder:
+        made = Path(folder) / cached.name
+        _compile(compiler, flags, made)
+        functions = ctypes.CDLL(str(made))  # stays loaded when the file is gone
+        with suppress(OSError):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(made, partial)
+            os.replace(partial, cached)  # another process sees the whole file or none
+    return functions
+
+
+def _compile(compiler: str, flags: Sequence[str], to: Path) -> None:
+    command = [compiler, *flags, "-o", str(to), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    known = ("model name", "flags", "Features", "CPU part")
+    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(known)}))
