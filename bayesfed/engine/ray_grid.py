@@ -165,7 +165,10 @@ class RayGrid(LocalGrid):
     # -- details ------------------------------------------------------------------------------------------------------
 
     def _hand_out(self, schedule: Schedule, tasks: list[list[Task]], fold: int, free: deque[int]) -> None:
-        """Give every free worker a call; one whose call is short stays free for a second call."""
+        """Give every free worker a call, and a second one if the first is short or the others have enough to do until both are done.
+
+        A worker with one call waits for the server between calls.
+        """
         sent = True
         while free and sent:
             sent = False
@@ -179,8 +182,10 @@ class RayGrid(LocalGrid):
                 actor = self.actors[worker]
                 reference = actor.run.remote([tasks[unit] for unit in chosen], fold, self.clients_per_batch)
                 self._calls[reference] = Call(worker, actor, chosen, tasks[chosen[0]][0].message_type)
+                mine = [call.units for call in self._calls.values() if call.worker == worker]
+                seconds = sum(schedule.seconds[unit] for units in mine for unit in units)
                 short = sum(schedule.seconds[unit] for unit in chosen) < AHEAD_SECONDS
-                if short and sum(other.worker == worker for other in self._calls.values()) < 2:
+                if len(mine) < 2 and (short or schedule.outlasts(seconds)):
                     free.append(worker)
 
     def _schedule(self, units: list[list[Message]], size: int) -> Schedule:

@@ -38,6 +38,7 @@ class Schedule:
         self.seconds, self.owners, self.workers, self.batch = list(seconds), owners, workers, max(batch, 1)
         self.window = min(max(window, 1), LOOK_AHEAD)
         self.alone: set[int] = set()  # units that were in a call that killed its worker
+        self._total = sum(self.seconds)  # of the units that are left
         self._ready: list[int] = []  # may be handed out now, ascending
         self._next = 0  # the first unit that was never ready
         self._oldest = 0
@@ -49,6 +50,15 @@ class Schedule:
     def left(self) -> int:
         """Units that still have to be handed out."""
         return len(self._ready) + len(self.seconds) - self._next
+
+    def outlasts(self, seconds: float) -> bool:
+        """Whether what is left keeps all other workers busy for ``seconds``, so that a worker may have as much in hand without delaying the end.
+
+        Where nothing is known about units they count as equal: two for each worker are enough.
+        """
+        if self._unknown:
+            return self.left >= 2 * self.workers
+        return self._total >= (self.workers - 1) * seconds
 
     def next(self, worker: int) -> list[int]:
         """The units that ``worker`` is to serve in one call; none if all that is left has to wait."""
@@ -63,6 +73,7 @@ class Schedule:
             own = [unit for unit in near if self.owners[unit] == worker]
             chosen = [(own or near)[0]]
             self._ready.remove(chosen[0])
+            self._total -= self.seconds[chosen[0]]
             return chosen
         share = min(math.ceil(self.left / (2 * self.workers)), self.batch)
         count, total = 0, 0.0
@@ -72,6 +83,7 @@ class Schedule:
             if total >= BATCH_SECONDS:
                 break
         chosen, self._ready = self._ready[:count], self._ready[count:]
+        self._total -= total
         return chosen
 
     def done(self, unit: int, seconds: float | None = None) -> None:
@@ -90,3 +102,4 @@ class Schedule:
         self.alone.update(units)
         for unit in units:
             insort(self._ready, unit)
+            self._total += self.seconds[unit]

@@ -87,3 +87,28 @@ def test_the_last_units_are_single_messages(messages: int, size: int, workers: i
 
 def test_units_trained_side_by_side_stay_whole() -> None:
     assert unit_sizes(70, 32, 2, whole=True) == [32, 32, 6]
+
+
+def test_a_second_call_is_given_while_the_others_have_enough_to_do():
+    schedule = Schedule([1.2, 0.2, 0.2, 0.2, 0.1, 0.1], [None] * 6, 2, 100)
+    assert schedule.next(0) == [0]
+    assert not schedule.outlasts(1.2)  # 0.8 s are left: the first worker must not take more
+    assert schedule.outlasts(0.8)
+    schedule.next(1)
+    assert schedule.outlasts(0.6)
+    assert not schedule.outlasts(0.7)
+    schedule.again([1])
+    assert schedule.outlasts(0.8)
+    three = Schedule([0.5] * 7, [None] * 7, 3, 100)
+    three.next(0)
+    assert three.outlasts(1.5)  # two other workers share 3 s
+    assert not three.outlasts(1.6)
+
+
+def test_unknown_units_count_as_equal_for_a_second_call():
+    schedule = Schedule([math.inf] * 6, [None] * 6, 2, 100)
+    for _ in range(2):
+        schedule.next(0)
+    assert schedule.outlasts(math.inf)
+    schedule.next(1)
+    assert not schedule.outlasts(math.inf)
