@@ -29,6 +29,7 @@ from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
+NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
 BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
 _RESERVED = {"_target_", "name", "default_client", "handler"}
@@ -115,8 +116,10 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
         InputError: an unknown key, group or value.
     """
     import_from_here()
-    overrides = with_tuned(overrides)
+    given, overrides = list(overrides), with_tuned(overrides)
     cfg = _compose(overrides)
+    with read_write(cfg.hydra):
+        cfg.hydra.overrides.task = given  # as in Hydra's own main function
     run_dir = run_dir or _resolved_run_dir(cfg)
     with read_write(cfg.hydra):
         cfg.hydra.run.dir = run_dir
@@ -140,6 +143,15 @@ def _resolved_run_dir(cfg: DictConfig) -> str:
         return str(cfg.hydra.run.dir)
     finally:
         hydra.cfg = before
+
+
+def _run_name(experiment: str, overrides: Sequence[str]) -> str:
+    """What a run is called: its experiment, and what was chosen by name on top of it (``digits_het10+cifar10+cnn_zenke``)."""
+    chosen = {o.key_or_group: o.value() for o in parse(overrides) if o.key_or_group in NAMING}
+    return "+".join([experiment, *(str(name) for name in chosen.values())])
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)  # for conf/config.yaml
 
 
 def with_tuned(overrides: Sequence[str]) -> list[str]:
@@ -244,8 +256,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(_plain(overrides), parent) if parent else _plain(overrides)
         names = [str(k) for k in node if not str(k).startswith("_")] if OmegaConf.is_config(node) else []
-        if not names:
-            names = [str(k) for k in _plain([])]
+        if not parent or not names:
+            names = ["experiment", *(str(k) for k in _plain([]))]
             leaf = key.partition(".")[0]
         return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -276,8 +288,9 @@ def validate(cfg: DictConfig) -> None:
     known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
     for key in cfg:
         if key not in known:
+            names = sorted({*known, "experiment"})
             raise InputError(
-                str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
+                str(key), cfg[key], f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
             )
     plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
     for key in plain:

@@ -131,5 +131,9 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     validate(stored)
     if stored.rounds < before:
-        raise InputError("rounds", stored.rounds, f"can only grow when resuming; this run was started for {before}")
+        fix = (
+            f"can only grow when resuming, and this run was started for {before}; leave rounds out, and interrupt the run (Ctrl-C) "
+            "where it may end: posterior and summary are kept"
+        )
+        raise InputError("rounds", stored.rounds, fix)
     return stored
