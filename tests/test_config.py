@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bayesfed.config import build, compose_config, conf_dir, fits, validate
+from bayesfed.config import compose_config, conf_dir, validate
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.groups import build, fits
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.app import device_of
-from bayesfed.config import RESUMABLE, build, compose_config, parse, validate
+from bayesfed.config import RESUMABLE, compose_config, parse, validate
 from bayesfed.errors import InputError
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.groups import build
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.runs.posterior_file import load_posterior

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
-from bayesfed.config import build
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
