@@ -145,7 +145,7 @@ def _outcome(summary: dict) -> str:
     names = {"accuracy": "accuracy {:.2f} %", "rmse": "RMSE {:.4f}", "nll": "NLL {:.4f}", "ece": "ECE {:.2f} %"}
     parts = []
     kinds = [("mean", "at the mean"), ("bayes", "model-averaged")]
-    for kind, label in [("mean", "point estimate")] if summary["family"] == "point" else kinds:
+    for kind, label in [("mean", "point estimate")] if summary.get("family") == "point" else kinds:
         found = [
             text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None
         ]

@@ -93,14 +93,10 @@ def test_lines_of_rounds_with_missing_values(capsys, record, line):
 
 
 def test_point_estimates_have_no_model_average(capsys):
-    point = {key: value for key, value in RECORD.items() if not key.startswith("mean")} | {
-        f"{kind}/{key}": value
-        for kind in ("mean", "bayes")
-        for key, value in {"accuracy": 91.23, "nll": 0.3119}.items()
-    }
+    same = {f"{kind}/{key}": RECORD[f"mean/{key}"] for kind in ("mean", "bayes") for key in ("accuracy", "nll", "ece")}
     with Display(rounds=20, start_round=0, clients=10, title="", averaged=False) as shown:
-        shown.end_round(point)
-    assert capsys.readouterr().out == "round 3/20  accuracy 91.2 %  nll 0.312  clients 10/10  0.41 s\n"
+        shown.end_round(RECORD | same)
+    assert capsys.readouterr().out == "round 3/20  accuracy 91.2 %  nll 0.312  ece 2.1 %  clients 10/10  0.41 s\n"
     text = show(shown)
     assert text.count("91.2") == text.count("0.312") == 1
     assert "Bayes" not in text

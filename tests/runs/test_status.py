@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import bayesfed
 from bayesfed.cli import main
 from bayesfed.errors import InputError
 from bayesfed.runs.status import RunState, listing, status
@@ -63,8 +64,9 @@ def test_what_is_shown_has_names_and_units(run) -> None:
     assert "go on with" not in found
 
 
-def test_point_estimates_have_no_model_average(run) -> None:
-    found = shown(run("rounds=1", "strategy=fedavg", "~strategy.family", "~strategy.damping").run_dir)
+def test_point_estimates_have_no_model_average(tmp_path) -> None:
+    options = ["experiment=linreg", "strategy=fedavg", "rounds=1", "display=false", "figures=false"]
+    found = shown(bayesfed.run([*options, f"hydra.run.dir={tmp_path}/r"]).run_dir)
     assert {"RMSE", "NLL"} <= found.keys()
     assert not any("averaged" in name or "at the mean" in name for name in found)
 
