@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import profiling
 from bayesfed.arithmetic import set_arithmetic
-from bayesfed.config import build
 from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
+from bayesfed.groups import build
 from bayesfed.problem import Problem, build_problem
 from bayesfed.wire import DTYPES
 

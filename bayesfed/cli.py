@@ -109,15 +109,14 @@ def _deployed(args: Sequence[str]) -> int:
 
 def _shown(verb: str, args: Sequence[str]) -> int:
     """``bayesfed status`` and ``bayesfed list``."""
-    from rich.console import Console
-
+    from bayesfed.runs.display import console
     from bayesfed.runs.status import listing, status
 
     if len(args) != 1 and (verb, len(args)) != ("list", 0):
         raise InputError(verb, " ".join(args), "takes one folder: a run directory for status, one of runs for list")
     folder = Path(args[0] if args else "runs")
     for part in status(folder) if verb == "status" else [listing(folder)]:
-        Console().print(part)
+        console().print(part)
     return 0
 
 
@@ -145,7 +144,8 @@ def _resume(where: str | None) -> str:
 def _outcome(summary: dict) -> str:
     names = {"accuracy": "accuracy {:.2f} %", "rmse": "RMSE {:.4f}", "nll": "NLL {:.4f}", "ece": "ECE {:.2f} %"}
     parts = []
-    for kind, label in (("mean", "at the mean"), ("bayes", "model-averaged")):
+    kinds = [("mean", "at the mean"), ("bayes", "model-averaged")]
+    for kind, label in [("mean", "point estimate")] if summary.get("family") == "point" else kinds:
         found = [
             text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None
         ]

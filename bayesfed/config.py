@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
-import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,19 +17,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.groups import build, check_types, plain_section, resolve
 from bayesfed.problem.shift import Shift
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
+NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
 BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
-_RESERVED = {"_target_", "name", "default_client", "handler"}
 
 
 @dataclass
@@ -115,8 +113,10 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
         InputError: an unknown key, group or value.
     """
     import_from_here()
-    overrides = with_tuned(overrides)
+    given, overrides = list(overrides), with_tuned(overrides)
     cfg = _compose(overrides)
+    with read_write(cfg.hydra):
+        cfg.hydra.overrides.task = given  # as in Hydra's own main function
     run_dir = run_dir or _resolved_run_dir(cfg)
     with read_write(cfg.hydra):
         cfg.hydra.run.dir = run_dir
@@ -140,6 +140,15 @@ def _resolved_run_dir(cfg: DictConfig) -> str:
         return str(cfg.hydra.run.dir)
     finally:
         hydra.cfg = before
+
+
+def _run_name(experiment: str, overrides: Sequence[str]) -> str:
+    """What a run is called: its experiment, and what was chosen by name on top of it (``digits_het10+cifar10+cnn_zenke``)."""
+    chosen = {o.key_or_group: o.value() for o in parse(overrides) if o.key_or_group in NAMING}
+    return "+".join([experiment, *(str(name) for name in chosen.values())])
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)  # for conf/config.yaml
 
 
 def with_tuned(overrides: Sequence[str]) -> list[str]:
@@ -244,8 +253,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(_plain(overrides), parent) if parent else _plain(overrides)
         names = [str(k) for k in node if not str(k).startswith("_")] if OmegaConf.is_config(node) else []
-        if not names:
-            names = [str(k) for k in _plain([])]
+        if not parent or not names:
+            names = ["experiment", *(str(k) for k in _plain([]))]
             leaf = key.partition(".")[0]
         return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -276,8 +285,9 @@ def validate(cfg: DictConfig) -> None:
     known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
     for key in cfg:
         if key not in known:
+            names = sorted({*known, "experiment"})
             raise InputError(
-                str(key), cfg[key], f"no such key; {did_you_mean(str(key), known)}valid: {', '.join(sorted(known))}"
+                str(key), cfg[key], f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
             )
     plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
     for key in plain:
@@ -318,85 +328,3 @@ def validate(cfg: DictConfig) -> None:
 def named_group(group: str, name: str) -> dict[str, Any]:
     """The built-in (or local) settings of ``group=name``, as plain values."""
     return plain_section(_plain([f"{group}={name}"])[group])
-
-
-def plain_section(section: DictConfig) -> dict[str, Any]:
-    """A group's keys and values as plain Python."""
-    return {str(key): value for key, value in OmegaConf.to_container(section, resolve=True).items()}  # type: ignore[union-attr]
-
-
-def check_types(section: DictConfig, group: str) -> None:
-    """Check a group's keys and values against the constructor its ``_target_`` names.
-
-    Raises:
-        InputError: an unknown key or a value of the wrong type.
-    """
-    target = resolve(section, group)
-    parameters = inspect.signature(target.__init__).parameters  # type: ignore[misc]
-    hints = get_type_hints(target.__init__)  # type: ignore[misc]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key, value in plain_section(section).items():
-        if key in _RESERVED:
-            continue
-        if key not in parameters:
-            if open_ended:
-                continue
-            names = [name for name in parameters if name != "self"]
-            raise InputError(
-                f"{group}.{key}", value, f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
-            )
-        if key in hints and not fits(value, hints[key]):
-            raise InputError(f"{group}.{key}", value, f"must be {_describe(hints[key])}")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain configuration value is of the annotated type (an int is a float; a bool is not a number)."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, option) for option in get_args(hint))
-    if origin in (list, Sequence, tuple) or getattr(origin, "__name__", "") == "Sequence":
-        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    return True
-
-
-def _describe(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", type(None): "null"}
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint))
-    if get_args(hint):
-        return f"a list of {_describe(get_args(hint)[0])}"
-    return names.get(hint, str(hint))
-
-
-def resolve(section: DictConfig, group: str) -> type:
-    """The class a group's ``_target_`` names.
-
-    Raises:
-        InputError: it can't be imported.
-    """
-    try:
-        return get_class(section["_target_"])
-    except Exception as error:
-        raise InputError(f"{group}._target_", section.get("_target_"), str(error).splitlines()[0]) from error
-
-
-def build(section: DictConfig, group: str, **extra: Any) -> Any:
-    """Instantiate a group: its class with its keys (and ``extra``) as arguments.
-
-    Raises:
-        InputError: from the constructor, with the group's name before the field.
-    """
-    settings = {key: value for key, value in plain_section(section).items() if key not in _RESERVED}
-    try:
-        return resolve(section, group)(**settings, **extra)
-    except InputError as error:
-        named = error.field == group or error.field.startswith(f"{group}.")
-        raise (error if named else error.within(group)) from error

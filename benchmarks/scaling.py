@@ -37,7 +37,8 @@ import psutil
 from flwr.serverapp import Grid
 
 from bayesfed.arithmetic import arithmetic
-from bayesfed.config import build, compose_config
+from bayesfed.config import compose_config
+from bayesfed.groups import build
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.session import Session
 

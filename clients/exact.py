@@ -24,7 +24,7 @@ class ExactSolver(Solver):
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
     stepwise: ClassVar[bool] = False
-    lacks: ClassVar[Mapping[str, str]] = {"path": "takes no gradient steps; use client=sgd or client=adam"}
+    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {"path": ("takes no gradient steps", "client=sgd or client=adam")}
 
     def check(self, model: str, likelihood: str) -> None:
         if model != "linear" or likelihood != "gaussian":
@@ -36,7 +36,7 @@ class ExactSolver(Solver):
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         if problem.asks_for_gradients:
-            raise InputError("client", "exact", self.lacks["path"])
+            raise self.refusal("path", "exact")
         with span("data"):
             loss = LocalLoss(problem)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.errors import choice, integer, number
 from bayesfed.families import LogNormal, PointMass
 from bayesfed.lowprecision.emulation import MXForward
 from bayesfed.lowprecision.mx import FORMATS
@@ -17,6 +17,8 @@ from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver, check_training
 from clients.optim import LMD
+
+_INSTEAD = "strategy=fedavg, which averages its mean weights, or strategy=bayes_admm strategy.family=lognormal"
 
 
 class LMDSolver(Solver):
@@ -54,11 +56,10 @@ class LMDSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"lognormal", "point"})
-    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("proximal", "path"),
-        "uploads its mean weights under point-estimate strategies, and has no proximal term, dual or control variate there; use "
-        "strategy=fedavg, or strategy=bayes_admm strategy.family=lognormal, which uploads log-medians",
-    )
+    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "proximal": ("has no proximal term and no dual for point estimates", _INSTEAD),
+        "path": ("has no control variates, samples or step counts for point estimates", _INSTEAD),
+    }
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class LMDSolver(Solver):
         generator = problem.generator("noise", problem.device)
         if not isinstance(server, LogNormal):
             if problem.site is not None or problem.proximal or problem.asks_for_gradients:
-                raise InputError("client", "lmd", self.lacks["proximal"])
+                raise self.refusal("path" if problem.asks_for_gradients else "proximal", "lmd")
             decay = 0.1 if self.decay is None else self.decay
             return self._build(model.parameters, lr=self.lr, sigma=self.sigma, decay=decay, generator=generator)
         site = problem.site_terms()

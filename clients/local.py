@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesfed import seeding
-from bayesfed.errors import choice, integer, number
+from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import Gaussian, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
@@ -193,14 +193,14 @@ class Solver(ABC):
         learns_precision: whether it returns another precision than the server's where ``learn_precision`` says so.
         stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
         lacks: what it cannot do for point estimates (``proximal``: proximal terms and duals; ``path``: control variates,
-            samples or counts of its steps), each with what to do about it.
+            samples or counts of its steps), each as a clause and what to use instead, see :meth:`refusal`.
     """
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
     learns_precision: ClassVar[bool] = True
     stepwise: ClassVar[bool] = True
-    lacks: ClassVar[Mapping[str, str]] = {}
+    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:
@@ -216,6 +216,11 @@ class Solver(ABC):
             with problem.keyed_dropout():
                 solutions.append(self.solve(problem))
         return solutions
+
+    def refusal(self, ability: str, client: str, strategy: str = "this strategy") -> InputError:
+        """The error for a ``strategy`` that needs what the solver, called ``client``, ``lacks``."""
+        missing, instead = self.lacks[ability]
+        return InputError("client", client, f"{missing}, which {strategy} needs; use {instead}")
 
     def check(self, model: str, likelihood: str) -> None:  # noqa: B027 - most solvers take any model
         """Raise InputError if the solver can't work with this model and likelihood."""

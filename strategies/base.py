@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -18,8 +18,9 @@ from bayesfed.errors import RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
 from bayesfed.system import Fate
+from strategies.callbacks import Callbacks
 from strategies.limits import Limits
-from strategies.method import Method
+from strategies.method import NEUTRAL, Method
 from strategies.personalize import personalize
 from strategies.reading import Posterior, Reader
 from strategies.replies import GroupSums, Tally, group_size, in_order, reported, stream
@@ -27,19 +28,6 @@ from strategies.replies import Sums as Sums  # a part of this module's interface
 from strategies.roster import Roster
 
 log = getLogger("bayesfed")
-
-
-class Callbacks(Protocol):
-    """What a run wants to know while a strategy works (log, checkpoint, display)."""
-
-    def begin_round(self, round: int, sampled: list[int]) -> None:
-        """Messages to the clients ``sampled`` are about to go out."""
-
-    def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
-        """A reply was accepted (``metrics``) or refused (None, with the ``reason``)."""
-
-    def end_round(self, round: int, metrics: dict[str, float]) -> None:
-        """The server's posterior is the new one."""
 
 
 class FederatedStrategy(Method[Posterior], Strategy):
@@ -183,14 +171,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         for client in reached:
             if client in fates and fates[client].lost:
                 self._lose(server_round, client, fates[client].lost)
-        settings: dict[str, float | bool | str] = {
-            "damping": 0.0,
-            "proximal": 0.0,
-            "rho": 0.0,
-            "temperature": 1.0,
-            "learn_precision": True,
-        }
-        settings |= self.local_settings()
+        settings = NEUTRAL | self.local_settings()
         arrays = self._encoded(arrays, server_round)
         records: dict[str, ArrayRecord | ConfigRecord] = {"posterior": arrays}
         if further := self.extra():

@@ -12,6 +12,11 @@ from bayesfed.families import PointMass
 from strategies.reading import Posterior, Reply
 from strategies.replies import Sums
 
+# what a local problem has where Method.local_settings says nothing
+NEUTRAL: dict[str, float | bool | str] = {
+    "damping": 0.0, "proximal": 0.0, "rho": 0.0, "temperature": 1.0, "learn_precision": True,
+}  # fmt: skip
+
 
 class Method(ABC, Generic[Posterior]):
     """The part of a strategy that a subclass of :class:`strategies.base.FederatedStrategy` writes.

@@ -34,7 +34,9 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("strategi=bayes_admm", ["strategi=bayes_admm", "did you mean 'strategy'"]),
+        ("strategi=bayes_admm", ["strategi=bayes_admm", "did you mean 'strategy'", " eval, experiment, figures, "]),
+        ("experimet=linreg", ["experimet=linreg", "did you mean 'experiment'"]),
+        ("+experimet=linreg", ["experimet=linreg", "did you mean 'experiment'"]),
         ("strategy.rh=1", ["strategy.rh=1", "did you mean 'rho'"]),
         ("client.learning_rat=1", ["client.learning_rat=1", "valid:", "lr"]),
         ("eval.evry=2", ["eval.evry=2", "did you mean 'every'"]),
@@ -104,7 +106,8 @@ def test_bad_setting(refused, override, parts):
 
 def test_client_that_lacks_what_the_strategy_asks_for(refused):
     line = refused("experiment=linreg", "strategy=scaffold", "client=exact")
-    assert "client=exact: takes no gradient steps; use client=sgd or client=adam (strategy=scaffold)" in line
+    asked = "client=exact: takes no gradient steps, which strategy=scaffold needs; use client=sgd or client=adam"
+    assert line == f"error: {asked}\n"
 
 
 def test_full_covariance_of_a_large_model_says_what_memory_it_takes(refused):

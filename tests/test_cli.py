@@ -26,6 +26,18 @@ def test_done(tmp_path, capsys):
     assert f"results in {tmp_path}/r" in out
 
 
+def test_the_outcome_says_what_was_measured(tmp_path, capsys):
+    assert code([*LINREG, f"hydra.run.dir={tmp_path}/r"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bayes_admm, 1 rounds")]
+    assert "at the mean: RMSE" in line
+    assert "; model-averaged: RMSE" in line
+    assert code([*LINREG, "strategy=fedavg", f"hydra.run.dir={tmp_path}/p"]) == 0
+    out = capsys.readouterr().out
+    assert "fedavg, 1 rounds; point estimate: RMSE" in out
+    assert "averaged" not in out
+    assert "bayes" not in out
+
+
 def test_interrupted_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def solve(self, problem):
         raise KeyboardInterrupt

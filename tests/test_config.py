@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bayesfed.config import build, compose_config, conf_dir, fits, validate
+from bayesfed.config import compose_config, conf_dir, validate
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.groups import build, fits
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -96,6 +97,16 @@ def test_every_configuration_file_names_its_keyword_defaults():
 
 def test_run_directory_is_resolved_and_by_experiment():
     assert compose_config([]).hydra.run.dir.startswith("runs/digits_het10/")
+    assert compose_config(["seed=2", "client.lr=0.1", "engine=ray"]).hydra.run.dir.startswith("runs/digits_het10/")
+    chosen = [
+        "experiment=fmnist_het10",
+        "strategy=fedavg",
+        "data=cifar10",
+        "client=sgd",
+        "data=mnist",
+        "model.hidden=[8]",
+    ]
+    assert compose_config(chosen).hydra.run.dir.startswith("runs/fmnist_het10+fedavg+mnist+sgd/")
     assert compose_config(["hydra.run.dir=here"]).hydra.run.dir == "here"
     assert compose_config(["hydra.run.dir=here"], "there").hydra.run.dir == "there"
 

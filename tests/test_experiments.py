@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bayesfed.app import plain, problem_of
-from bayesfed.config import build, compose_config
+from bayesfed.config import compose_config
 from bayesfed.families import DiagonalGaussian
+from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from clients.local import LocalProblem
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -10,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bayesfed.app import Plain, plain
 from bayesfed.compare.grid import digest
+from bayesfed.compare.lock import locked
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.runs.directory import RunDirectory
@@ -128,16 +128,9 @@ def _alone(path: Path) -> Iterator[None]:
     Raises:
         RunFailed: it still does.
     """
-    with path.open("w") as file:
-        deadline = time.monotonic() + 2 * PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunFailed(
-                        "another process works on this run; is the same comparison running twice?"
-                    ) from None
-                time.sleep(0.2)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, 2 * PATIENCE))
+        except BlockingIOError:
+            raise RunFailed("another process works on this run; is the same comparison running twice?") from None
         yield

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bayesfed.compare import grid as grids
@@ -21,11 +19,13 @@ from bayesfed.compare import table as tables
 from bayesfed.compare import tune as tuning
 from bayesfed.compare.figures import make_figures
 from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.lock import locked
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import provenance, write_text
+from bayesfed.runs.display import console
 
 TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
 MARK = "compare.json"  # says that a folder is a comparison's
@@ -86,9 +86,9 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder / ".lock"))
         except BlockingIOError:
             raise InputError("out", folder, "another comparison is at work there; name another folder") from None
         yield
@@ -152,15 +152,15 @@ def _write(
     )  # fmt: skip
     write_text(folder / "report.html", report(rows, pictures, about))
 
-    console = Console()
+    out = console()
     for setting, part in tables.by_setting(rows):
-        console.print(_shown(setting, part, baseline))
+        out.print(_shown(setting, part, baseline))
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}", markup=False)
     failed = [group for group in groups if group.failed]
     for group in failed:
-        console.print(f"{group.method} ({group.setting}): {group.status}", markup=False, style="red")
-    console.print(f"report in {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{group.method} ({group.setting}): {group.status}", markup=False, style="red")
+    out.print(f"report in {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -171,11 +171,19 @@ def _values(chosen: dict[str, str]) -> str:
 def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
     header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=_plain)
     wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
-    shown = Table(title=_plain(setting), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    tests = {
+        i: header.index(p) for i in wanted if (p := tables.p_header(header[i])) in header
+    }  # p goes below the metric
+    caption = f"p: {tables.test_of(baseline)}" if tests else None
+    shown = Table(
+        title=_plain(setting), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
+        caption=caption and _plain(caption), caption_justify="left",
+    )  # fmt: skip
     for i in wanted:
         shown.add_column(header[i], justify="left" if i == 0 else "right", overflow="fold" if i == 0 else "ellipsis")
-    for line in body:
-        shown.add_row(*(line[i] for i in wanted))
+    for row, line in zip(part, body, strict=True):
+        tested = {} if row.group.method == baseline else tests
+        shown.add_row(*(line[i] + (f"\n[dim]p {line[tested[i]]}[/dim]" if i in tested else "") for i in wanted))
     return shown
 
 

@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from bayesfed.app import plain
-from bayesfed.config import build, compose_config, parse, validate
+from bayesfed.config import compose_config, parse, validate
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.groups import build
 
 OPTIONS = ("out", "jobs", "baseline", "target", "budget", "tune", "tune_seed", "tune_for")
 REFUSED = {

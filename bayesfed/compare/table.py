@@ -196,7 +196,7 @@ def cells(
     tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
     costs = [name for name in COSTS if any(name in row.to_target for row in part)]
     clients = [name for name in CLIENTS if any(math.isfinite(row.clients.get(name, math.nan)) for row in part)]
-    header = ["method", *(HEADERS[m] for m in metrics), *(f"p {HEADERS[m].split()[0]}" for m in tested)]
+    header = ["method", *(HEADERS[m] for m in metrics), *(p_header(HEADERS[m]) for m in tested)]
     header += [CLIENT_HEADERS[name] for name in clients]
     header += ["MB sent", "gradients", "seconds", *(f"{_unit(name)} to target" for name in costs), "seeds"]
     body = []
@@ -221,7 +221,7 @@ def cells(
 
 def caption(table: Sequence[Row], baseline: str) -> str:
     """What the numbers are."""
-    tested = f" p: two-sided paired t-test over seeds against {baseline}." if _tested(table) else ""
+    tested = f" p: {test_of(baseline)}." if _tested(table) else ""
     fair = " Client mean, worst 10 % and spread: over clients, each on its own test distribution."
     fair = fair if any(row.clients for row in table) else ""
     failed = [f"{row.group.method} ({row.group.setting}) {row.group.status}" for row in table if row.group.failed]
@@ -230,6 +230,16 @@ def caption(table: Sequence[Row], baseline: str) -> str:
         f"has a posterior.{tested}{fair} MB and gradients (examples × posterior samples) are totals of one run."
         + (f" Failed: {'. '.join(failed)}." if failed else "")
     )
+
+
+def p_header(header: str) -> str:
+    """The column of the test that belongs to a metric's."""
+    return f"p {header.split()[0]}"
+
+
+def test_of(baseline: str) -> str:
+    """Which test p is of."""
+    return f"two-sided paired t-test over seeds against {baseline}"
 
 
 def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:

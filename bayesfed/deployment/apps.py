@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from bayesfed.config import RESUMABLE, compose_config, parse
 from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.errors import InputError, RunFailed
-from bayesfed.runs.directory import RunDirectory
+from bayesfed.runs.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
     from bayesfed.runs.session import Session
@@ -75,7 +76,7 @@ def session_of(context: Context) -> Session:
     overrides = [text for text, key in zip(given, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
     cfg = compose_config([*overrides, "display=false"], str(folder))
     if not context.run_config.get("resume", False):
-        return prepare(cfg, overrides)
+        return _recorded(prepare(cfg, overrides), context, overrides)
     stored = RunDirectory.open(folder).config()
     if "schedule_rounds" in cfg.client and not any("schedule_rounds" in text for text in overrides):
         cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
@@ -85,7 +86,15 @@ def session_of(context: Context) -> Session:
             raise InputError(str(key), cfg.get(str(key)), f"the run in {folder} has {value}; {fix}")
     with open_dict(cfg):
         cfg.resume = str(folder)
-    return prepare(cfg, [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in RESUMABLE])
+    changed = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in RESUMABLE]
+    return _recorded(prepare(cfg, changed), context, overrides)
+
+
+def _recorded(session: Session, context: Context, overrides: Sequence[str]) -> Session:
+    """Leave in the run directory what ``bayesfed status`` needs to say how the run is resumed."""
+    record = {"run_dir": _run(context), "overrides": list(overrides)}
+    write_text(session.directory.deployment_path, json.dumps(record) + "\n")
+    return session
 
 
 @client.train()

@@ -13,6 +13,7 @@ from torch import Tensor
 from bayesfed.evaluation.metrics import classification_scores, regression_scores
 from bayesfed.evaluation.predictive import (
     Posterior,
+    Progress,
     class_log_probabilities,
     gaussian_predictive,
     input_batches,
@@ -35,6 +36,7 @@ def evaluate_clients(
     generator: torch.Generator,
     batch_size: int = 2048,
     at_once: int | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, float] | None]:
     """Scores of the model-averaged predictive (at the mean for a point mass) on each client's test set.
 
@@ -45,7 +47,7 @@ def evaluate_clients(
         posterior: a member of ``bayesfed.families``.
         tests: of each client; None stands in the result for empty ones.
         likelihood: a ``categorical`` or ``gaussian`` likelihood.
-        samples, generator, batch_size, at_once: see :func:`bayesfed.evaluation.evaluate`.
+        samples, generator, batch_size, at_once, progress: see :func:`bayesfed.evaluation.evaluate`.
 
     Returns:
         per client ``accuracy`` (%), ``nll``, ``ece``, ``brier``, or ``rmse`` and ``nll``.
@@ -54,7 +56,7 @@ def evaluate_clients(
     if not places:
         return [None] * len(tests)
     batches, precision = input_batches(model, inputs, batch_size), noise_precision(likelihood)
-    thetas = parameter_draws(posterior, samples, generator)
+    thetas = parameter_draws(posterior, samples, generator, progress)
     scored = zip(places, (part.targets().cpu() for part in tests if len(part)), strict=True)
     try:
         if precision is None:

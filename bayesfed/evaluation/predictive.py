@@ -28,6 +28,7 @@ from bayesfed.errors import InputError
 from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classification_scores, regression_scores
 from bayesfed.problem.flat import FlatModel
 
+Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
 CACHE_BYTES = 2**27  # scaled inputs up to 128 MiB (10,000 float32 CIFAR images) are kept between draws
 
 
@@ -94,14 +95,21 @@ class GaussianPredictive:
     log_density: Tensor | None
 
 
-def parameter_draws(posterior: Posterior, samples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """``samples`` draws of shape (P,), one at a time; the mean alone for ``samples=0`` or a point mass."""
+def parameter_draws(
+    posterior: Posterior, samples: int, generator: torch.Generator | None, progress: Progress | None = None
+) -> Iterator[Tensor]:
+    """``samples`` draws of shape (P,), one at a time; the mean alone for ``samples=0`` or a point mass.
+
+    ``progress`` is told of each draw before it is made, but not of the mean.
+    """
     if samples == 0 or posterior.name == "point":
         yield posterior.mean
         return
     if generator is None:
         raise ValueError("drawing from the posterior needs a generator")
-    for _ in range(samples):
+    for draw in range(1, samples + 1):
+        if progress is not None:
+            progress(draw, samples)
         yield posterior.sample(1, generator=generator)[0]
 
 
@@ -252,6 +260,7 @@ def evaluate(
     batch_size: int = 2048,
     bayes: bool = True,
     at_once: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Score the predictive at the posterior mean and by Bayesian model averaging.
 
@@ -265,6 +274,7 @@ def evaluate(
         batch_size: examples in one forward pass.
         bayes: also score the average. Under a point mass it is the prediction at the mean and costs nothing.
         at_once: draws evaluated together, see :func:`outputs`.
+        progress: see :func:`parameter_draws`.
 
     Returns:
         ``mean/...`` and, with ``bayes``, ``bayes/...`` of ``accuracy`` (%), ``nll`` (nats/example), ``ece`` (%) and
@@ -275,7 +285,7 @@ def evaluate(
     precision = noise_precision(likelihood)
 
     def scores(draws: int) -> dict[str, float]:
-        thetas = parameter_draws(posterior, draws, generator)
+        thetas = parameter_draws(posterior, draws, generator, progress)
         if precision is None:
             return classification_scores(class_log_probabilities(model, thetas, inputs, at_once), y)
         predicted = gaussian_predictive(model, thetas, inputs, precision, y, at_once)
@@ -301,6 +311,7 @@ def reliability(
     generator: torch.Generator,
     bins: int = ECE_BINS,
     batch_size: int = 2048,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Confidence and accuracy per confidence bin, for a reliability diagram.
 
@@ -318,7 +329,7 @@ def reliability(
     diagram: dict[str, Any] = {"bins": bins}
     try:
         for kind, draws in (("mean", 0), ("bayes", samples)):
-            thetas = parameter_draws(posterior, draws, generator)
+            thetas = parameter_draws(posterior, draws, generator, progress)
             columns = calibration_bins(class_log_probabilities(model, thetas, inputs).exp(), y, bins)
             confidence, accuracy = ([None if math.isnan(v) else v for v in c.tolist()] for c in columns[:2])
             diagram[kind] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from bayesfed.problem.problem import Problem, check_model
 from bayesfed.problem.scaling import fit_scaling
 from bayesfed.problem.shift import ClientShift, Shift
 from bayesfed.seeding import numpy_generator
+
+log = getLogger("bayesfed")
 
 
 def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: float = 0.0) -> Problem:
@@ -191,7 +193,7 @@ def _partition(
         raise InputError("partition", partitioner.name, "gave no client any example")
     if len(kept) < len(parts):
         text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out; {len(kept)} remain"
-        warnings.warn(text, stacklevel=3)
+        log.warning(text)
     if data.client is not None:
         names, codes = np.unique(data.client, return_inverse=True)
         client_of = np.full(len(names), -1)

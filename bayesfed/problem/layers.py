@@ -40,6 +40,11 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _pair(value: Any) -> tuple[int, ...]:
+    """An option of a layer for both directions, which it keeps as it was given."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
 class QuickConv2d(nn.Conv2d):
     """``nn.Conv2d`` whose output has its channels last in memory, and so all that follows it."""
 
@@ -74,7 +79,11 @@ class QuickMaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.MaxPool2d``."""
-        side_by_side = self.stride == self.kernel_size and self.padding == 0 and self.dilation == 1
+        side_by_side = (_pair(self.stride), _pair(self.padding), _pair(self.dilation)) == (
+            _pair(self.kernel_size),
+            (0, 0),
+            (1, 1),
+        )
         usual = not self.ceil_mode and not self.return_indices
         if side_by_side and usual and _plain(input) and _channels_last(input):
             return _Pool.apply(input, self.kernel_size)

@@ -72,6 +72,11 @@ class RunDirectory:
         return self.path / "posterior.safetensors"
 
     @property
+    def deployment_path(self) -> Path:
+        """Only runs of ``bayesfed deploy`` have it: ``run_dir`` as given there, and the ``overrides``."""
+        return self.path / "deployment.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoint"
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 VISIBLE_ROUNDS = 10
+UNLIMITED = 10_000  # columns
+SILENCE = 15.0  # seconds without a line after which an evaluation says that it goes on, where there is no live table
 SMOOTHING = 0.2  # weight of the newest round in the estimate of the time left
 
 
@@ -46,6 +48,7 @@ class Display:
         start_round: rounds that were done before (0, or where a resumed run goes on).
         clients: how many clients there are.
         title: one line above the table.
+        averaged: False for point estimates, whose model average is the prediction itself and is not shown.
         enabled: False shows nothing at all.
         clock: seconds, monotonic.
     """
@@ -57,20 +60,23 @@ class Display:
         start_round: int,
         clients: int,
         title: str,
+        averaged: bool = True,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._rounds, self._title, self._enabled, self._clock = rounds, title, enabled, clock
+        self._kinds = ("mean", "bayes") if averaged else ("mean",)
         self._finished = start_round
+        self._evaluating = ""
         self._round, self._sampled, self._done, self._failed = start_round, clients, 0, 0
         self._records: tuple[dict[str, Any], ...] = ()  # replaced, never changed: another thread draws them
         self._metrics: tuple[Metric, ...] = ()
         self._seconds: float | None = None
-        self._since = clock()
+        self._since = self._spoke = clock()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        self._since = self._clock()
+        self._since = self._spoke = self._clock()
         if self._enabled and is_interactive():
             self._live = Live(
                 console=Console(file=sys.stdout), get_renderable=self.render, refresh_per_second=4, transient=False
@@ -89,7 +95,13 @@ class Display:
 
     def begin_round(self, round: int, sampled: int) -> None:
         """Round ``round`` was sent to ``sampled`` clients."""
-        self._round, self._sampled, self._done, self._failed = round, sampled, 0, 0
+        self._round, self._sampled, self._done, self._failed, self._evaluating = round, sampled, 0, 0, ""
+
+    def evaluating(self, draw: int, draws: int) -> None:
+        """The ``draw``-th of ``draws`` networks from the posterior is about to be evaluated."""
+        self._evaluating = f"evaluating: draw {draw} of {draws}"
+        if self._live is None and self._enabled and self._clock() - self._spoke >= SILENCE:
+            self._print(f"{self._position()}  {self._evaluating}")
 
     def client_done(self, round: int, client: int, ok: bool) -> None:
         """A client replied (``ok``) or failed."""
@@ -109,21 +121,25 @@ class Display:
             self._seconds = took if self._seconds is None else self._seconds + SMOOTHING * (took - self._seconds)
         self._since = now
         self._finished = record.get("round", self._finished)
-        self._done = self._failed = 0
+        self._done, self._failed, self._evaluating = 0, 0, ""
         self._round = self._finished + 1
         self._metrics = tuple(
             m for m in METRICS if m in self._metrics or any(f"{kind}/{m.key}" in record for kind in ("mean", "bayes"))
         )
         self._records = (*self._records, record)[-VISIBLE_ROUNDS:]
         if self._live is None and self._enabled:  # the live table draws itself
-            print(plain_line(record, self._rounds), flush=True)
+            self._print(plain_line(record, self._rounds, self._kinds))
 
     def message(self, text: str) -> None:
         """Show a warning or note above the table, or as a line of its own."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif self._enabled:
-            print(text, flush=True)
+            self._print(text)
+
+    def _print(self, line: str) -> None:
+        self._spoke = self._clock()
+        print(line, flush=True)
 
     def render(self) -> RenderableType:
         """The table of the last rounds and the progress bar."""
@@ -133,12 +149,14 @@ class Display:
             table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
             table.add_column("round", justify="right")
             for metric in metrics:
-                table.add_column(f"{metric.header}\nmean", justify="right", no_wrap=True)
-                table.add_column("\nBayes", justify="right", no_wrap=True, style="cyan")
+                averaged = "bayes" in self._kinds
+                table.add_column(metric.header + averaged * "\nmean", justify="right", no_wrap=True)
+                if averaged:
+                    table.add_column("\nBayes", justify="right", no_wrap=True, style="cyan")
             table.add_column("clients", justify="right", no_wrap=True)
             table.add_column("time", justify="right", style="dim", no_wrap=True)
             for record in records:
-                cells = [_cell(record, f"{kind}/{m.key}", m.spec) for m in metrics for kind in ("mean", "bayes")]
+                cells = [_cell(record, f"{kind}/{m.key}", m.spec) for m in metrics for kind in self._kinds]
                 replies, _, failed = _clients(record).partition(" ")
                 clients = Text(replies, style="yellow" if failed else "")
                 table.add_row(str(record.get("round", "")), *cells, clients, _seconds(record.get("seconds/round")))
@@ -152,16 +170,21 @@ class Display:
             return None
         return max((self._rounds - self._finished) * self._seconds - (self._clock() - self._since), 0.0)
 
+    def _position(self) -> str:
+        return f"round {min(self._round, self._rounds)}/{self._rounds}"
+
     def _progress(self) -> Table:
         running = self._finished < self._rounds
         part = min(self._done / max(self._sampled, 1), 1.0) if running else 0.0
         left = self.time_left()
         line = Table.grid(padding=(0, 2))
         cells: list[RenderableType] = [
-            f"round {min(self._round, self._rounds)}/{self._rounds}",
+            self._position(),
             ProgressBar(total=max(self._rounds, 1), completed=self._finished + part, width=30),
         ]
-        if running:
+        if self._evaluating:
+            cells.append(self._evaluating)
+        elif running:
             cells.append(
                 f"clients {self._done}/{self._sampled}" + (f" ({self._failed} failed)" if self._failed else "")
             )
@@ -171,6 +194,12 @@ class Display:
             cells.append(f"{duration(left)} left")
         line.add_row(*cells)
         return line
+
+
+def console() -> Console:
+    """Standard output for tables: as wide as a terminal, or as wide as the tables where nobody looks at one."""
+    found = Console()
+    return found if found.is_terminal else Console(width=UNLIMITED)
 
 
 def is_interactive() -> bool:
@@ -183,11 +212,11 @@ def is_interactive() -> bool:
         return False
 
 
-def plain_line(record: dict[str, Any], rounds: int) -> str:
+def plain_line(record: dict[str, Any], rounds: int, kinds: Sequence[str] = ("mean", "bayes")) -> str:
     """``round 3/20  accuracy 91.2 %  nll 0.312  ece 2.1 %  bayes nll 0.301  clients 10/10  0.41 s``."""
     parts = [f"round {record.get('round', '?')}/{rounds}"]
     shown = [(f"mean/{m.key}", m.key, m) for m in METRICS]
-    shown += [("bayes/nll", "bayes nll", METRICS[2])]
+    shown += [("bayes/nll", "bayes nll", METRICS[2])] if "bayes" in kinds else []
     for key, name, metric in shown:
         if record.get(key) is not None:
             parts.append(f"{name} {record[key]:{metric.spec}}{metric.unit}")

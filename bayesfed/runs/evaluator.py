@@ -12,6 +12,7 @@ from bayesfed import seeding
 from bayesfed.config import BUILT_IN, named_group
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate, evaluate_clients, fairness, ood_auroc, reliability
+from bayesfed.evaluation.predictive import Progress
 from bayesfed.problem import Examples, Problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.ood import ood_examples
@@ -30,13 +31,21 @@ class Evaluator:
         problem: gives the data.
         model: its parameters are overwritten.
         append: writes a line of ``client_tests.jsonl``.
+        progress: told of each draw from the posterior that is to be evaluated.
 
     Raises:
         InputError: ``eval.ood`` names what doesn't fit the problem.
     """
 
-    def __init__(self, cfg: DictConfig, problem: Problem, model: FlatModel, append: Callable[[dict[str, Any]], None]):
-        self.cfg, self.problem, self.model, self._append = cfg, problem, model, append
+    def __init__(
+        self,
+        cfg: DictConfig,
+        problem: Problem,
+        model: FlatModel,
+        append: Callable[[dict[str, Any]], None],
+        progress: Progress,
+    ):
+        self.cfg, self.problem, self.model, self._append, self._progress = cfg, problem, model, append, progress
         self._outside = self._other_inputs()
         self._options = {"batch_size": cfg.eval.batch_size, "at_once": cfg.eval.at_once, "samples": cfg.eval.samples}
 
@@ -58,7 +67,7 @@ class Evaluator:
         if last or round % settings.every == 0:
             found |= evaluate(
                 self.model, posterior, self.problem.test, self.problem.likelihood, generator=self._generator(round),
-                bayes=last or round % settings.bayes_every == 0, **self._options,
+                bayes=last or round % settings.bayes_every == 0, progress=self._progress, **self._options,
             )  # fmt: skip
         return found
 
@@ -67,7 +76,7 @@ class Evaluator:
         """Calibration bins, see :func:`bayesfed.evaluation.reliability`."""
         return reliability(
             self.model, posterior, self.problem.test, self.problem.likelihood,
-            samples=self.cfg.eval.samples, generator=self._generator(round),
+            samples=self.cfg.eval.samples, generator=self._generator(round), progress=self._progress,
         )  # fmt: skip
 
     def personalized(self, round: int, answers: Mapping[int, Mapping[str, float]], kind: str) -> dict[str, float]:
@@ -100,7 +109,7 @@ class Evaluator:
         for kind, samples in kinds.items():
             each = evaluate_clients(
                 self.model, posterior, self.problem.client_tests, self.problem.likelihood,
-                generator=self._generator(round, "clients"), **self._options | {"samples": samples},
+                generator=self._generator(round, "clients"), progress=self._progress, **self._options | {"samples": samples},
             )  # fmt: skip
             found |= {f"clients/{kind}{name}": value for name, value in fairness(each).items()}
             for own, values in zip(scores, each, strict=True):

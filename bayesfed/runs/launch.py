@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.app import device_of
-from bayesfed.config import RESUMABLE, build, compose_config, parse, validate
+from bayesfed.config import RESUMABLE, compose_config, parse, validate
 from bayesfed.errors import InputError
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.groups import build
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.runs.posterior_file import load_posterior
@@ -131,5 +132,9 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     validate(stored)
     if stored.rounds < before:
-        raise InputError("rounds", stored.rounds, f"can only grow when resuming; this run was started for {before}")
+        fix = (
+            f"can only grow when resuming, and this run was started for {before}; leave rounds out, and interrupt the run (Ctrl-C) "
+            "where it may end: posterior and summary are kept"
+        )
+        raise InputError("rounds", stored.rounds, fix)
     return stored

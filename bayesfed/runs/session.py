@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
-from bayesfed.config import build
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
@@ -76,8 +76,9 @@ class Session:
             self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
         self.directory: RunDirectory
         self.evaluator = Evaluator(
-            cfg, self.problem, self.model, lambda line: self.directory.append("client_tests", line)
-        )
+            cfg, self.problem, self.model, lambda line: self.directory.append("client_tests", line),
+            lambda draw, draws: self.display.evaluating(draw, draws),
+        )  # fmt: skip
         self.personalized: dict[str, float] = {}
         self.workers = 1
         self.round = 0
@@ -92,7 +93,7 @@ class Session:
             fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
             raise InputError("client", client, fix)
         for ability in sorted(self.strategy.asks & self.solver.lacks.keys(), reverse=True):
-            raise InputError("client", client, f"{self.solver.lacks[ability]} (strategy={self.cfg.strategy.name})")
+            raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:
@@ -158,7 +159,8 @@ class Session:
         log.addHandler(structured)
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
         with arithmetic(), Display(
-            rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title, enabled=self.cfg.display
+            rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title,
+            averaged=self.strategy.family != "point", enabled=self.cfg.display,
         ) as self.display:  # fmt: skip
             try:
                 if self.cfg.display:

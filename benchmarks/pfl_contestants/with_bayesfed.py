@@ -10,7 +10,8 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from bayesfed.arithmetic import arithmetic
-from bayesfed.config import build, compose_config
+from bayesfed.config import compose_config
+from bayesfed.groups import build
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.session import Session
 from benchmarks.pfl_contestants.protocol import PARAMETERS, Finished, Protocol, Turns, parse

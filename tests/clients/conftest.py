@@ -11,6 +11,7 @@ from bayesfed.engine.flower_version import node_context, set_identity
 from bayesfed.problem import Problem, build_problem
 from clients.exact import ExactSolver
 from clients.handler import Trainer
+from clients.local import LocalProblem, LocalSolution, Solver
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -53,3 +54,19 @@ def trainer(quadratic):
 def context():
     set_identity()
     return lambda client: node_context(client + 1, client, 5)
+
+
+class Remembering(Solver):
+    """Counts its calls in the memory it is handed back."""
+
+    families = frozenset({"diagonal"})
+    keep_momentum = True
+
+    def solve(self, problem: LocalProblem) -> LocalSolution:
+        count = problem.memory.get("count", torch.zeros(())) + 1
+        return LocalSolution(problem.server, {"loss": 0.0, "count": float(count)}, {"count": count})
+
+
+@pytest.fixture
+def remembering() -> Remembering:
+    return Remembering()

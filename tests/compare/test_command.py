@@ -56,6 +56,7 @@ def test_what_is_written(done):
     assert [(row["method"], row["seeds"]) for row in table(done)] == [("fedavg", "2"), ("bayes_admm", "2")]
     assert len(list(done.glob("runs/*/summary.json"))) == 4
     assert not list(done.glob("runs/*/figures"))  # unless asked for
+    assert not list(done.rglob("*.lock"))
 
 
 def test_the_table_is_that_of_the_runs(done):

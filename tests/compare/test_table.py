@@ -8,10 +8,11 @@ import math
 import statistics
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from bayesfed.compare.results import Group, Trace
-from bayesfed.compare.table import paired_p, rows, to_csv, to_latex, to_markdown
+from bayesfed.compare.table import paired_p, rows, short_p, to_csv, to_latex, to_markdown
 
 COLUMNS = [
     "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
@@ -131,3 +132,17 @@ def test_precision_that_nobody_learned_is_not_averaged_over(precisions, expected
     assert trace.final("accuracy") == expected
     assert trace.at_mean["accuracy"] == 70.0
     assert trace.clients == {"mean": expected - 5, "worst10": expected - 10}
+
+
+def test_the_terminal_shows_the_tests_below_the_metrics(groups):
+    from bayesfed.compare.command import _shown
+
+    table = rows(groups, "fedavg")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_shown("one & only", table, "fedavg"))
+    text = console.file.getvalue()
+    p = short_p(table[1].metrics["accuracy"].p)
+    assert f"p {p}" in text
+    assert text.count("p 0.") == text.count(" p ") == 3  # accuracy, NLL, ECE of the second method
+    assert "p: two-sided paired t-test over seeds against fedavg" in text
+    assert "…" not in text

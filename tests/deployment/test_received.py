@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
     text = "experiment=linreg rounds=1 figures=false"
     session = session_of(context({"overrides": text}))
     assert session.directory.path == tmp_path / "7"
+    recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
+    assert recorded == {"run_dir": "7", "overrides": text.split()}
     session.strategy.accepted = {0: 1}
     session.round = 1
     session._checkpoint()
@@ -115,3 +118,4 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
         context({"overrides": "experiment=linreg rounds=4 figures=false", "run-dir": "7", "resume": True})
     )
     assert (longer.round, longer.cfg.rounds, longer.strategy.accepted) == (1, 4, {0: 1})
+    assert "rounds=4" in json.loads((tmp_path / "7" / "deployment.json").read_text())["overrides"]

@@ -229,6 +229,19 @@ def test_a_regression_with_draws_together():
         assert torch.allclose(getattr(one, name), getattr(four, name), rtol=1e-12), name
 
 
+def test_progress_is_told_of_every_draw_and_changes_nothing(classification):
+    model, posterior, rows = classification
+    seen = []
+    options = {"samples": 3, "generator": stream()}
+    scores = evaluate(model, posterior, rows, CATEGORICAL, **options, progress=lambda *draw: seen.append(draw))
+    assert seen == [(1, 3), (2, 3), (3, 3)]  # and nothing of the mean
+    assert scores == evaluate(model, posterior, rows, CATEGORICAL, samples=3, generator=stream())
+    seen.clear()
+    point = PointMass(posterior.mean)
+    evaluate(model, point, rows, CATEGORICAL, **options, progress=lambda *draw: seen.append(draw))
+    assert seen == []
+
+
 def test_how_many_draws_together():
     assert predictive.together(torch.device("cpu")) == 1
     assert predictive.together(torch.device("cuda")) == 8

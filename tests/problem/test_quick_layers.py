@@ -27,7 +27,14 @@ def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     "pool",
-    [nn.MaxPool2d(2), nn.MaxPool2d((2, 3)), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, ceil_mode=True)],
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d((2, 3)),
+        nn.MaxPool2d((2, 2), stride=2, padding=(0, 0)),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.MaxPool2d(2, stride=(2, 1)),
+        nn.MaxPool2d(2, ceil_mode=True),
+    ],
 )
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_convolution_and_pooling_give_torchs_values_and_gradients(pool: nn.Module, memory: torch.memory_format) -> None:
@@ -50,6 +57,22 @@ def test_the_pool_is_used_where_it_should_be_and_keeps_the_layout() -> None:
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     assert type(layer(x.detach().contiguous().requires_grad_()).grad_fn).__name__ != "_PoolBackward"
+
+
+@pytest.mark.parametrize(
+    ("options", "quick"),
+    [
+        ({"kernel_size": (2, 2)}, True),
+        ({"kernel_size": 2, "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}, True),
+        ({"kernel_size": [2, 3], "stride": (2, 3)}, True),
+        ({"kernel_size": 2, "stride": (2, 1)}, False),
+        ({"kernel_size": 2, "padding": (0, 1)}, False),
+        ({"kernel_size": (2, 2), "dilation": (1, 2)}, False),
+    ],
+)
+def test_a_number_and_a_pair_of_it_are_the_same_option(options: dict, quick: bool) -> None:
+    x = torch.randn(2, 4, 6, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert (type(QuickMaxPool2d(**options)(x).grad_fn).__name__ == "_PoolBackward") == quick
 
 
 def test_outputs_have_their_channels_last_in_memory() -> None:

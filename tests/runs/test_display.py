@@ -92,6 +92,36 @@ def test_lines_of_rounds_with_missing_values(capsys, record, line):
     assert capsys.readouterr().out == line + "\n"
 
 
+def test_point_estimates_have_no_model_average(capsys):
+    same = {f"{kind}/{key}": RECORD[f"mean/{key}"] for kind in ("mean", "bayes") for key in ("accuracy", "nll", "ece")}
+    with Display(rounds=20, start_round=0, clients=10, title="", averaged=False) as shown:
+        shown.end_round(RECORD | same)
+    assert capsys.readouterr().out == "round 3/20  accuracy 91.2 %  nll 0.312  ece 2.1 %  clients 10/10  0.41 s\n"
+    text = show(shown)
+    assert text.count("91.2") == text.count("0.312") == 1
+    assert "Bayes" not in text
+    assert "mean" not in text
+
+
+def test_a_long_evaluation_says_how_far_it_is(capsys):
+    clock = Clock()
+    with Display(rounds=20, start_round=0, clients=10, title="", clock=clock) as shown:
+        for draw in range(1, 33):
+            shown.evaluating(draw, 32)
+            clock.now += 4.0
+        assert "round 0/20" in show(shown)
+        assert "evaluating: draw 32 of 32" in show(shown)
+        assert "clients" not in show(shown)
+        shown.end_round({"round": 0})
+        assert "evaluating" not in show(shown)
+        shown.evaluating(1, 32)
+        shown.begin_round(1, 10)
+        assert "clients 0/10" in show(shown)
+    draws = range(5, 33, 4)  # every 16 seconds
+    lines = [f"round 0/20  evaluating: draw {draw} of 32" for draw in draws]
+    assert capsys.readouterr().out.splitlines() == [*lines, "round 0/20"]
+
+
 def test_disabled_shows_nothing(capsys):
     with Display(rounds=9, start_round=0, clients=10, title="t", enabled=False) as shown:
         shown.begin_round(1, 10)

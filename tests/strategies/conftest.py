@@ -12,8 +12,11 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.engine.grid import LocalGrid
+from bayesfed.seeding import torch_generator
+from strategies import BayesADMM, FedAvg
 
 torch.set_num_threads(1)
+P = 5
 Answer = Callable[[int, int], Any]
 
 
@@ -101,3 +104,35 @@ class Log:
 @pytest.fixture
 def callbacks() -> Log:
     return Log()
+
+
+@pytest.fixture(scope="session")
+def posterior() -> Callable[..., dict[str, torch.Tensor]]:
+    """``posterior("diagonal", client, round)``: arrays (P = 5) that differ by client and round."""
+
+    def make(family: str, client: int, round: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        g = torch_generator(1, family, client, round)
+        mean = torch.randn(P, generator=g)
+        if family == "point":
+            return {"mean": mean.to(dtype)}
+        precision = torch.rand(P, generator=g) + 0.5
+        if family == "isotropic":
+            precision = precision[0]
+        elif family == "full":
+            root = torch.randn(P, P, generator=g)
+            precision = root @ root.T + torch.eye(P)
+        return {"mean": mean.to(dtype), "precision": precision.to(dtype)}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def strategy() -> Callable[..., Any]:
+    """``strategy("diagonal", clients=6)``: one that is set up for them; ``point`` is FedAvg."""
+
+    def make(kind: str = "diagonal", clients: int = 6, seed: int = 1, **options):
+        made = FedAvg(**options) if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5, **options)
+        made.setup(torch.zeros(P), clients, seed)
+        return made
+
+    return make

@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import weakref
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.serde import error_to_proto, recorddict_to_proto
 from flwr.serverapp.strategy import Result, Strategy
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply, set_identity
 from bayesfed.errors import RunFailed
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
-from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 from strategies.replies import group_size
 from strategies.roster import Roster
 
 P = 5
-
-
-def posterior(family: str, client: int, round: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Arrays that differ by client and round."""
-    g = torch_generator(1, family, client, round)
-    mean = torch.randn(P, generator=g)
-    if family == "point":
-        return {"mean": mean.to(dtype)}
-    precision = torch.rand(P, generator=g) + 0.5
-    if family == "isotropic":
-        precision = precision[0]
-    elif family == "full":
-        root = torch.randn(P, P, generator=g)
-        precision = root @ root.T + torch.eye(P)
-    return {"mean": mean.to(dtype), "precision": precision.to(dtype)}
-
-
-def strategy(kind: str = "diagonal", clients: int = 6, seed: int = 1, **options):
-    made = FedAvg(**options) if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5, **options)
-    made.setup(torch.zeros(P), clients, seed)
-    return made
 
 
 KINDS = ("point", "isotropic", "diagonal", "full")
@@ -52,7 +28,7 @@ KINDS = ("point", "isotropic", "diagonal", "full")
 # -- participants -------------------------------------------------------------------------------------------------------
 
 
-def test_participants_are_a_function_of_seed_and_round() -> None:
+def test_participants_are_a_function_of_seed_and_round(strategy) -> None:
     a, b, other = (strategy(clients=50, seed=seed, fraction=0.2) for seed in (1, 1, 2))
     rounds = range(1, 40)
     drawn = [a.sample(t) for t in rounds]
@@ -67,11 +43,11 @@ def test_participants_are_a_function_of_seed_and_round() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(1.0, 7), (0.01, 1), (0.5, 4), (0.43, 3), (0.99, 7)])
-def test_number_of_participants(fraction: float, count: int) -> None:
+def test_number_of_participants(strategy, fraction: float, count: int) -> None:
     assert len(strategy(clients=7, fraction=fraction).sample(3)) == count
 
 
-def test_only_participants_get_messages(scripted, callbacks) -> None:
+def test_only_participants_get_messages(posterior, strategy, scripted, callbacks) -> None:
     made = strategy(fraction=0.5)
     grid = scripted(6, lambda client, round: posterior("diagonal", client, round))
     made.start(grid, num_rounds=4, callbacks=callbacks)
@@ -84,7 +60,7 @@ def test_only_participants_get_messages(scripted, callbacks) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arrival_order_does_not_change_a_bit(scripted, kind: str) -> None:
+def test_arrival_order_does_not_change_a_bit(posterior, strategy, scripted, kind: str) -> None:
     """Replies of very different size, so that float sums in another order would differ."""
 
     def answer(client: int, round: int) -> dict[str, torch.Tensor]:
@@ -108,7 +84,7 @@ def test_arrival_order_does_not_change_a_bit(scripted, kind: str) -> None:
             assert torch.equal(other.tensors()[name], value)
 
 
-def test_replies_are_consumed_as_they_come(scripted) -> None:
+def test_replies_are_consumed_as_they_come(posterior, strategy, scripted) -> None:
     """Of replies in order at most two are alive at a time: there is no list of them."""
     alive, most = [], [0]
 
@@ -127,154 +103,10 @@ def test_replies_are_consumed_as_they_come(scripted) -> None:
     assert 0 < most[0] <= 2
 
 
-# -- bad replies --------------------------------------------------------------------------------------------------------
-
-
-def bad_arrays(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
-    return posterior("diagonal", 2, 1) | changes
-
-
-def without_metrics() -> RecordDict:
-    return RecordDict({"posterior": wire.pack(posterior("diagonal", 2, 1))})
-
-
-def garbled() -> RecordDict:
-    arrays = wire.pack(posterior("diagonal", 2, 1))
-    arrays["mean"] = Array(dtype="float32", shape=(P,), stype="numpy.ndarray", data=b"no array")
-    return RecordDict({"posterior": arrays, "metrics": MetricRecord({"num-examples": 1, "round": 1})})
-
-
-def serialised(messages: list[Message]) -> int:
-    """What Flower makes of them."""
-    return sum(
-        error_to_proto(m.error).ByteSize() if m.has_error() else recorddict_to_proto(m.content).ByteSize()
-        for m in messages
-    )
-
-
-NAN = torch.tensor([0, 0, math.nan, 0, 0.0])
-BAD = {
-    "nan": (lambda make: bad_arrays(mean=NAN), "mean is not finite in 1 of 5 entries, first entry 2: nan"),
-    "negative": (lambda make: bad_arrays(precision=torch.tensor([1, 1, 1, -4.0, 1])), "precision is not positive in 1 of 5 entries, first entry 3: -4"),
-    "infinite": (lambda make: bad_arrays(precision=torch.full((P,), math.inf)), "precision is not finite"),
-    "shape": (lambda make: bad_arrays(mean=torch.zeros(P + 1)), r"array 'mean' has shape \(6,\), expected \(5,\)"),
-    "dtype": (lambda make: bad_arrays(mean=torch.zeros(P).double()), "array 'mean' has dtype float64, expected torch.float32"),
-    "name": (lambda make: {"mu": torch.zeros(P), "precision": torch.ones(P)}, r"expected arrays \['mean', 'precision'\], got \['mu', 'precision'\]"),
-    "missing array": (lambda make: {"mean": torch.zeros(P)}, r"got \['mean'\]"),
-    "extra array": (lambda make: bad_arrays(more=torch.zeros(1)), "got .*'more'"),
-    "no arrays": (lambda make: RecordDict(), r"expected arrays \['mean', 'precision'\], got NoneType"),
-    "garbled": (lambda make: garbled(), "array 'mean' cannot be read"),
-    "no metrics": (lambda make: without_metrics(), "metrics are missing"),
-    "wrong round": (lambda make: make(bad_arrays(), 3, 7), "reply is of round 7"),
-    "no examples": (lambda make: make(bad_arrays(), 0, 1), "num-examples is 0"),
-    "error": (lambda make: RuntimeError("out of memory"), "RuntimeError: out of memory"),
-    "silence": (lambda make: None, "no reply before the timeout"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_reply_is_left_out(scripted, reply_content, callbacks, case: str) -> None:
-    """Named with its reason, counted, and the others give what they give without it."""
-    make, reason = BAD[case]
-
-    def answer(client: int, round: int):
-        return make(reply_content) if client == 2 else posterior("diagonal", client, round)
-
-    made, came = strategy(), []
-
-    def arrange(replies: list[Message]) -> list[Message]:
-        came.extend(replies)
-        return replies
-
-    made.start(scripted(6, answer, arrange), num_rounds=1, callbacks=callbacks)
-    assert list(callbacks.reasons(1)) == [2]
-    assert callbacks.metrics[1]["bytes/up"] == serialised(came)  # refused or not, it was sent
-    assert re.search(reason, callbacks.reasons(1)[2])
-    assert callbacks.metrics[1]["clients/failed"] == 1
-    assert callbacks.metrics[1]["clients/replied"] == 5
-    assert sorted(made.accepted) == [0, 1, 3, 4, 5]
-
-    others = strategy()
-    others.start(scripted(6, lambda c, r: None if c == 2 else posterior("diagonal", c, r)), num_rounds=1)
-    assert torch.equal(made.posterior.mean, others.posterior.mean)
-    assert torch.equal(made.posterior.precision, others.posterior.precision)
-    assert torch.equal(made.hsum.first, others.hsum.first)
-
-
-@pytest.mark.parametrize(
-    ("kind", "precision", "reason"),
-    [("full", -torch.eye(P), "not positive definite"), ("isotropic", torch.tensor(-1.0), "precision is not positive")],
-)
-def test_bad_precision_of_other_families(scripted, callbacks, kind: str, precision, reason: str) -> None:
-    def answer(client: int, round: int) -> dict[str, torch.Tensor]:
-        arrays = posterior(kind, client, round)
-        return arrays | {"precision": precision} if client == 1 else arrays
-
-    strategy(kind).start(scripted(6, answer), num_rounds=1, callbacks=callbacks)
-    assert list(callbacks.reasons(1)) == [1]
-    assert reason in callbacks.reasons(1)[1]
-
-
-@pytest.mark.parametrize("kind", ["duplicate", "unknown"])
-@pytest.mark.parametrize("early", [True, False])
-def test_unasked_replies_are_ignored(scripted, callbacks, caplog, kind: str, early: bool) -> None:
-    """A second, different reply of a client, or one of a node that was not asked: the first one counts."""
-
-    def arrange(replies: list[Message]) -> list[Message]:
-        if not replies:  # the queries before round 1
-            return []
-        other = replies[4] if kind == "duplicate" else replies[5]
-        extra = Message(other.content, reply_to=_message(5 if kind == "duplicate" else 99))
-        if kind == "duplicate":
-            changed = {name: value + 1 for name, value in posterior("diagonal", 4, 1).items()}
-            extra.content = RecordDict(
-                {"posterior": wire.pack(changed), "metrics": MetricRecord({"num-examples": 1, "round": 1})}
-            )
-        return [replies[4], extra, *replies[:4], replies[5]] if early else [*replies, extra]
-
-    made, plain = strategy(), strategy()
-    made.start(scripted(6, lambda c, r: posterior("diagonal", c, r), arrange), num_rounds=1, callbacks=callbacks)
-    plain.start(scripted(6, lambda c, r: posterior("diagonal", c, r)), num_rounds=1)
-    assert torch.equal(made.posterior.mean, plain.posterior.mean)
-    assert torch.equal(made.hsum.second, plain.hsum.second)
-    assert callbacks.metrics[1]["clients/replied"] == 6
-    assert [client for client, _ in callbacks.done[1]] == list(range(6))
-    assert "was not asked for" in caplog.text
-
-
-def _message(node: int) -> Message:
-    return Message(RecordDict(), node, "train", group_id="1")
-
-
-def test_too_few_replies_stop_the_run(scripted, callbacks) -> None:
-    """Nothing of the failed round is kept: posterior, sum of sites and bookkeeping are those of the round before."""
-
-    def answer(client: int, round: int):
-        return ValueError("broken") if round == 3 and client < 4 else posterior("diagonal", client, round)
-
-    made = strategy(min_replies=3)
-    made.start(scripted(6, answer), num_rounds=2)
-    before = made.posterior, made.hsum.clone(), dict(made.accepted)
-    with pytest.raises(
-        RunFailed, match=r"round 3: 2 of 6 clients replied, strategy.min_replies=3 .*client 0: .*broken"
-    ):
-        made.start(scripted(6, answer), num_rounds=3, first_round=3, callbacks=callbacks)
-    assert made.posterior is before[0]
-    assert torch.equal(made.hsum.first, before[1].first)
-    assert made.accepted == before[2] == dict.fromkeys(range(6), 2)
-    assert callbacks.metrics == {}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_reply_at_all_is_a_failure(scripted, kind: str) -> None:
-    with pytest.raises(RunFailed, match="0 of 6 clients replied"):
-        strategy(kind).start(scripted(6, lambda c, r: None), num_rounds=1)
-
-
 # -- bookkeeping --------------------------------------------------------------------------------------------------------
 
 
-def test_accepted_and_durable_rounds_travel(scripted) -> None:
+def test_accepted_and_durable_rounds_travel(posterior, strategy, scripted) -> None:
     """A client hears of its own last counted round, and of those in the last two checkpoints."""
 
     def answer(client: int, round: int):
@@ -298,7 +130,7 @@ def test_accepted_and_durable_rounds_travel(scripted) -> None:
     }
 
 
-def test_messages_hold_the_posterior_and_plain_values(scripted) -> None:
+def test_messages_hold_the_posterior_and_plain_values(posterior, scripted) -> None:
     made = BayesADMM("diagonal", rho=0.3, damping=0.2, temperature=0.7, covariance="fixed", prior_precision=3.0)
     made.setup(torch.ones(P), 2)
     made.lr_factor = lambda round: 0.5**round
@@ -313,7 +145,7 @@ def test_messages_hold_the_posterior_and_plain_values(scripted) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_for_checkpoints_is_complete(scripted, kind: str) -> None:
+def test_state_for_checkpoints_is_complete(posterior, strategy, scripted, kind: str) -> None:
     """Posterior, tensors() and accepted, loaded into a new strategy, continue with the same bits."""
     grid = scripted(4, lambda c, r: posterior(kind, c, r))
     whole, first, second = (strategy(kind, clients=4, fraction=0.5) for _ in range(3))
@@ -339,7 +171,9 @@ def in_16_bits(kind: str, format: str, **options):
 
 @pytest.mark.parametrize("format", ["float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["point", "isotropic", "diagonal"])
-def test_the_server_keeps_what_its_messages_leave_out(scripted, reply_content, kind: str, format: str) -> None:
+def test_the_server_keeps_what_its_messages_leave_out(
+    posterior, scripted, reply_content, kind: str, format: str
+) -> None:
     """What is evaluated and saved isn't rounded; clients that change nothing leave it where it is; answers are differences."""
     made = in_16_bits(kind, format, **({} if kind == "point" else {"alpha": 1e-12}))
     made.posterior = type(made.posterior).from_arrays(posterior(kind, 0, 0))
@@ -356,7 +190,7 @@ def test_the_server_keeps_what_its_messages_leave_out(scripted, reply_content, k
     assert all(name.startswith(f"{format}/") for name in grid.sent[3][0])
 
 
-def test_a_reply_in_another_format_is_left_out(scripted, callbacks) -> None:
+def test_a_reply_in_another_format_is_left_out(posterior, scripted, callbacks) -> None:
     made, other = in_16_bits("diagonal", "float16"), in_16_bits("diagonal", "bfloat16")
 
     def answer(client: int, round: int):
@@ -386,7 +220,7 @@ def test_a_server_mean_beyond_float16_stops_the_run(scripted) -> None:
 
 
 @pytest.mark.parametrize("made", [FedAvg(), FedProx(mu=0.1), BayesADMM("diagonal", rho=0.5)], ids=lambda s: s.name)
-def test_plain_flower_strategy(scripted, made: Strategy) -> None:
+def test_plain_flower_strategy(posterior, scripted, made: Strategy) -> None:
     """Only a grid and initial arrays: no setup, no callbacks; Flower's Result comes back."""
     kind = "diagonal" if isinstance(made, BayesADMM) else "point"
     grid, seen = scripted(3, lambda c, r: posterior(kind, c, r)), []
@@ -413,7 +247,7 @@ def test_start_without_arrays_says_what_is_missing(scripted) -> None:
         FedAvg().start(scripted(2, lambda c, r: None), num_rounds=1)
 
 
-def test_gaussian_families_by_name() -> None:
+def test_gaussian_families_by_name(strategy) -> None:
     kinds = {name: type(strategy(name).posterior) for name in ("isotropic", "diagonal", "full")}
     assert kinds == {"isotropic": IsotropicGaussian, "diagonal": DiagonalGaussian, "full": FullGaussian}
 
@@ -451,7 +285,9 @@ class FoldingGrid:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sums_made_where_the_clients_are_give_the_same_bits(scripted, callbacks, kind: str) -> None:
+def test_sums_made_where_the_clients_are_give_the_same_bits(
+    posterior, strategy, scripted, callbacks, kind: str
+) -> None:
     """150 clients, groups of 16, two of three summed; some raise, some send nonsense, one whole group fails."""
 
     def answer(client: int, round: int):
@@ -476,7 +312,7 @@ def test_sums_made_where_the_clients_are_give_the_same_bits(scripted, callbacks,
     assert grid.sums == 3 * 6  # groups 0, 3, 4, 6, 7, 9
 
 
-def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(scripted, callbacks) -> None:
+def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(posterior, strategy, scripted, callbacks) -> None:
     """A deployed client can't pass off numbers, or sums, as a reply."""
 
     def answer(client: int, round: int):
@@ -490,6 +326,12 @@ def test_a_reply_without_a_posterior_counts_only_if_the_grid_folds(scripted, cal
     made.start(scripted(4, answer), num_rounds=1, callbacks=callbacks)
     assert list(callbacks.reasons(1)) == [2]
     assert float(made.posterior.mean.abs().max()) < 10
+
+
+def test_a_folded_reply_that_diverged_says_so(strategy, scripted) -> None:
+    grid = FoldingGrid(scripted(150, lambda c, r: {"mean": torch.full((P,), math.nan)}), strategy("point", clients=150))
+    with pytest.raises(RunFailed, match="diverged: round 1: the answers of 150 of 150 clients"):
+        strategy("point", clients=150).start(grid, num_rounds=1)
 
 
 class Nodes(list):
@@ -523,63 +365,3 @@ def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None
     claimed.gather(Nodes([[1], [1], [7], [-1], ["a"], [RuntimeError("no data")]]), 0.05)
     assert claimed.nodes == {1: 1}
     assert claimed.sizes == {1: 2}
-
-
-# -- replies that ran away, or came from elsewhere ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["nan", "limit", "client"])
-def test_a_run_that_diverged_says_so(scripted, kind: str) -> None:
-    """Too few replies are left because their numbers ran away: which clients, and what to do; not "no reply"."""
-    away = {
-        "nan": lambda: {"mean": torch.full((P,), math.nan)},
-        "limit": lambda: {"mean": torch.full((P,), 3e35)},
-        "client": lambda: wire.Diverged("the site is not finite; use a smaller damping"),
-    }[kind]
-    made = strategy("point", min_replies=2)
-    with pytest.raises(RunFailed) as failed:
-        made.start(scripted(6, lambda c, r: posterior("point", c, r) if c == 4 else away()), num_rounds=1)
-    text = str(failed.value)
-    assert text.startswith(
-        "diverged: round 1: the answers of 5 of 6 clients are not finite or beyond the limits (clients 0, 1, 2, 3, 5;"
-    )
-    assert "client.lr" in text
-    assert {"nan": "mean is not finite", "limit": "limits.mean_norm=1e+30", "client": "the site is not finite"}[
-        kind
-    ] in text
-
-
-def test_divergence_is_not_blamed_for_what_it_did_not_cause(scripted) -> None:
-    """One client diverged, but the others were silent."""
-    answers = [{"mean": torch.full((P,), math.nan)}, None, None]
-    with pytest.raises(
-        RunFailed, match=r"round 1: 0 of 3 clients replied, strategy.min_replies=2 \(client 0: mean is not finite"
-    ):
-        strategy("point", clients=3, min_replies=2).start(scripted(3, lambda c, r: answers[c]), num_rounds=1)
-
-
-@pytest.mark.parametrize("size", [1e13, 1e20, 1e29])
-def test_large_values_that_are_right_are_taken(scripted, size: float) -> None:
-    made = strategy("point", clients=2)
-    made.start(scripted(2, lambda c, r: {"mean": torch.full((P,), size)}), num_rounds=1)
-    assert made.posterior.mean.tolist() == pytest.approx([size] * P)
-
-
-def test_a_folded_reply_that_diverged_says_so(scripted) -> None:
-    grid = FoldingGrid(scripted(150, lambda c, r: {"mean": torch.full((P,), math.nan)}), strategy("point", clients=150))
-    with pytest.raises(RunFailed, match="diverged: round 1: the answers of 150 of 150 clients"):
-        strategy("point", clients=150).start(grid, num_rounds=1)
-
-
-def test_a_reply_of_another_client_is_refused(scripted, callbacks) -> None:
-    """As when a SuperNode is started anew with another partition-id: client 3's answer comes from client 1's node."""
-
-    def answer(client: int, round: int):
-        who = 3 if client == 1 else client
-        metrics = MetricRecord({"num-examples": 1, "round": round, "client": who})
-        return RecordDict({"posterior": wire.pack(posterior("diagonal", who, round)), "metrics": metrics})
-
-    made = strategy()
-    made.start(scripted(6, answer), num_rounds=1, callbacks=callbacks)
-    assert list(callbacks.reasons(1)) == [1]
-    assert "reply is of client 3" in callbacks.reasons(1)[1]

@@ -6,16 +6,17 @@ import hashlib
 import io
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 
 from bayesfed.errors import InputError
 
+log = getLogger("bayesfed")
 _LAYOUT = "NCHW-1"  # part of the key: change it when the stored layout changes
 _BATCH = 256  # images a thread decodes at a time
 
@@ -47,7 +48,7 @@ def decoded(name: str, key: str, encoded: Callable[[], Iterable[bytes]]) -> np.n
         try:
             _write(file, pixels)
         except OSError as error:
-            warnings.warn(f"cannot cache decoded images in {file.parent} ({error}); set BAYESFED_CACHE", stacklevel=2)
+            log.warning("cannot cache decoded images in %s (%s); set BAYESFED_CACHE", file.parent, error)
             return pixels
     return np.load(file, mmap_mode="c")
 

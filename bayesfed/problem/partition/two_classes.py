@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from logging import getLogger
 
 import numpy as np
 
 from bayesfed.errors import InputError, integer
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.seeding import numpy_generator
+
+log = getLogger("bayesfed")
 
 
 class TwoClassesPerClient(Partitioner):
@@ -61,7 +63,7 @@ class TwoClassesPerClient(Partitioner):
             parts.append(np.sort(np.concatenate(slices)))
         if shared:
             text = f"two_classes_per_client: classes ran out {shared} times; those clients share examples with others"
-            warnings.warn(text, stacklevel=2)
+            log.warning(text)
         return parts
 
 
