@@ -248,7 +248,9 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             losses = torch.tensor([[row[1] for row in curve] for curve in curves], dtype=torch.float64)
             losses = losses.nan_to_num(nan=1e9)
             x, style = [row[0] for row in curves[0]], "--" if "no decay" in name else "-"
-            axis.plot(x, losses.mean(0), style, color=colour, label=f"{name}: {float(losses[:, -1].mean()):.2f}")
+            last = float(losses[:, -1].mean())
+            label = f"{name}: {last:.2f}" if last < 100 else f"{name}: {last:.1g}"
+            axis.plot(x, losses.mean(0), style, color=colour, label=label)
             axis.fill_between(x, losses.amin(0), losses.amax(0), color=colour, alpha=0.2, linewidth=0)
         axis.set(
             title=label,
