@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 
@@ -18,14 +17,9 @@ from bayesfed.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def logging_and_tracebacks_as_before(monkeypatch):
-    """The server app sets both for its own process; here later tests live in it."""
-    root, ours = logging.getLogger(), logging.getLogger("bayesfed")
-    handlers, level = list(root.handlers), ours.level
+def tracebacks_as_before(monkeypatch):
+    """The server app cuts them for its own process; here later tests live in it."""
     monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
-    yield
-    root.handlers[:] = handlers
-    ours.setLevel(level)
 
 
 def context(run_config: dict, node_config: dict | None = None) -> Context:
