@@ -174,7 +174,10 @@ class RayGrid(LocalGrid):
             sent = False
             for _ in range(len(free)):
                 worker = free.popleft()
-                chosen = schedule.next(worker)
+                mine = [call for call in self._calls.values() if call.worker == worker]
+                seconds = sum(schedule.seconds[unit] for call in mine for unit in call.units)
+                ready = not mine or seconds < AHEAD_SECONDS or schedule.outlasts(seconds)
+                chosen = schedule.next(worker) if ready else []
                 if not chosen:
                     free.append(worker)
                     continue
@@ -182,10 +185,7 @@ class RayGrid(LocalGrid):
                 actor = self.actors[worker]
                 reference = actor.run.remote([tasks[unit] for unit in chosen], fold, self.clients_per_batch)
                 self._calls[reference] = Call(worker, actor, chosen, tasks[chosen[0]][0].message_type)
-                mine = [call.units for call in self._calls.values() if call.worker == worker]
-                seconds = sum(schedule.seconds[unit] for units in mine for unit in units)
-                short = sum(schedule.seconds[unit] for unit in chosen) < AHEAD_SECONDS
-                if len(mine) < 2 and (short or schedule.outlasts(seconds)):
+                if not mine:
                     free.append(worker)
 
     def _schedule(self, units: list[list[Message]], size: int) -> Schedule:

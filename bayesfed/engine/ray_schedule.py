@@ -38,8 +38,8 @@ class Schedule:
         self.seconds, self.owners, self.workers, self.batch = list(seconds), owners, workers, max(batch, 1)
         self.window = min(max(window, 1), LOOK_AHEAD)
         self.alone: set[int] = set()  # units that were in a call that killed its worker
-        self._total = sum(self.seconds)  # of the units that are left
         self._ready: list[int] = []  # may be handed out now, ascending
+        self._total = 0.0  # their seconds
         self._next = 0  # the first unit that was never ready
         self._oldest = 0
         self._done: set[int] = set()  # beyond the oldest
@@ -51,20 +51,27 @@ class Schedule:
         """Units that still have to be handed out."""
         return len(self._ready) + len(self.seconds) - self._next
 
-    def outlasts(self, seconds: float) -> bool:
-        """Whether what is left keeps all other workers busy for ``seconds``, so that a worker may have as much in hand without delaying the end.
+    def _open(self) -> None:
+        """Let the window follow the oldest unit that is not done."""
+        last = min(self._oldest + self.window, len(self.seconds))
+        self._ready.extend(range(self._next, last))
+        self._total += sum(self.seconds[self._next : last])
+        self._next = max(self._next, last)
 
-        Where nothing is known about units they count as equal: two for each worker are enough.
+    def outlasts(self, seconds: float) -> bool:
+        """Whether what may be handed out now keeps all other workers busy for ``seconds``.
+
+        A worker may then have as much in hand without delaying the end of the round, or of the window. Where nothing is known about units
+        they count as equal: two for each worker are enough.
         """
+        self._open()
         if self._unknown:
-            return self.left >= 2 * self.workers
+            return len(self._ready) >= 2 * self.workers
         return self._total >= (self.workers - 1) * seconds
 
     def next(self, worker: int) -> list[int]:
         """The units that ``worker`` is to serve in one call; none if all that is left has to wait."""
-        last = min(self._oldest + self.window, len(self.seconds))
-        self._ready.extend(range(self._next, last))
-        self._next = max(self._next, last)
+        self._open()
         if not self._ready:
             return []
         longest = max(self.seconds[unit] for unit in self._ready)

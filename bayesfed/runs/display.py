@@ -89,6 +89,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._evaluating = ""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
@@ -99,6 +100,8 @@ class Display:
 
     def evaluating(self, draw: int, draws: int) -> None:
         """The ``draw``-th of ``draws`` networks from the posterior is about to be evaluated."""
+        if not self._evaluating:  # silence counts from here: training may have taken long
+            self._spoke = self._clock()
         self._evaluating = f"evaluating: draw {draw} of {draws}"
         if self._live is None and self._enabled and self._clock() - self._spoke >= SILENCE:
             self._print(f"{self._position()}  {self._evaluating}")

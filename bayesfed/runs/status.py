@@ -74,7 +74,7 @@ class RunState:
     def command(self) -> str:
         """What goes on with the run; for a deployed one on the machine that submitted it."""
         if self.deployed is None:
-            return f"bayesfed resume={self.path}"
+            return f"bayesfed {shlex.quote(f'resume={self.path}')}"
         return f"bayesfed deploy SUPERLINK {shlex.join([*self.deployed['overrides'], 'resume=' + self.deployed['run_dir']])}"
 
     @classmethod

@@ -406,6 +406,8 @@ class IVON(torch.optim.Optimizer):
         sizes = [g.flat.vector.numel() for g in self._groups]
         if [saved["momentum"].numel() for saved in own["groups"]] != sizes:
             raise ValueError(f"the saved optimizer has other parameters than this one ({sizes} per group)")
+        if any(saved["total"].shape != g.total.shape for g, saved in zip(self._groups, own["groups"], strict=True)):
+            raise ValueError(f"the saved optimizer is not of hess_structure={self.hess_structure}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "ivon"})
         for g, saved in zip(self._groups, own["groups"], strict=True):
             g.load(saved)

@@ -1,4 +1,4 @@
-"""IVON's step as two C functions (``ivon_kernel.c``), compiled once with the system's C compiler.
+"""IVON's step as two C functions (``ivon_kernel.py``), compiled once with the system's C compiler.
 
 A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each once. They
 take half a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``, else
@@ -12,7 +12,9 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -26,11 +28,11 @@ import torch
 from torch import Tensor
 
 from bayesfed.problem.data.decoding import cache_folder
+from clients.optim.ivon_kernel import SOURCE
 from clients.optim.ivon_state import Group
 from clients.optim.noise import Noise, quantile_points
 
 log = getLogger("bayesfed")
-SOURCE = Path(__file__).with_name("ivon_kernel.c")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -40,6 +42,7 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
+DIGEST = 32  # bytes
 PLAIN = ("-O3", "-fPIC", "-shared")  # for compilers and processors that know none of the others
 
 
@@ -63,9 +66,11 @@ def draw(g: Group, noise: Tensor, scale: float, source: Noise) -> None:
 
 def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
     """Both updates of :mod:`clients.optim.ivon_update` after a single sample."""
-    gradients = [g.gradient] if g.released is None else [piece.contiguous() for piece in g.released]
+    gradients = [g.gradient] if g.released is None else [piece.resolve_neg().contiguous() for piece in g.released]
     factor, lift = (g.damping, group["hess_init"]) if rescale else (0.0, 1.0)
-    terms = [v.contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)]
+    terms = [
+        v.expand_as(g.total).contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)
+    ]
     c = 1 - group["beta2"]
     numbers = _Numbers(
         c * math.sqrt(group["ess"]),
@@ -102,9 +107,9 @@ def available() -> bool:
 @lru_cache
 def _functions() -> Any:
     """The compiled functions; None (and one line in the log) without a compiler."""
-    wanted = os.environ.get("CC", "cc")
-    compiler = shutil.which(wanted)
-    if compiler is None:
+    wanted = os.environ.get("CC") or "cc"
+    compiler = shlex.split(wanted)
+    if not compiler or shutil.which(compiler[0]) is None:
         log.info(
             "no C compiler (%s): a step of IVON takes longer (docs/performance.md); results agree to rounding", wanted
         )
@@ -122,36 +127,64 @@ def _functions() -> Any:
         functions.ivon_draw.restype = functions.ivon_update.restype = None
         return functions
     log.warning(
-        "a step of IVON takes longer (docs/performance.md): %s did not compile %s: %s", compiler, SOURCE, reason
+        "a step of IVON takes longer (docs/performance.md): %s did not give a library that loads: %s", wanted, reason
     )
     return None
 
 
-def _load(compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
+def _load(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
     """The shared library for this processor: from the cache, or compiled and put there if the folder can be written to.
 
     Raises:
         OSError, subprocess.SubprocessError: it could not be compiled or loaded.
     """
-    key = "\n".join([SOURCE.read_text(), compiler, *flags, _processor()])
-    cached = cache_folder() / f"ivon-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
-    if cached.is_file():
-        return ctypes.CDLL(str(cached))
+    key = "\n".join([SOURCE, *compiler, *flags, _processor()])
+    name = f"ivon-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        cached = cache_folder() / name
+        if _trusted(cached):
+            return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory(prefix="bayesfed-") as folder:
-        made = Path(folder) / cached.name
+        made = Path(folder) / name
         _compile(compiler, flags, made)
         functions = ctypes.CDLL(str(made))  # stays loaded when the file is gone
-        with suppress(OSError):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(made, partial)
-            os.replace(partial, cached)  # another process sees the whole file or none
+        with suppress(OSError, RuntimeError):
+            _keep(cache_folder() / name, made.read_bytes())
     return functions
 
 
-def _compile(compiler: str, flags: Sequence[str], to: Path) -> None:
-    command = [compiler, *flags, "-o", str(to), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+def _trusted(file: Path) -> bool:
+    """Whether a library is whole (its digest follows it: loading a damaged one kills the process) and nobody else's."""
+    if not file.is_file():
+        return False
+    status = file.stat()
+    own = status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    data = file.read_bytes()
+    return own and len(data) > DIGEST and _digest(data[:-DIGEST]) == data[-DIGEST:]
+
+
+def _keep(file: Path, library: bytes) -> None:
+    """Write under a temporary name and rename: another process sees the whole file or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(library + _digest(library))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST).digest()
+
+
+def _compile(compiler: Sequence[str], flags: Sequence[str], to: Path) -> None:
+    command = [*compiler, *flags, "-o", str(to), "-x", "c", "-", "-lm"]
+    subprocess.run(command, input=SOURCE, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _processor() -> str:

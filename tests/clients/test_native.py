@@ -174,7 +174,7 @@ def test_a_compiler_that_fails_is_named(fresh, monkeypatch, caplog, tmp_path) ->
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     assert not build(True)[0].native
-    assert f"{broken} did not compile" in caplog.text
+    assert f"{broken} did not give a library" in caplog.text
     assert "cannot find crt1.o" in caplog.text
 
 
@@ -192,3 +192,56 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
     if writable:
         monkeypatch.setattr(native_step, "_compile", None)  # would fail if it were called again
         assert native_step.available()
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "empty", "others may write"])
+def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, tmp_path, damage: str) -> None:
+    """A truncated library would kill the process when it is loaded; one that others can write to runs their code."""
+    monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
+    assert native_step.available()
+    (file,) = tmp_path.glob("*.so")
+    whole = file.read_bytes()
+    if damage == "others may write":
+        file.chmod(0o666)
+    else:
+        file.write_bytes(whole[: len(whole) // 3 if damage == "cut" else 0])
+    native_step._functions.cache_clear()
+    compiled = []
+    compile_ = native_step._compile
+    monkeypatch.setattr(native_step, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
+    assert native_step.available()
+    assert len(compiled) == 1
+    assert native_step._trusted(file)
+
+
+@needs_compiler
+def test_no_home_folder_is_no_obstacle(fresh, monkeypatch) -> None:
+    monkeypatch.setenv("BAYESFED_CACHE", "~nobody-of-this-name/cache")
+    assert native_step.available()
+
+
+@needs_compiler
+def test_the_compiler_may_have_options(fresh, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", "cc -O1")
+    assert native_step.available()
+
+
+@needs_compiler
+def test_a_gradient_that_torch_negates_when_it_is_read() -> None:
+    results = []
+    for native in (True, False):
+        p = nn.Parameter(torch.zeros(5))
+        optimizer = IVON([p], lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        with optimizer.sampled_params(train=True):
+            p.grad = torch._neg_view(torch.ones(5))
+        optimizer.step()
+        results.append(optimizer.mean)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_another_structure_is_refused() -> None:
+    one, _ = build(True, hess_structure="scalar")
+    with pytest.raises(ValueError, match="hess_structure=diagonal"):
+        build(True)[0].load_state_dict(one.state_dict())

@@ -99,6 +99,10 @@ def test_a_second_call_is_given_while_the_others_have_enough_to_do():
     assert not schedule.outlasts(0.7)
     schedule.again([1])
     assert schedule.outlasts(0.8)
+    narrow = Schedule([1.0] * 9, [None] * 9, 2, window=3)
+    narrow.next(0)
+    assert narrow.outlasts(2.0)
+    assert not narrow.outlasts(2.1)  # what the window holds back is not there yet
     three = Schedule([0.5] * 7, [None] * 7, 3, 100)
     three.next(0)
     assert three.outlasts(1.5)  # two other workers share 3 s

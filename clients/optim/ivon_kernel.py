@@ -1,4 +1,7 @@
-/* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/optim/native.py compiles and calls it.
+"""C source of IVON's step, a Python file because Flower's app bundles hold no ``.c`` files; ``native.py`` compiles it."""
+
+SOURCE = r"""
+/* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/optim/native.py calls it.
    The formulas are those of clients/optim/ivon_update.py. NaN passes through: comparisons are false with it. */
 
 #include <math.h>
@@ -80,3 +83,4 @@ void ivon_update(int64_t pieces, const int64_t *sizes, const float *const *gradi
         first += sizes[piece];
     }
 }
+"""
