@@ -39,7 +39,6 @@ class Schedule:
         self.window = min(max(window, 1), LOOK_AHEAD)
         self.alone: set[int] = set()  # units that were in a call that killed its worker
         self._ready: list[int] = []  # may be handed out now, ascending
-        self._total = 0.0  # their seconds
         self._next = 0  # the first unit that was never ready
         self._oldest = 0
         self._done: set[int] = set()  # beyond the oldest
@@ -55,7 +54,6 @@ class Schedule:
         """Let the window follow the oldest unit that is not done."""
         last = min(self._oldest + self.window, len(self.seconds))
         self._ready.extend(range(self._next, last))
-        self._total += sum(self.seconds[self._next : last])
         self._next = max(self._next, last)
 
     def outlasts(self, seconds: float) -> bool:
@@ -67,7 +65,7 @@ class Schedule:
         self._open()
         if self._unknown:
             return len(self._ready) >= 2 * self.workers
-        return self._total >= (self.workers - 1) * seconds
+        return sum(self.seconds[unit] for unit in self._ready) >= (self.workers - 1) * seconds
 
     def next(self, worker: int) -> list[int]:
         """The units that ``worker`` is to serve in one call; none if all that is left has to wait."""
@@ -80,7 +78,6 @@ class Schedule:
             own = [unit for unit in near if self.owners[unit] == worker]
             chosen = [(own or near)[0]]
             self._ready.remove(chosen[0])
-            self._total -= self.seconds[chosen[0]]
             return chosen
         share = min(math.ceil(self.left / (2 * self.workers)), self.batch)
         count, total = 0, 0.0
@@ -90,7 +87,6 @@ class Schedule:
             if total >= BATCH_SECONDS:
                 break
         chosen, self._ready = self._ready[:count], self._ready[count:]
-        self._total -= total
         return chosen
 
     def done(self, unit: int, seconds: float | None = None) -> None:
@@ -109,4 +105,3 @@ class Schedule:
         self.alone.update(units)
         for unit in units:
             insort(self._ready, unit)
-            self._total += self.seconds[unit]

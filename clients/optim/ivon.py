@@ -20,7 +20,7 @@ from bayesfed.seeding import torch_generator
 from clients.optim import native as native_step
 from clients.optim.flat import FlatParameters, mean_loss, spread
 from clients.optim.ivon_state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups
-from clients.optim.ivon_update import update_compiled, update_hess, update_mean, update_shared_hess
+from clients.optim.ivon_update import draw, update_compiled, update_hess, update_mean, update_shared_hess
 from clients.optim.noise import Noise
 
 
@@ -215,16 +215,8 @@ class IVON(torch.optim.Optimizer):
             scale = group["ess"] ** -0.5
             if self.native and self._noise.kind == "quantile" and not self.antithetic:
                 native_step.draw(g, noise, scale, self._noise)
-                g.flat.show(g.sample_views)
-                continue
-            if train and g.pair is not None:
-                torch.neg(g.pair, out=noise)
-                g.pair = None
             else:
-                self._noise.fill(noise)
-                g.pair = noise.clone() if train and self.antithetic else None
-            noise.mul_(g.root)
-            torch.add(g.flat.vector, noise, alpha=scale, out=g.sample)
+                draw(g, noise, scale, self._noise, train, self.antithetic)
             g.flat.show(g.sample_views)
 
     @torch.no_grad()
@@ -270,14 +262,12 @@ class IVON(torch.optim.Optimizer):
         samples = self._gather()
         if self.hess_structure == "scalar":
             update_shared_hess(self.param_groups[0], self._groups, samples, products=samples > 1 or self.sync)
+        alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
         for group, g in zip(self.param_groups, self._groups, strict=True):
             debias = 1 - group["beta1"] ** self._steps if self.debias else 1.0
-            alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
-            if alone and self.compile:
-                update_compiled(group, g, debias, self.rescale_lr)
-                continue
-            if alone and self.native:
-                native_step.update(group, g, debias, self.rescale_lr)
+            if alone and (self.compile or self.native):
+                update = update_compiled if self.compile else native_step.update
+                update(group, g, debias, self.rescale_lr)
                 continue
             if self.hess_structure == "diagonal":
                 update_hess(group, g, samples, products=samples > 1 or self.sync)

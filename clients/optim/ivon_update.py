@@ -19,6 +19,19 @@ import torch
 from torch import Tensor
 
 from clients.optim.ivon_state import Group, average
+from clients.optim.noise import Noise
+
+
+def draw(g: Group, noise: Tensor, scale: float, source: Noise, train: bool, antithetic: bool) -> None:
+    """``noise`` = z root and ``g.sample`` = mean + scale noise; every second training sample mirrors the one before if ``antithetic``."""
+    if train and g.pair is not None:
+        torch.neg(g.pair, out=noise)
+        g.pair = None
+    else:
+        source.fill(noise)
+        g.pair = noise.clone() if train and antithetic else None
+    noise.mul_(g.root)
+    torch.add(g.flat.vector, noise, alpha=scale, out=g.sample)
 
 
 def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool) -> None:
@@ -117,6 +130,12 @@ def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, re
         vector.addcdiv_(direction, g.total, value=rate)
 
 
+def step_numbers(group: dict[str, Any], debias: float) -> tuple[float, ...]:
+    """``sqrt(ess), 1 - beta2, 1 - beta1, debias``, the rate and the clip bound of a fused step; the last two undo the debiasing."""
+    rate, clip = -group["lr"] / debias, group["clip_radius"] * debias
+    return math.sqrt(group["ess"]), 1 - group["beta2"], 1 - group["beta1"], debias, rate, clip
+
+
 def update_compiled(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
     """Both updates after a single sample, as one pass over the memory (the kernel is compiled at the first call)."""
     like = g.flat.vector
@@ -126,17 +145,8 @@ def update_compiled(group: dict[str, Any], g: Group, debias: float, rescale: boo
 
     factor = group["hess_init"] + g.damping if rescale else 1.0
     # Numbers that change from step to step travel as CPU tensors of shape (): no recompilation, and no copy to a GPU.
-    numbers = torch.tensor(
-        [
-            math.sqrt(group["ess"]),
-            1 - group["beta2"],
-            1 - group["beta1"],
-            debias,
-            -group["lr"] / debias,
-            min(group["clip_radius"] * debias, torch.finfo(like.dtype).max),
-        ],
-        dtype=like.dtype,
-    )
+    *first, clip = step_numbers(group, debias)
+    numbers = torch.tensor([*first, min(clip, torch.finfo(like.dtype).max)], dtype=like.dtype)
     _kernel()(
         (like, g.total, g.root, g.momentum),
         (g.noise, g.gradient),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import math
 import os
 import platform
 import shlex
@@ -27,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesfed.problem.data.decoding import cache_folder
+from bayesfed.cache import cache_folder, whole_file
 from clients.optim.ivon_kernel import SOURCE
 from clients.optim.ivon_state import Group
+from clients.optim.ivon_update import step_numbers
 from clients.optim.noise import Noise, quantile_points
 
 log = getLogger("bayesfed")
@@ -71,16 +71,8 @@ def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> Non
     terms = [
         v.expand_as(g.total).contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)
     ]
-    c = 1 - group["beta2"]
-    numbers = _Numbers(
-        c * math.sqrt(group["ess"]),
-        c,
-        1 - group["beta1"],
-        debias,
-        -group["lr"] / debias,
-        lift,
-        group["clip_radius"] * debias,
-    )
+    scale, c, share, _, rate, clip = step_numbers(group, debias)
+    numbers = _Numbers(c * scale, c, share, debias, rate, lift, clip)
     pieces = len(gradients)
     _functions().ivon_update(
         pieces,
@@ -149,7 +141,9 @@ def _load(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
         _compile(compiler, flags, made)
         functions = ctypes.CDLL(str(made))  # stays loaded when the file is gone
         with suppress(OSError, RuntimeError):
-            _keep(cache_folder() / name, made.read_bytes())
+            library = made.read_bytes()
+            with whole_file(cache_folder() / name) as stream:
+                stream.write(library + _digest(library))
     return functions
 
 
@@ -161,21 +155,6 @@ def _trusted(file: Path) -> bool:
     own = status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     data = file.read_bytes()
     return own and len(data) > DIGEST and _digest(data[:-DIGEST]) == data[-DIGEST:]
-
-
-def _keep(file: Path, library: bytes) -> None:
-    """Write under a temporary name and rename: another process sees the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(library + _digest(library))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def _digest(data: bytes) -> bytes:

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from logging import getLogger
-from pathlib import Path
 
 import numpy as np
 
+from bayesfed.cache import cache_folder, whole_file
 from bayesfed.errors import InputError
 
 log = getLogger("bayesfed")
 _LAYOUT = "NCHW-1"  # part of the key: change it when the stored layout changes
 _BATCH = 256  # images a thread decodes at a time
-
-
-def cache_folder() -> Path:
-    """``$BAYESFED_CACHE``, else ``~/.cache/bayesfed``."""
-    given = os.environ.get("BAYESFED_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "bayesfed"
 
 
 def decoded(name: str, key: str, encoded: Callable[[], Iterable[bytes]]) -> np.ndarray:
@@ -46,24 +38,12 @@ def decoded(name: str, key: str, encoded: Callable[[], Iterable[bytes]]) -> np.n
     if not file.is_file():
         pixels = _decode(name, list(encoded()))
         try:
-            _write(file, pixels)
+            with whole_file(file) as stream:
+                np.save(stream, pixels)
         except OSError as error:
             log.warning("cannot cache decoded images in %s (%s); set BAYESFED_CACHE", file.parent, error)
             return pixels
     return np.load(file, mmap_mode="c")
-
-
-def _write(file: Path, pixels: np.ndarray) -> None:
-    """Write under a temporary name and rename: another process sees the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, pixels)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _decode(name: str, images: list[bytes]) -> np.ndarray:
