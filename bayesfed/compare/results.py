@@ -11,6 +11,7 @@ import numpy as np
 
 from bayesfed.compare.runner import Outcome
 from bayesfed.runs.directory import RunDirectory
+from bayesfed.runs.targets import learned_precision, prediction
 
 METRICS = ("accuracy", "nll", "ece", "rmse")
 HIGHER_IS_BETTER = frozenset({"accuracy"})
@@ -26,8 +27,8 @@ class Trace:
         seed: of the run.
         rounds: (R,) rounds, from 0.
         costs: by name (``round``, ``bytes``, ``gradients``, ``seconds``), (R,) totals up to each round.
-        metrics: by name, (R,); nan where the round was not evaluated. Model-averaged; at the mean for a run that never averages or whose
-            precision never changed (fixed covariances: averaging over a precision nobody learned says nothing about the method).
+        metrics: by name, (R,); nan where the round was not evaluated. Of the model average or at the mean, see
+            :func:`bayesfed.runs.targets.prediction`.
         at_mean: final metrics at the posterior mean.
         clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`; averaged or at the mean as
             ``metrics`` are.
@@ -44,12 +45,7 @@ class Trace:
     def read(cls, directory: RunDirectory, seed: int) -> Trace:
         """From a run directory."""
         records = directory.rounds()
-        averaged = _learned_precision(records)
-        kinds = {
-            m: "bayes" if averaged and any(r.get(f"bayes/{m}") is not None for r in records) else "mean"
-            for m in METRICS
-        }
-        metrics = {m: _column(records, f"{kind}/{m}") for m, kind in kinds.items()}
+        metrics = {m: _column(records, f"{prediction(records, m)}/{m}") for m in METRICS}
         sent = _column(records, "bytes/down", 0.0) + _column(records, "bytes/up", 0.0)
         costs = {
             "round": _column(records, "round"),
@@ -64,7 +60,7 @@ class Trace:
             costs,
             {m: values for m, values in metrics.items() if np.isfinite(values).any()},
             {m: float(last[f"mean/{m}"]) for m in METRICS if last.get(f"mean/{m}") is not None},
-            _over_clients(last, averaged),
+            _over_clients(last, learned_precision(records)),
         )
 
     def final(self, metric: str) -> float:
@@ -131,10 +127,6 @@ def collect(outcomes: Sequence[Outcome]) -> list[Group]:
     for group in groups.values():
         group.traces.sort(key=lambda trace: trace.seed)
     return list(groups.values())
-
-
-def _learned_precision(records: Sequence[dict[str, Any]]) -> bool:
-    return len({r.get("posterior/precision_mean") for r in records}) > 1
 
 
 def _not_finite(directory: RunDirectory) -> str:

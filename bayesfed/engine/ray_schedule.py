@@ -7,6 +7,7 @@ from bisect import insort
 from collections.abc import Sequence
 
 BATCH_SECONDS = 0.02  # short units share a call, which costs about a millisecond by itself
+LEAST_SECONDS = 0.002  # so towards the end of a round calls do not become as short as that
 LARGEST_BATCH = 256
 LOOK_AHEAD = 2048  # units looked at for the longest
 
@@ -81,11 +82,11 @@ class Schedule:
             return chosen
         share = min(math.ceil(self.left / (2 * self.workers)), self.batch)
         count, total = 0, 0.0
-        for unit in self._ready[:share]:
+        for unit in self._ready[: self.batch]:
+            if total >= (LEAST_SECONDS if count >= share else BATCH_SECONDS):
+                break
             count += 1
             total += self.seconds[unit]
-            if total >= BATCH_SECONDS:
-                break
         chosen, self._ready = self._ready[:count], self._ready[count:]
         return chosen
 

@@ -6,14 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def prediction(rounds: Sequence[dict[str, Any]], metric: str) -> str:
+    """Which prediction stands for a run in ``metric``: ``bayes``, the model average, or ``mean``, the posterior mean's.
+
+    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a precision nobody learned
+    says nothing about the method).
+
+    Args:
+        rounds: ``rounds.jsonl``.
+        metric: ``accuracy``, ``nll``, ...
+    """
+    averages = any(r.get(f"bayes/{metric}") is not None for r in rounds)
+    return "bayes" if averages and learned_precision(rounds) else "mean"
+
+
+def learned_precision(rounds: Sequence[dict[str, Any]]) -> bool:
+    """Whether the mean precision of the server's posterior changed over the rounds."""
+    return len({r.get("posterior/precision_mean") for r in rounds}) > 1
+
+
 def to_targets(rounds: Sequence[dict[str, Any]], targets: Sequence[float]) -> dict[str, float | None]:
     """``to_target/80/rounds``, ``.../bytes``, ``.../gradients``, ``.../seconds`` until an accuracy was reached first; None if never.
 
     Args:
-        rounds: ``rounds.jsonl``; the model-averaged accuracy counts, that at the mean in a run that never averages.
+        rounds: ``rounds.jsonl``; :func:`prediction` says which accuracy counts.
         targets: accuracies in percent.
     """
-    kind = "bayes" if any(r.get("bayes/accuracy") is not None for r in rounds) else "mean"
+    kind = prediction(rounds, "accuracy")
     found: dict[str, float | None] = {}
     for target in targets:
         name, sent = f"to_target/{target:g}", 0.0

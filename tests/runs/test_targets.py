@@ -15,6 +15,7 @@ def record(round: int, accuracy: float | None, kind: str = "bayes", **more) -> d
         "bytes/up": 5.0,
         "gradients/total": 100.0 * round,
         "seconds/total": 2.0 * round,
+        "posterior/precision_mean": 1.0 + round,
     }
     return {**found, **({} if accuracy is None else {f"{kind}/accuracy": accuracy}), **more}
 
@@ -36,6 +37,12 @@ def test_the_averaged_prediction_counts_where_there_is_one():
     rounds = [record(1, 40.0, **{"mean/accuracy": 90.0}), record(2, 85.0, **{"mean/accuracy": 90.0})]
     assert to_targets(rounds, [80])["to_target/80/rounds"] == 2
     assert to_targets([record(1, 90.0, "mean")], [80])["to_target/80/rounds"] == 1
+
+
+def test_the_mean_counts_under_a_precision_that_nobody_learned():
+    fixed = {"mean/accuracy": 90.0, "posterior/precision_mean": 7.0}
+    rounds = [record(1, 40.0, **fixed), record(2, 85.0, **fixed)]
+    assert to_targets(rounds, [80])["to_target/80/rounds"] == 1
 
 
 def test_no_target_says_nothing():
