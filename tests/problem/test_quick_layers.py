@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.layers import QuickConv2d, QuickDropout, QuickMaxPool2d, quicken
+from bayesfed.problem.layers import LARGE, QuickConv2d, QuickDropout, QuickLinear, QuickMaxPool2d, quicken
 
 
 def net(channels: int = 3, pool: nn.Module | None = None) -> nn.Sequential:
@@ -141,6 +141,56 @@ def test_the_layers_work_under_functorch_on_meta_and_in_float64() -> None:
     wide = quick.to(torch.float64)
     torch.testing.assert_close(wide(x.double()), plain.to(torch.float64)(x.double()))
     assert quick.to("meta")(x.double().to("meta")).is_meta
+
+
+def dense(bias: bool = True) -> tuple[nn.Sequential, nn.Sequential]:
+    """Two large linear layers and a small one; torch's and ours."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(1024, 512, bias), nn.Tanh(), nn.Linear(512, 1024, bias), nn.Linear(1024, 3))
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    return plain, quick
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_large_linear_layers_give_torchs_values_and_gradients(bias: bool, batch: int) -> None:
+    plain, quick = dense(bias)
+    assert [type(layer) for layer in quick] == [QuickLinear, nn.Tanh, QuickLinear, nn.Linear]
+    x = torch.randn(batch, 1024)
+    assert type(quick[0](x).grad_fn).__name__ == "_LinearBackward"
+    torch.testing.assert_close(quick(x), plain(x))
+    for mine, torchs in zip(gradients(quick, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
+    quick[0].weight.requires_grad_(False)
+    (gradient,) = torch.autograd.grad(quick(x).sum(), quick[2].weight)
+    assert gradient.shape == quick[2].weight.shape
+
+
+def test_large_linear_layers_can_be_differentiated_twice() -> None:
+    second = []
+    for layer in dense():
+        x = torch.linspace(-1, 1, 2048).view(2, 1024).requires_grad_()
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), [x, layer[0].weight, layer[2].bias]))
+    for torchs, mine in zip(*second, strict=True):
+        assert torchs.abs().max() > 0
+        torch.testing.assert_close(mine, torchs, rtol=1e-3, atol=1e-4)
+
+
+def test_large_linear_layers_are_torchs_elsewhere() -> None:
+    plain, quick = dense()
+    x = torch.randn(2, 3, 1024)
+    torch.testing.assert_close(quick(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quick(x[0]).dtype == torch.bfloat16
+        torch.testing.assert_close(quick(x[0]), plain(x[0]))
+    parameters = {name: value.detach() for name, value in plain.named_parameters()}
+    rows = vmap(lambda row: functional_call(quick, parameters, (row,)))(x[0])
+    torch.testing.assert_close(rows, plain(x[0]))
+    assert quick.to(torch.bfloat16)(x[0].bfloat16()).dtype == torch.bfloat16
+    assert quick.to("meta")(x[0].bfloat16().to("meta")).is_meta
+    assert plain[0].weight.numel() == LARGE
 
 
 def test_models_of_a_run_have_them() -> None:
