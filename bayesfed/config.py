@@ -230,13 +230,20 @@ def _hydra() -> Iterator[None]:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    local = search_path()
-    extra = [f"hydra.searchpath={local}"] if local and not any("searchpath" in o for o in overrides) else []
     try:
         with _hydra():
-            return compose("config", overrides=[*overrides, *extra], return_hydra_config=True)
+            return compose("config", overrides=_searched(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
+
+
+def _searched(overrides: Sequence[str]) -> list[str]:
+    """``overrides``, and where the user's own configuration lies."""
+    local = search_path()
+    return [
+        *overrides,
+        *([f"hydra.searchpath={local}"] if local and not any("searchpath" in o for o in overrides) else []),
+    ]
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
@@ -263,9 +270,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
 
 def _plain(overrides: Sequence[str]) -> DictConfig:
     """The configuration with only the group choices among ``overrides`` (for listing valid keys)."""
-    groups = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment")]
+    groups = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment", "hydra.searchpath")]
     with _hydra():
-        return compose("config", overrides=groups)
+        return compose("config", overrides=_searched(groups))
 
 
 def _options(group: str) -> list[str]:

@@ -3,7 +3,8 @@
     python benchmarks/layers.py --json
 
 ``ratio`` is the median time with the layers of ``bayesfed/problem/layers.py`` over the median with torch's; ``low`` and ``high`` are the
-smallest and largest of the ratios of ``--blocks`` blocks of steps.
+smallest and largest of the ratios of ``--blocks`` blocks of steps. ``linear`` is the median with all of these layers over that with all but large
+linear ones, null where the model has none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bayesfed.arithmetic import set_arithmetic
 from bayesfed.engine.ray_worker import keep_freed_memory
-from bayesfed.problem.layers import quicken
+from bayesfed.problem.layers import QuickLinear, quicken
 from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20
 from benchmarks.pfl_contestants.cnn import SimpleCNN
 
@@ -47,20 +48,27 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
     return time.perf_counter() - started
 
 
-def measure(kind: type[nn.Module], shape: tuple[int, ...], batch: int, blocks: int, steps: int) -> dict[str, float]:
+def measure(
+    kind: type[nn.Module], shape: tuple[int, ...], batch: int, blocks: int, steps: int
+) -> dict[str, float | None]:
     """Blocks of steps with each in turn."""
     torch.manual_seed(1)
     plain = kind(shape, 10)
-    quick = copy.deepcopy(plain)
+    quick, without = copy.deepcopy(plain), copy.deepcopy(plain)
     quicken(quick)
+    quicken(without)
+    linear: list[nn.Module] = [layer for layer in without.modules() if type(layer) is QuickLinear]
+    for layer in linear:
+        layer.__class__ = nn.Linear
     x, y = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
-    runners = [(model, torch.optim.SGD(model.parameters(), lr=1e-3)) for model in (plain, quick)]
-    times: list[tuple[float, float]] = []
-    for _ in range(blocks + 1):
-        medians = [statistics.median(step(*runner, x, y) for _ in range(steps)) for runner in runners]
-        times.append((medians[0], medians[1]))
-    ratios = [quick / plain for plain, quick in times[1:]]
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    models = [plain, quick, *([without] if linear else [])]
+    runners = [(model, torch.optim.SGD(model.parameters(), lr=1e-3)) for model in models]
+    times = [
+        [statistics.median(step(*runner, x, y) for _ in range(steps)) for runner in runners] for _ in range(blocks + 1)
+    ]
+    ratios = [found[1] / found[0] for found in times[1:]]
+    result: dict[str, float | None] = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return result | {"linear": statistics.median(found[1] / found[2] for found in times[1:]) if linear else None}
 
 
 def main() -> None:
@@ -75,10 +83,12 @@ def main() -> None:
     keep_freed_memory()
     rows = []
     for name, kind, shape, batch in CASES:
-        found = {key: round(value, 3) for key, value in measure(kind, shape, batch, args.blocks, args.steps).items()}
+        measured = measure(kind, shape, batch, args.blocks, args.steps)
+        found = {key: value if value is None else round(value, 3) for key, value in measured.items()}
         rows.append({"model": name, "input": list(shape), "batch": batch, **found})
         if not args.json:
-            print(f"{name:<10} {shape!s:<12} {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
+            linear = "" if found["linear"] is None else f"; of that large linear layers {found['linear']:.2f}"
+            print(f"{name:<10} {shape!s:<12} {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}){linear}")
     if args.json:
         print(json.dumps(rows))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, vjp, vmap
 
+from bayesfed.problem.layers import QuickLinear
 from clients.local import LocalProblem
 
 
@@ -96,7 +97,7 @@ def _linear_layers(problem: LocalProblem, vector: Tensor, probe: Tensor) -> list
     """
     module, trainable = problem.model.module, {id(p) for p in problem.model.parameters}
     owners = [(m, p) for m in module.modules() for p in m.parameters(recurse=False) if id(p) in trainable]
-    layers = list(dict.fromkeys(m for m, _ in owners if type(m) is nn.Linear))
+    layers = list(dict.fromkeys(m for m, _ in owners if type(m) is nn.Linear or type(m) is QuickLinear))
     if len(owners) != len(trainable) or {id(p) for m, p in owners if m in layers} != trainable:
         return []
     values = _leaves(problem, vector)

@@ -123,6 +123,8 @@ def test_a_conf_folder_in_the_working_directory_adds_options(tmp_path, monkeypat
     assert (cfg.strategy.name, cfg.client.name) == ("mine", "sgd")
     with pytest.raises(InputError, match=r"did you mean 'mine'"):
         compose_config(["strategy=minee"])
+    with pytest.raises(InputError, match=r"client\.momentumm=1: no such key; did you mean 'momentum'"):
+        compose_config(["strategy=mine", "client=sgd", "client.momentumm=1"])
 
 
 def test_composing_inside_another_hydra_application(tmp_path):

@@ -11,33 +11,40 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 _LEVELS = 2**16
-LARGE = 2**19  # weights; smaller matrices stay in the cache, where MKL is as fast
+LARGE = 2**20  # weights; smaller matrices stay in the cache, where MKL is as fast
 
 
 def quicken(module: nn.Module) -> None:
     """Swap the classes of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.Dropout`` and large ``nn.Linear`` layers; parameters, names, hooks and options stay.
 
     Subclasses are left alone, and so are convolutions in a model whose first one sees a single channel: there changing the layout
-    can cost more than it wins. On other devices, in float64 and under ``torch.func`` the new layers do what torch's do.
+    can cost more than it wins. On other devices, in float64, under ``torch.func`` and in forward mode the new layers do what torch's do.
     """
     layers = list(module.modules())
     first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
-    swaps: dict[type[nn.Module], type[nn.Module]] = {nn.MaxPool2d: QuickMaxPool2d, nn.Dropout: QuickDropout}
-    if first is not None and first.in_channels > 1:
-        swaps[nn.Conv2d] = QuickConv2d
+    kept = {QuickConv2d} if first is None or first.in_channels == 1 else set()
     for layer in layers:
-        if type(layer) is nn.Linear and layer.weight.numel() >= LARGE and torch.backends.mkldnn.is_available():
-            layer.__class__ = QuickLinear
-        layer.__class__ = swaps.get(type(layer), type(layer))
+        quick = _QUICK.get(type(layer), type(layer))
+        small = type(layer) is nn.Linear and layer.weight.numel() < LARGE
+        if quick not in kept and not small:
+            layer.__class__ = quick
+
+
+def restore(module: nn.Module) -> None:
+    """Undo :func:`quicken`: torch's own layers, which can be scripted, traced and exported."""
+    torchs = {quick: plain for plain, quick in _QUICK.items()}
+    for layer in module.modules():
+        layer.__class__ = torchs.get(type(layer), type(layer))
 
 
 def _plain(x: Tensor) -> bool:
-    """A float32 or bfloat16 tensor on the CPU, and not one of ``torch.func``'s."""
-    narrow = x.dtype in (torch.float32, torch.bfloat16)
-    return narrow and x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    """A float32 or bfloat16 tensor on the CPU, not one of ``torch.func``'s, and no derivatives in forward mode."""
+    narrow = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
+    return narrow and not torch._C._functorch.is_functorch_wrapped_tensor(x) and forward_ad._current_level < 0
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -76,14 +83,20 @@ class _Linear(torch.autograd.Function):
 
 
 class QuickLinear(nn.Linear):
-    """``nn.Linear`` for batches of vectors (B, in) and a matrix that does not fit the cache."""
+    """``nn.Linear`` for batches of vectors (B, in), B > 1, and a matrix that does not fit the cache."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``."""
-        wide = all(t.dtype == torch.float32 and _plain(t) for t in (input, self.weight))
-        if not wide or input.dim() != 2 or torch.is_autocast_enabled("cpu"):
+        if not self._suits(input):
             return super().forward(input)
         return _Linear.apply(input, self.weight, self.bias)
+
+    def _suits(self, x: Tensor) -> bool:
+        """Whether oneDNN can be called, and nobody looks for torch's own products (the emulation of low precision does)."""
+        single = all(t.dtype == torch.float32 and _plain(t) for t in (x, self.weight))
+        shape = x.dim() == 2 and len(x) > 1 and x.shape[1] == self.in_features
+        watched = torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu")
+        return single and shape and not watched and torch._C._get_mkldnn_enabled()
 
 
 class QuickConv2d(nn.Conv2d):
@@ -152,3 +165,11 @@ class QuickDropout(nn.Dropout):
         else:
             kept = kept.view(input.shape)
         return input.mul_(kept) if self.inplace else input * kept
+
+
+_QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: QuickConv2d,
+    nn.Linear: QuickLinear,
+    nn.MaxPool2d: QuickMaxPool2d,
+    nn.Dropout: QuickDropout,
+}

@@ -20,6 +20,7 @@ from bayesfed.evaluation.predictive import (
     parameter_draws,
 )
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.layers import restore
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
 from bayesfed.seeding import torch_generator
@@ -107,6 +108,7 @@ class TrainedRun:
     def _module(self, theta: Tensor) -> nn.Module:
         module = copy.deepcopy(self._model.module)
         module.load_state_dict(self._model.named(theta), strict=False)  # copies; buffers stay
+        restore(module)
         return module
 
     def _inputs(self, x: Any) -> InputBatches:

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call, hessian, jacrev
 
 from bayesfed.families import DiagonalGaussian
-from bayesfed.problem import Examples
+from bayesfed.problem import Examples, layers
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Categorical, Gaussian
 from clients import ggn
@@ -97,8 +97,10 @@ def test_layers_and_examples_agree(kind, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(found, slow, rtol=1e-10, atol=1e-14)
 
 
-def test_layers_are_used_for_perceptrons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """... and there it is taken."""
+@pytest.mark.parametrize("large", [1, layers.LARGE])
+def test_layers_are_used_for_perceptrons(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and there it is taken, also over :class:`bayesfed.problem.layers.QuickLinear`."""
+    monkeypatch.setattr(layers, "LARGE", large)
     monkeypatch.setattr(ggn, "_of_examples", lambda *_: pytest.fail("gradients of single examples"))
     problem = pose(*PROBLEMS["categorical"])
     ggn_diagonal(problem, problem.initial)

