@@ -240,10 +240,9 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 def _searched(overrides: Sequence[str]) -> list[str]:
     """``overrides``, and where the user's own configuration lies."""
     local = search_path()
-    return [
-        *overrides,
-        *([f"hydra.searchpath={local}"] if local and not any("searchpath" in o for o in overrides) else []),
-    ]
+    if not local or any("searchpath" in o for o in overrides):
+        return list(overrides)
+    return [*overrides, f"hydra.searchpath={local}"]
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> InputError:

@@ -7,7 +7,7 @@ from bisect import insort
 from collections.abc import Sequence
 
 BATCH_SECONDS = 0.02  # short units share a call, which costs about a millisecond by itself
-LEAST_SECONDS = 0.002  # so no call is, but a round's last ones, and where an equal share of the round is
+LEAST_SECONDS = 0.002  # and take at least as long, or an equal share of the round, but for the last ones
 LARGEST_BATCH = 256
 LOOK_AHEAD = 2048  # units looked at for the longest
 
@@ -38,7 +38,6 @@ class Schedule:
     ):
         self.seconds, self.owners, self.workers, self.batch = list(seconds), owners, workers, max(batch, 1)
         self.window = min(max(window, 1), LOOK_AHEAD)
-        self._even = min(math.ceil(len(self.seconds) / workers), self.batch)
         self.alone: set[int] = set()  # units that were in a call that killed its worker
         self._ready: list[int] = []  # may be handed out now, ascending
         self._next = 0  # the first unit that was never ready
@@ -82,8 +81,9 @@ class Schedule:
             self._ready.remove(chosen[0])
             return chosen
         share = min(math.ceil(self.left / (2 * self.workers)), self.batch)
+        even = min(math.ceil(len(self.seconds) / self.workers), self.batch)
         count, total = 0, 0.0
-        for unit in self._ready[: max(share, self._even)]:
+        for unit in self._ready[: max(share, even)]:
             if total >= (LEAST_SECONDS if count >= share else BATCH_SECONDS):
                 break
             count += 1

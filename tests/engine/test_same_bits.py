@@ -17,13 +17,8 @@ DIGITS = ["experiment=digits_het10", "eval.every=9", "eval.samples=2", "display=
 SAMPLED = [*DIGITS, "strategy.fraction=0.5", "client.keep_momentum=true", "client.epochs=1"]
 
 
-MANY = [
-    *DIGITS,
-    "partition=iid",
-    "partition.num_clients=70",
-    "rounds=2",
-    "client.epochs=1",
-]  # summed in groups of eight
+# summed in groups of eight
+MANY = [*DIGITS, "partition=iid", "partition.num_clients=70", "rounds=2", "client.epochs=1"]
 
 
 def digits(path: Path, *overrides: str, base: list[str] = DIGITS) -> Path:
