@@ -38,7 +38,7 @@ class EvalSchema:
     bayes_every: int = 1
     samples: int = 32
     validation: float = 0.0
-    batch_size: int = 2048
+    batch_size: int | None = None
     at_once: int | None = None
     clients_every: int | None = 0
     personalized: bool = False
@@ -310,7 +310,7 @@ def validate(cfg: DictConfig) -> None:
     integer("eval.every", cfg.eval.every, at_least=1)
     integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)
     integer("eval.samples", cfg.eval.samples, at_least=1)
-    integer("eval.batch_size", cfg.eval.batch_size, at_least=1)
+    integer("eval.batch_size", cfg.eval.batch_size, at_least=1, optional=True)
     integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)

@@ -34,7 +34,7 @@ def evaluate_clients(
     *,
     samples: int,
     generator: torch.Generator,
-    batch_size: int = 2048,
+    batch_size: int | None = None,
     at_once: int | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float] | None]:

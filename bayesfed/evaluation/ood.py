@@ -29,7 +29,7 @@ def ood_auroc(
     *,
     samples: int,
     generator: torch.Generator,
-    batch_size: int = 2048,
+    batch_size: int | None = None,
     at_once: int | None = None,
 ) -> dict[str, float]:
     """AUROC in percent of telling ``outside`` from ``inside`` by the entropy of the predictive (50 = chance, 100 = always).

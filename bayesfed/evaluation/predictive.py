@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,10 @@ from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classificati
 from bayesfed.problem.flat import FlatModel
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
+CPU_BATCH, GPU_BATCH = (
+    512,
+    2048,
+)  # rows in a forward pass: on a CPU few enough for its caches, and for every core to have several
 CACHE_BYTES = 2**27  # scaled inputs up to 128 MiB (10,000 float32 CIFAR images) are kept between draws
 
 
@@ -62,7 +66,7 @@ class InputBatches:
         batch_size: rows in one batch.
     """
 
-    def __init__(self, load: Callable[[slice], Tensor], count: int, batch_size: int = 2048):
+    def __init__(self, load: Callable[[slice], Tensor], count: int, batch_size: int):
         self._load, self.count = load, count
         self._slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         self._kept: list[Tensor] = []
@@ -137,15 +141,20 @@ def _cores(device: torch.device) -> int:
 
 
 def outputs(
-    model: FlatModel, draws: Iterable[Tensor], inputs: InputBatches, at_once: int | None = None
+    model: FlatModel,
+    draws: Iterable[Tensor],
+    inputs: InputBatches,
+    at_once: int | None = None,
+    function: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Iterator[Tensor]:
-    """The model's outputs for every draw in turn, (N, ...) in float64 on the CPU.
+    """``function`` of the model's outputs for every draw in turn, (N, ...) in float64 on the CPU.
 
     Args:
         model: left at the last draw if they are evaluated one at a time.
         draws: parameter vectors of shape (P,).
         inputs: N scaled inputs.
         at_once: draws evaluated together by ``torch.func.vmap``; None is :func:`together`.
+        function: of outputs (..., C) in float64, which it treats row by row.
     """
     size, thetas = together(model.vector.device, at_once), iter(draws)
 
@@ -154,16 +163,21 @@ def outputs(
 
     def at_the_last(batch: tuple[slice, Tensor]) -> Tensor:
         with torch.no_grad():  # a thread's own setting
-            return model(batch[1]).to("cpu", torch.float64)
+            return function(model(batch[1]).to("cpu", torch.float64))
 
     with ThreadPoolExecutor(_cores(model.vector.device)) as pool:
-        while chunk := list(islice(thetas, size)):
+        chunk = list(islice(thetas, size))
+        while chunk:
             if len(chunk) == 1:
                 model.load(chunk[0])
-                yield torch.cat(list(pool.map(at_the_last, inputs)))
+                batches = pool.map(at_the_last, inputs)
+                chunk = list(islice(thetas, size))  # drawn while the batches are evaluated
+                yield torch.cat(list(batches))
                 continue
             stacked = torch.stack(chunk).to(model.vector)
-            yield from torch.cat([vmap(one, (0, None))(stacked, x).to("cpu", torch.float64) for _, x in inputs], 1)
+            several = [vmap(one, (0, None))(stacked, x).to("cpu", torch.float64) for _, x in inputs]
+            yield from function(torch.cat(several, 1))
+            chunk = list(islice(thetas, size))
 
 
 def class_log_probabilities(
@@ -183,8 +197,7 @@ def class_log_probabilities(
     total: Tensor | None = None
     count = 0
     with evaluation_mode(model):
-        for logits in outputs(model, draws, inputs, at_once):
-            logs = logits.log_softmax(1)
+        for logs in outputs(model, draws, inputs, at_once, lambda logits: logits.log_softmax(-1)):
             total = logs if total is None else torch.logaddexp(total, logs)
             count += 1
     if total is None:
@@ -257,10 +270,11 @@ def evaluate(
     *,
     samples: int,
     generator: torch.Generator,
-    batch_size: int = 2048,
+    batch_size: int | None = None,
     bayes: bool = True,
     at_once: int | None = None,
     progress: Progress | None = None,
+    predictions: dict[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Score the predictive at the posterior mean and by Bayesian model averaging.
 
@@ -271,10 +285,11 @@ def evaluate(
         likelihood: a ``categorical`` or ``gaussian`` likelihood.
         samples: posterior draws S of the average (0: the mean).
         generator: where the draws come from.
-        batch_size: examples in one forward pass.
+        batch_size: examples in one forward pass; None is 512 on a CPU, 2048 elsewhere.
         bayes: also score the average. Under a point mass it is the prediction at the mean and costs nothing.
         at_once: draws evaluated together, see :func:`outputs`.
         progress: see :func:`parameter_draws`.
+        predictions: gets the (N, C) log class probabilities that are scored, as ``mean`` and ``bayes``; nothing for regression.
 
     Returns:
         ``mean/...`` and, with ``bayes``, ``bayes/...`` of ``accuracy`` (%), ``nll`` (nats/example), ``ece`` (%) and
@@ -283,68 +298,54 @@ def evaluate(
     inputs = input_batches(model, examples, batch_size)
     y = examples.targets().cpu()
     precision = noise_precision(likelihood)
+    kept = {} if predictions is None else predictions
 
-    def scores(draws: int) -> dict[str, float]:
+    def scores(kind: str, draws: int) -> dict[str, float]:
         thetas = parameter_draws(posterior, draws, generator, progress)
         if precision is None:
-            return classification_scores(class_log_probabilities(model, thetas, inputs, at_once), y)
+            kept[kind] = class_log_probabilities(model, thetas, inputs, at_once)
+            return classification_scores(kept[kind], y)
         predicted = gaussian_predictive(model, thetas, inputs, precision, y, at_once)
         assert predicted.log_density is not None
         return regression_scores(predicted.mean, predicted.log_density, y.reshape(predicted.mean.shape))
 
     try:
-        at_mean = scores(0)
+        at_mean = scores("mean", 0)
         averaged = {}
         if bayes:
-            averaged = at_mean if samples == 0 or posterior.name == "point" else scores(samples)
+            averaged = at_mean if samples == 0 or posterior.name == "point" else scores("bayes", samples)
     finally:
         model.load(posterior.mean)
     return {f"mean/{k}": v for k, v in at_mean.items()} | {f"bayes/{k}": v for k, v in averaged.items()}
 
 
-def reliability(
-    model: FlatModel,
-    posterior: Posterior,
-    examples: EvaluationSet,
-    likelihood: Any,
-    samples: int,
-    generator: torch.Generator,
-    bins: int = ECE_BINS,
-    batch_size: int = 2048,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def reliability(predictions: Mapping[str, Tensor], y: Tensor, bins: int = ECE_BINS) -> dict[str, Any]:
     """Confidence and accuracy per confidence bin, for a reliability diagram.
 
-    Returns:
-        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, "bayes": {...}}``, plain JSON:
-        fractions in [0, 1], None in empty bins. The model is left at the posterior mean.
+    Args:
+        predictions: (N, C) log class probabilities by name, as :func:`evaluate` hands them out.
+        y: (N,) labels.
+        bins: the number M of equal-width bins.
 
-    Raises:
-        InputError: the likelihood is not a classification.
+    Returns:
+        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, ...}``, plain JSON: one entry for every
+        prediction; fractions in [0, 1], None in empty bins.
     """
-    if noise_precision(likelihood) is not None:
-        raise InputError("likelihood", likelihood.name, "a reliability diagram needs classes (categorical)")
-    inputs = input_batches(model, examples, batch_size)
-    y = examples.targets().cpu()
     diagram: dict[str, Any] = {"bins": bins}
-    try:
-        for kind, draws in (("mean", 0), ("bayes", samples)):
-            thetas = parameter_draws(posterior, draws, generator, progress)
-            columns = calibration_bins(class_log_probabilities(model, thetas, inputs).exp(), y, bins)
-            confidence, accuracy = ([None if math.isnan(v) else v for v in c.tolist()] for c in columns[:2])
-            diagram[kind] = {
-                "confidence": confidence,
-                "accuracy": accuracy,
-                "count": [int(c) for c in columns[2].tolist()],
-            }
-    finally:
-        model.load(posterior.mean)
+    for kind, logs in predictions.items():
+        confidence, accuracy, count = calibration_bins(logs.exp(), y, bins)
+        diagram[kind] = {
+            "confidence": [None if math.isnan(v) else v for v in confidence.tolist()],
+            "accuracy": [None if math.isnan(v) else v for v in accuracy.tolist()],
+            "count": [int(c) for c in count.tolist()],
+        }
     return diagram
 
 
-def input_batches(model: FlatModel, examples: EvaluationSet, batch_size: int) -> InputBatches:
-    """The scaled inputs of ``examples`` where the model lives."""
+def input_batches(model: FlatModel, examples: EvaluationSet, batch_size: int | None) -> InputBatches:
+    """The scaled inputs of ``examples`` where the model lives; ``batch_size`` as in :func:`evaluate`."""
     if len(examples) == 0:
         raise ValueError("there are no examples to evaluate on")
     vector = model.vector
-    return InputBatches(lambda rows: examples.batch(rows, vector.dtype, vector.device)[0], len(examples), batch_size)
+    size = batch_size or (CPU_BATCH if vector.device.type == "cpu" else GPU_BATCH)
+    return InputBatches(lambda rows: examples.batch(rows, vector.dtype, vector.device)[0], len(examples), size)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from bayesfed import seeding
 from bayesfed.config import BUILT_IN, named_group
@@ -47,6 +48,7 @@ class Evaluator:
     ):
         self.cfg, self.problem, self.model, self._append, self._progress = cfg, problem, model, append, progress
         self._outside = self._other_inputs()
+        self._predictions: dict[str, Tensor] = {}  # of the last round, on the test set
         self._options = {"batch_size": cfg.eval.batch_size, "at_once": cfg.eval.at_once, "samples": cfg.eval.samples}
 
     @timed("evaluation")
@@ -65,19 +67,15 @@ class Evaluator:
             )  # fmt: skip
             found |= {f"ood/auroc_{kind}": value for kind, value in scores.items()}
         if last or round % settings.every == 0:
-            found |= evaluate(
-                self.model, posterior, self.problem.test, self.problem.likelihood, generator=self._generator(round),
-                bayes=last or round % settings.bayes_every == 0, progress=self._progress, **self._options,
-            )  # fmt: skip
+            found |= self._test(round, posterior, bayes=last or round % settings.bayes_every == 0)
         return found
 
     @timed("evaluation")
     def reliability(self, round: int, posterior: Any) -> dict[str, Any]:
-        """Calibration bins, see :func:`bayesfed.evaluation.reliability`."""
-        return reliability(
-            self.model, posterior, self.problem.test, self.problem.likelihood,
-            samples=self.cfg.eval.samples, generator=self._generator(round), progress=self._progress,
-        )  # fmt: skip
+        """Calibration bins after the last round, see :func:`bayesfed.evaluation.reliability`."""
+        if not self._predictions:  # an earlier process evaluated that round
+            self._test(round, posterior, bayes=True)
+        return reliability(self._predictions, self.problem.test.targets().cpu())
 
     def personalized(self, round: int, answers: Mapping[int, Mapping[str, float]], kind: str) -> dict[str, float]:
         """Summarise what clients said of their local posteriors, see :func:`strategies.personalize.personalize`.
@@ -94,6 +92,13 @@ class Evaluator:
         return {f"personalized/{name}": value for name, value in fairness(scores).items()}
 
     # -- details ------------------------------------------------------------------------------------------------------
+
+    def _test(self, round: int, posterior: Any, bayes: bool) -> dict[str, float]:
+        """Scores on the test set; the predictions of the last round are kept."""
+        return evaluate(
+            self.model, posterior, self.problem.test, self.problem.likelihood, generator=self._generator(round), bayes=bayes,
+            progress=self._progress, predictions=self._predictions if round == self.cfg.rounds else None, **self._options,
+        )  # fmt: skip
 
     def _clients_due(self, round: int) -> bool:
         every, last = self.cfg.eval.get("clients_every", 0), round == self.cfg.rounds
