@@ -101,6 +101,11 @@ class SimulationApp(ClientApp):
         super().__init__()
         self._trainer, self._strategy, self._profiler = trainer, strategy, profiler
 
+    def prepare(self) -> None:
+        """Load data and model before the first message comes."""
+        with profiling.recording(self._profiler):
+            self._trainer()
+
     def fold(self, messages: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
         """The replies of a group of clients with one sum instead of posteriors, see ``FederatedStrategy.fold``."""
         with profiling.recording(self._profiler), profiling.span("fold"):

@@ -10,7 +10,8 @@ mean and every fifth round by model averaging.
 - ``loop``: the same algorithm in one process with one thread: clients one after the other, plain torch operations, the parameters
   gathered and scattered around a flat IVON step as ivon-opt does; the same data, split and evaluations; nothing is written.
 
-Each runs in a process of its own, timed after ``import torch``. Accuracies (%) are those of the last round on the test set; the two
+Each runs in a process of its own, timed after ``import torch``. They take turns of ``--turn`` rounds, so that the machine's better and
+worse minutes fall to both; a process's clock stands while it is the other's turn. Accuracies (%) are those of the last round on the test set; the two
 draw different random numbers, so they agree as two seeds do. ``speedup`` is loop_s / ours_s.
 """
 
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,19 +38,38 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 EXPERIMENT = "fmnist_het10"
+TURN = "the other's turn"
 
 
-def ours(rounds: int, workers: int, folder: Path) -> dict[str, float]:
+class Turns:
+    """Stops this process after every ``every`` rounds until its standard input says go on."""
+
+    def __init__(self, every: int, rounds: int):
+        self.every, self.rounds = every, rounds
+        self.waited = 0.0  # seconds
+
+    def after(self, round: int) -> None:
+        """A round is over."""
+        if 0 < round < self.rounds and round % self.every == 0:
+            stopped = time.perf_counter()
+            print(TURN, flush=True)
+            sys.stdin.readline()
+            self.waited += time.perf_counter() - stopped
+
+
+def ours(turns: Turns, workers: int, folder: Path) -> dict[str, float]:
     """The product, as a user runs it."""
     import bayesfed
+    from bayesfed.runs.loggers import NoLogger
 
+    NoLogger.log = lambda self, record: turns.after(record["round"])  # type: ignore[method-assign]
     started = time.perf_counter()
     result = bayesfed.run([
-        f"experiment={EXPERIMENT}", f"rounds={rounds}", f"engine.num_workers={workers}", "device=cpu",
+        f"experiment={EXPERIMENT}", f"rounds={turns.rounds}", f"engine.num_workers={workers}", "device=cpu",
         f"hydra.run.dir={folder / 'run'}",
     ])  # fmt: skip
-    seconds = time.perf_counter() - started
-    rounds_seconds = sum(row.get("seconds/round", 0.0) for row in result.rounds)
+    seconds = time.perf_counter() - started - turns.waited
+    rounds_seconds = sum(row.get("seconds/round", 0.0) for row in result.rounds) - turns.waited
     summary = result.summary
     return {
         "seconds": seconds,
@@ -147,17 +168,19 @@ class Loop:
     @torch.no_grad()
     def evaluate(self, samples: int) -> tuple[float, float]:
         """Accuracy (%) and NLL at the mean (0 samples) or averaged over samples of the posterior."""
+        from bayesfed.evaluation.predictive import CPU_BATCH
+
         x, y = self.test
         mean, deviation = self.mean.float(), self.precision.float().rsqrt()
         probabilities = torch.zeros(len(x), int(y.max()) + 1)
         for _ in range(max(samples, 1)):
             self.load(mean + deviation * torch.randn_like(mean) if samples else mean)
-            logits = torch.cat([self.model(rows) for rows in x.split(self.cfg.eval.batch_size)])
+            logits = torch.cat([self.model(rows) for rows in x.split(CPU_BATCH)])
             probabilities += logits.softmax(1) / max(samples, 1)
         accuracy = (probabilities.argmax(1) == y).float().mean()
         return 100 * float(accuracy), float(nn.functional.nll_loss(probabilities.log(), y))
 
-    def run(self) -> dict[str, float]:
+    def run(self, turns: Turns) -> dict[str, float]:
         """All rounds, evaluated as the experiment says."""
         rounds = self.cfg.rounds
         at_mean = averaged = (math.nan, math.nan)
@@ -167,28 +190,53 @@ class Loop:
             at_mean = self.evaluate(0)
             if round == rounds or round % self.cfg.eval.bayes_every == 0:
                 averaged = self.evaluate(self.cfg.eval.samples)
+            turns.after(round)
         return {"accuracy": at_mean[0], "nll": at_mean[1], "bayes_accuracy": averaged[0], "bayes_nll": averaged[1]}
 
 
-def loop(rounds: int) -> dict[str, float]:
+def loop(turns: Turns) -> dict[str, float]:
     """The loop, from reading the data to the last evaluation."""
     from bayesfed.config import compose_config
 
     torch.set_num_threads(1)
-    cfg = compose_config([f"experiment={EXPERIMENT}", f"rounds={rounds}"])
+    cfg = compose_config([f"experiment={EXPERIMENT}", f"rounds={turns.rounds}"])
     started = time.perf_counter()
-    result = Loop(cfg).run()
-    return {"seconds": time.perf_counter() - started} | result
+    result = Loop(cfg).run(turns)
+    return {"seconds": time.perf_counter() - started - turns.waited} | result
 
 
-def in_child(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Run ``ours`` or ``loop`` in a process of its own."""
-    command = [sys.executable, __file__, "--child", name, "--rounds", str(args.rounds), "--workers", str(args.workers)]
-    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
-        done = subprocess.run([*command, "--folder", folder], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def in_turns(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """What ``ours`` and ``loop`` give, each in a process of its own, one of which works at a time."""
+    options = [f"--{name}={getattr(args, name)}" for name in ("rounds", "workers", "turn")]
+    children: dict[str, subprocess.Popen[str]] = {}
+    found: dict[str, dict[str, float]] = {}
+    waiting = deque(["ours", "loop"])
+    try:
+        while waiting:
+            name, last = waiting.popleft(), ""
+            if name in children:
+                print(file=children[name].stdin, flush=True)
+            else:
+                command = [sys.executable, __file__, "--child", name, "--folder", str(folder), *options]
+                with (folder / name).open("w") as errors:
+                    children[name] = subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                    )
+            output = children[name].stdout
+            assert output is not None
+            while (line := output.readline()) and line.strip() != TURN:
+                last = line
+            if line:
+                waiting.append(name)
+                continue
+            if children[name].wait() != 0:
+                raise SystemExit(f"{name} failed:\n{(folder / name).read_text()[-3000:]}")
+            found[name] = json.loads(last)
+    finally:
+        for child in children.values():
+            child.terminate()
+            child.wait()
+    return found
 
 
 def main() -> None:
@@ -197,16 +245,19 @@ def main() -> None:
     cores = os.cpu_count() or 1
     parser.add_argument("--rounds", type=int, default=50, help="communication rounds (default: 50)")
     parser.add_argument("--workers", type=int, default=cores, help=f"Ray workers (default: {cores})")
+    parser.add_argument("--turn", type=int, default=10, help="rounds of one before the other goes on (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--child", choices=("ours", "loop"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the child and its files go with this process
     if args.child:
-        print(json.dumps(ours(args.rounds, args.workers, args.folder) if args.child == "ours" else loop(args.rounds)))
+        turns = Turns(args.turn, args.rounds)
+        print(json.dumps(ours(turns, args.workers, args.folder) if args.child == "ours" else loop(turns)))
         return
 
-    both = {name: in_child(name, args) for name in ("ours", "loop")}
+    with tempfile.TemporaryDirectory(prefix="end-to-end-") as folder:
+        both = in_turns(args, Path(folder))
     seconds = {name: values.pop("seconds") for name, values in both.items()}
     result: dict[str, object] = {f"{name}_s": round(value, 2) for name, value in seconds.items()}
     result["speedup"] = round(seconds["loop"] / seconds["ours"], 3)

@@ -16,6 +16,7 @@ from clients import batched_ivon
 from clients.batched import BatchingSolver
 from clients.local import LocalProblem, LocalSolution, check_training
 from clients.optim import IVON
+from clients.optim.undecorated import bare_step
 
 
 class IVONSolver(BatchingSolver):
@@ -130,6 +131,7 @@ class IVONSolver(BatchingSolver):
 
         start = optimizer.precision
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
+        take_step = bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
@@ -142,7 +144,7 @@ class IVONSolver(BatchingSolver):
                 total += loss.detach()
             optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
             with span("update"):
-                optimizer.step()
+                take_step()
 
         precision = optimizer.precision
         posterior = gaussian(server.name).from_mean_precision(

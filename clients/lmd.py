@@ -17,6 +17,7 @@ from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver, check_training
 from clients.optim import LMD
+from clients.optim.undecorated import bare_step
 
 _INSTEAD = "strategy=fedavg, which averages its mean weights, or strategy=bayes_admm strategy.family=lognormal"
 
@@ -102,6 +103,7 @@ class LMDSolver(Solver):
             optimizer = self._optimizer(problem)
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         mode = partial(MXForward, self.mx) if self.mx != "none" else nullcontext
+        take_step = bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
@@ -113,7 +115,7 @@ class LMDSolver(Solver):
                 total += loss.detach()
             optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
             with span("update"):
-                optimizer.step()
+                take_step()
 
         posterior: Posterior = PointMass(optimizer.mean)
         if isinstance(server, LogNormal):

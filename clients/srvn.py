@@ -21,6 +21,7 @@ from clients.optim.srvn_update import (
     step_limit,
     whiten,
 )
+from clients.optim.undecorated import bare_step
 from clients.quadratic import LocalLoss
 
 LARGEST_DENSE = 20_000  # parameters whose dense Hessian (3 GB) is still formed for its diagonal
@@ -203,6 +204,7 @@ class SRVNSolver(Solver):
             )
         start = optimizer.precision
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
+        take_step = bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
@@ -213,7 +215,7 @@ class SRVNSolver(Solver):
                 total += loss.detach()
             optimizer.param_groups[0]["lr"] = lr * rates(step - 1)
             with span("update"):
-                optimizer.step()
+                take_step()
 
         precision = optimizer.precision
         moved = (precision - start).abs() > 0.1 * start.abs()

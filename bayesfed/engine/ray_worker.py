@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -93,6 +94,10 @@ class Worker:
         share_memory()
         keep_freed_memory()
         self.app: Any = build()
+        with suppress(Exception):  # it comes up again, and is reported, with the first message
+            getattr(self.app, "prepare", lambda: None)()
+        gc.collect()
+        gc.freeze()  # or every collection during training would walk through all that was imported
         self.num_clients = num_clients
         self.contexts: dict[int, Context] = {}
         self.arrays: dict[str, ArrayRecord] = {}
