@@ -47,7 +47,8 @@ class IVONSolver(BatchingSolver):
         amp: ``bfloat16`` runs the model in mixed precision (posterior, gradients and update stay in ``dtype``); ``none``.
         antithetic: every second sample mirrors the one before, see :class:`clients.optim.IVON`.
         compile: the optimizer's step as one kernel made by ``torch.compile``.
-        native: samples and steps by C functions where they fit, see :class:`clients.optim.IVON`.
+        native: samples, gradients and steps by C functions where they fit, see :class:`clients.optim.IVON` and
+            :meth:`clients.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -137,11 +138,10 @@ class IVONSolver(BatchingSolver):
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
-                    loss = problem.loss(x, y, self.amp)
-                    loss.backward()
+                    loss = problem.backward(x, y, self.amp, self.native)
                     if self.clip_norm is not None:
                         torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
-                total += loss.detach()
+                total += loss
             optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
             with span("update"):
                 take_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar
 
@@ -51,6 +50,7 @@ class LMDSolver(Solver):
         noise: ``quantile`` (fast on CPUs) or ``normal``.
         mx: format of the forward pass (:mod:`bayesfed.lowprecision`): ``e2m1``, ``e2m3``, ``e3m2``, ``e4m3``; ``none``.
         amp: ``bfloat16`` runs the model in mixed precision; ``none``.
+        native: gradients by a C function where it fits, see :meth:`clients.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -80,6 +80,7 @@ class LMDSolver(Solver):
         noise: str = "quantile",
         mx: str = "none",
         amp: str = "none",
+        native: bool = True,
     ):
         check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
@@ -93,6 +94,7 @@ class LMDSolver(Solver):
         self._build = partial(LMD, beta1=beta1, beta2=beta2, signed=signed, noise=noise)
         self.lr, self.epochs, self.batch_size, self.mc_samples = lr, epochs, batch_size, mc_samples
         self.sigma, self.decay, self.local_schedule, self.mx, self.amp = sigma, decay, local_schedule, mx, amp
+        self.native = native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model, server = problem.model, problem.server
@@ -102,16 +104,18 @@ class LMDSolver(Solver):
         with span("optimizer"):
             optimizer = self._optimizer(problem)
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
-        mode = partial(MXForward, self.mx) if self.mx != "none" else nullcontext
         take_step = bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
-                    with mode():
-                        loss = problem.loss(x, y, self.amp)
-                    loss.backward()
+                    if self.mx == "none":
+                        loss = problem.backward(x, y, self.amp, self.native)
+                    else:
+                        with MXForward(self.mx):
+                            loss = problem.loss(x, y, self.amp)
+                        loss.backward()
                 total += loss.detach()
             optimizer.param_groups[0]["lr"] = self.lr * problem.lr_factor * rates(step - 1)
             with span("update"):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from bayesfed.families import Gaussian, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.schedule import Schedule
+from clients.native.perceptron import PerceptronGradient
 
 Posterior = Gaussian | PointMass
 
@@ -125,6 +127,24 @@ class LocalProblem:
         with torch.autocast(self.device.type, torch.bfloat16):
             outputs = self.model(x)
         return self.likelihood.loss(outputs.to(self.dtype), y)
+
+    def backward(self, x: Tensor, y: Tensor, amp: str = "none", native: bool = True) -> Tensor:
+        """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
+
+        Args:
+            native: by one C function where it fits, see :mod:`clients.native.perceptron`; torch's numbers to rounding.
+        """
+        if native and amp == "none" and self._perceptron is not None:
+            loss = self._perceptron(x, y)
+            if loss is not None:
+                return loss
+        loss = self.loss(x, y, amp)
+        loss.backward()
+        return loss.detach()
+
+    @cached_property
+    def _perceptron(self) -> PerceptronGradient | None:
+        return PerceptronGradient.of(self.model, self.likelihood)
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:

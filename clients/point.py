@@ -39,6 +39,7 @@ class PointSolver(BatchingSolver):
         local_schedule: learning rate over the steps of a round.
         keep_momentum: keep the optimizer's state between rounds instead of restarting it.
         amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``); ``none``.
+        native: gradients by a C function where it fits, see :meth:`clients.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -64,6 +65,7 @@ class PointSolver(BatchingSolver):
         local_schedule: str = "constant",
         keep_momentum: bool = False,
         amp: str = "none",
+        native: bool = True,
     ):
         choice("optimizer", optimizer, ("sgd", "adam", "adamw"))
         check_training(lr, epochs, batch_size, local_schedule, amp)
@@ -75,7 +77,7 @@ class PointSolver(BatchingSolver):
         self.optimizer, self.lr, self.epochs, self.batch_size = optimizer, lr, epochs, batch_size
         self.momentum, self.beta1, self.beta2, self.weight_decay = momentum, beta1, beta2, weight_decay
         self.clip_norm, self.local_schedule, self.keep_momentum = clip_norm, local_schedule, keep_momentum
-        self.amp = amp
+        self.amp, self.native = amp, native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model = problem.model
@@ -96,8 +98,7 @@ class PointSolver(BatchingSolver):
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             with span("gradient"):
-                loss = problem.loss(x, y, self.amp)
-                loss.backward()
+                loss = problem.backward(x, y, self.amp, self.native)
             with span("update"):
                 gradients = model.gradients()
                 if seen is not None:
@@ -115,7 +116,7 @@ class PointSolver(BatchingSolver):
                 progress.step(rates(step - 1))
             if problem.observer is not None:
                 problem.observer(step, model.vector)
-            total += loss.detach()
+            total += loss
 
         mean = model.vector.clone()
         server = problem.server

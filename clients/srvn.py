@@ -56,6 +56,7 @@ class SRVNSolver(Solver):
         antithetic: every second sample mirrors the one before (stein).
         schedule, schedule_rounds, schedule_decay: rate of the mean over communication rounds.
         local_schedule: rate of the mean (hessian: both rates) over the steps of a round.
+        native: gradients by a C function where it fits, see :meth:`clients.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -79,6 +80,7 @@ class SRVNSolver(Solver):
         schedule_rounds: int | None = None,
         schedule_decay: float = 0.1,
         local_schedule: str = "constant",
+        native: bool = True,
     ):
         number("lr", lr, above=0, optional=True)
         number("lr_covariance", lr_covariance, at_least=0, at_most=1, optional=True)
@@ -97,7 +99,7 @@ class SRVNSolver(Solver):
         self.lr, self.lr_covariance, self.epochs, self.batch_size = lr, lr_covariance, epochs, batch_size
         self.curvature, self.mc_samples, self.hess_init = curvature, mc_samples, hess_init
         self.beta1, self.min_precision, self.antithetic = beta1, min_precision, antithetic
-        self.local_schedule = local_schedule
+        self.local_schedule, self.native = local_schedule, native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         curvature = self.curvature or ("hessian" if problem.server.name == "full" else "stein")
@@ -210,9 +212,8 @@ class SRVNSolver(Solver):
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
-                    loss = problem.loss(x, y)
-                    loss.backward()
-                total += loss.detach()
+                    loss = problem.backward(x, y, native=self.native)
+                total += loss
             optimizer.param_groups[0]["lr"] = lr * rates(step - 1)
             with span("update"):
                 take_step()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesfed.seeding import torch_generator
+from clients.native import library
 from clients.optim import IVON
 from clients.optim import native as native_step
 
@@ -24,9 +25,9 @@ TOTAL = sum(SIZES)
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The choice of functions is made anew in the test and forgotten after it."""
-    native_step._functions.cache_clear()
+    library.functions.cache_clear()
     yield
-    native_step._functions.cache_clear()
+    library.functions.cache_clear()
 
 
 def vectors(seed: int, low: float, high: float) -> Tensor:
@@ -188,9 +189,9 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
     assert native_step.available()
     assert build(True)[0].native
     assert [file.suffix for file in folder.glob("*")] == ([".so"] if writable else [])
-    native_step._functions.cache_clear()
+    library.functions.cache_clear()
     if writable:
-        monkeypatch.setattr(native_step, "_compile", None)  # would fail if it were called again
+        monkeypatch.setattr(library, "_compile", None)  # would fail if it were called again
         assert native_step.available()
 
 
@@ -206,13 +207,13 @@ def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, t
         file.chmod(0o666)
     else:
         file.write_bytes(whole[: len(whole) // 3 if damage == "cut" else 0])
-    native_step._functions.cache_clear()
+    library.functions.cache_clear()
     compiled = []
-    compile_ = native_step._compile
-    monkeypatch.setattr(native_step, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
+    compile_ = library._compile
+    monkeypatch.setattr(library, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
     assert native_step.available()
     assert len(compiled) == 1
-    assert native_step._trusted(file)
+    assert library._trusted(file)
 
 
 @needs_compiler

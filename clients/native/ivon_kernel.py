@@ -1,4 +1,4 @@
-"""C source of IVON's step, a Python file because Flower's app bundles hold no ``.c`` files; ``native.py`` compiles it."""
+"""C source of IVON's step, a Python file because Flower's app bundles hold no ``.c`` files; ``library.py`` compiles it."""
 
 SOURCE = r"""
 /* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/optim/native.py calls it.

@@ -1,0 +1,1 @@
+"""What training does in C where that fits, and how it is compiled."""

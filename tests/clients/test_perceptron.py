@@ -1,0 +1,241 @@
+"""The perceptron's C function: torch's losses and gradients, and torch itself wherever more is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.problem import Categorical, Examples, Gaussian
+from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.models import MLP, Linear
+from bayesfed.seeding import torch_generator
+from clients.ivon import IVONSolver
+from clients.lmd import LMDSolver
+from clients.local import LocalProblem
+from clients.native import library
+from clients.native.perceptron import PerceptronGradient, _multiply
+from clients.point import PointSolver
+from clients.srvn import SRVNSolver
+
+torch.set_num_threads(1)
+usable = shutil.which("cc") is not None and _multiply() is not None
+needs_native = pytest.mark.skipif(not usable, reason="needs a C compiler and torch's sgemm")
+SHAPE, CLASSES = (2, 3, 5), 4
+
+
+def model(kind: type[nn.Module] = MLP, dtype: torch.dtype = torch.float32, **options: Any) -> FlatModel:
+    torch.manual_seed(0)
+    if kind is not Linear:
+        options = {"hidden": [17, 9], "activation": "sigmoid", **options}
+    return FlatModel(kind(SHAPE, CLASSES, **options), dtype)
+
+
+def batch(size: int = 13, scale: float = 1.0, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch_generator(seed, "batch")
+    x = scale * torch.randn(size, *SHAPE, generator=generator)
+    return x, torch.randint(CLASSES, (size,), generator=generator)
+
+
+def by_torch(net: FlatModel, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    net.drop_grad()
+    loss = Categorical().loss(net(x), y)
+    loss.backward()
+    found = [p.grad for p in net.parameters]
+    net.drop_grad()
+    return loss.detach(), found
+
+
+def by_function(net: FlatModel, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    function = PerceptronGradient.of(net, Categorical())
+    assert function is not None
+    loss = function(x, y)
+    assert loss is not None
+    found = [p.grad for p in net.parameters]
+    net.drop_grad()
+    return loss, found
+
+
+def assert_same(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]) -> None:
+    torch.testing.assert_close(one[0], other[0], rtol=1e-6, atol=1e-6)
+    for mine, torchs in zip(one[1], other[1], strict=True):
+        assert mine.shape == torchs.shape
+        torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=2e-6 * float(torchs.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "options", [{}, {"activation": "relu"}, {"bias": False}, {"hidden": []}, {"hidden": [300, 5, 7, 6]}]
+)
+@pytest.mark.parametrize("size", [1, 2, 33])
+def test_values_and_gradients_are_torchs(options: dict[str, Any], size: int) -> None:
+    net = model(**options)
+    x, y = batch(size)
+    assert_same(by_function(net, x, y), by_torch(net, x, y))
+
+
+@needs_native
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_model_too(bias: bool) -> None:
+    net = model(Linear, bias=bias)
+    assert_same(by_function(net, *batch()), by_torch(net, *batch()))
+
+
+@needs_native
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_saturated_units_and_large_logits(activation: str) -> None:
+    """Arguments of exp far beyond float32, where probabilities are 0 and 1."""
+    net = model(activation=activation)
+    with torch.no_grad():
+        net.vector.mul_(30)
+    x, y = batch(50, scale=40)
+    one, other = by_function(net, x, y), by_torch(net, x, y)
+    assert float(other[0]) > 10
+    assert_same(one, other)
+
+
+@needs_native
+def test_exponentials_are_exact_to_float32() -> None:
+    """Sigmoids read off the gradient of the output layer: probability - label = -1/2 of two equal logits, times the hidden unit."""
+    torch.manual_seed(0)
+    net = FlatModel(MLP((1,), 2, hidden=[1], activation="sigmoid"))
+    with torch.no_grad():
+        net.load(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    function = PerceptronGradient.of(net, Categorical())
+    for value in torch.linspace(-80, 80, 321):
+        net.drop_grad()
+        assert function(value.view(1, 1), torch.tensor([0])) is not None
+        found = -2 * net.parameters[2].grad[0, 0].double()
+        assert float(found) == pytest.approx(float(torch.sigmoid(value.double())), rel=4e-7)
+
+
+@needs_native
+def test_inputs_need_not_be_contiguous() -> None:
+    net = model()
+    x, y = batch(20)
+    x, y = x.transpose(0, 1).contiguous().transpose(0, 1)[::2], y.repeat_interleave(2)[::2][::2]
+    assert not x.is_contiguous()
+    assert not y.is_contiguous()
+    assert_same(by_function(net, x, y), by_torch(net, x, y))
+
+
+@needs_native
+def test_gradients_are_new_tensors_every_time() -> None:
+    net = model()
+    first = by_function(net, *batch())[1]
+    kept = [g.clone() for g in first]
+    by_function(net, *batch(seed=2))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+@needs_native
+def test_what_is_not_finite_shows() -> None:
+    net = model()
+    x, y = batch()
+    x[3, 1, 1, 1] = torch.nan
+    loss, gradients = by_function(net, x, y)
+    assert loss.isnan()
+    assert all(bool(g.isnan().any()) for g in gradients)
+
+
+@needs_native
+def test_gives_up_where_torch_does_more() -> None:
+    net = model()
+    function = PerceptronGradient.of(net, Categorical())
+    x, y = batch()
+    assert function(x[:0], y[:0]) is None
+    assert function(x[:, :1], y) is None
+    assert function(x.double(), y) is None
+    assert function(x, y.int()) is None
+    assert function(x, y[:5]) is None
+    assert function(x, y.clone().index_fill_(0, torch.tensor([2]), CLASSES)) is None
+    assert function(x, y.clone().index_fill_(0, torch.tensor([2]), -1)) is None
+    assert function(x.clone().requires_grad_(), y) is None
+    with torch.no_grad():
+        assert function(x, y) is None
+    with FlopCounterMode(display=False):
+        assert function(x, y) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert function(x, y) is None
+    assert all(p.grad is None for p in net.parameters)
+    net.parameters[1].grad = torch.ones_like(net.parameters[1])
+    assert function(x, y) is None
+    assert net.parameters[0].grad is None
+
+
+def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
+    class Own(MLP):
+        pass
+
+    def fits(net: FlatModel, likelihood: Any = None) -> bool:
+        return PerceptronGradient.of(net, likelihood or Categorical()) is not None
+
+    assert fits(model()) == usable
+    assert not fits(model(activation="tanh"))
+    assert not fits(model(activation="gelu"))
+    assert not fits(model(dtype=torch.float64))
+    assert not fits(model(kind=Own))
+    assert not fits(model(), Gaussian(1.0))
+    assert not fits(model(hidden=[3] * 40))
+    hooked = model()
+    hooked.module.layers[0].register_forward_hook(lambda *given: None)
+    assert not fits(hooked)
+    frozen = MLP(SHAPE, CLASSES)
+    frozen.layers[0].bias.requires_grad_(False)
+    assert not fits(FlatModel(frozen))
+    large = FlatModel(MLP((1100,), CLASSES, hidden=[1000]))
+    assert not fits(large)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not fits(model())
+
+
+def test_without_a_compiler_torch_does_it(monkeypatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    library.functions.cache_clear()
+    try:
+        assert PerceptronGradient.of(model(), Categorical()) is None
+    finally:
+        library.functions.cache_clear()
+
+
+SOLVERS = {
+    "ivon": lambda native: IVONSolver(lr=0.01, epochs=2, batch_size=8, noise="normal", native=native),
+    "ivon, two samples": lambda native: IVONSolver(lr=0.01, epochs=1, batch_size=8, mc_samples=2, native=native),
+    "srvon": lambda native: SRVNSolver(lr=0.01, epochs=2, batch_size=8, native=native),
+    "lmd": lambda native: LMDSolver(lr=0.01, epochs=2, batch_size=8, signed=False, native=native),
+    "sgd": lambda native: PointSolver("sgd", 0.1, 2, 8, momentum=0.9, native=native),
+    "adam, clipped": lambda native: PointSolver("adam", 0.01, 2, 8, clip_norm=0.1, native=native),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_learn_the_same_with_it(name: str, monkeypatch) -> None:
+    calls = []
+    call = PerceptronGradient.__call__
+    monkeypatch.setattr(PerceptronGradient, "__call__", lambda self, x, y: calls.append(len(x)) or call(self, x, y))
+    means = []
+    for native in (True, False):
+        net = model()
+        x, y = batch(30)
+        family = name if name == "lmd" else name.split(",")[0]
+        server = PointMass(net.vector.clone()) if family in ("sgd", "adam", "lmd") else diagonal(net)
+        problem = LocalProblem(
+            model=net, initial=net.vector.clone(), data=Examples(x, y), likelihood=Categorical(), server=server, site=None, rho=1.0,
+            temperature=1.0, proximal=0.0, learn_precision=True, round=1, client=0, seed=1,
+        )  # fmt: skip
+        means.append(SOLVERS[name](native).solve(problem).posterior.mean)
+        if native:
+            assert sum(calls) == 60
+    assert sum(calls) == 60  # none without it
+    assert not torch.equal(means[0], model().vector)
+    torch.testing.assert_close(means[0], means[1], rtol=1e-4, atol=1e-5)
+
+
+def diagonal(net: FlatModel) -> DiagonalGaussian:
+    return DiagonalGaussian.from_mean_precision(net.vector.clone(), torch.full_like(net.vector, 5.0))
