@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 32
 CPU_SAMPLED = 64  # clients in a round from which on batching starts by itself on a CPU
-CPU_PARAMETERS = 10_000  # up to here 2 to 9 times as fast on one core (benchmarks/client_batching.py)
+CPU_PARAMETERS = 10_000  # up to here 1.3 to 9 times as fast on one core (benchmarks/client_batching.py)
 CUDA_NUMBERS = 128_000_000  # of parameters of all clients in a batch; a dozen such float32 arrays take 6 GB
 
 

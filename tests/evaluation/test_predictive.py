@@ -13,6 +13,7 @@ from bayesfed.evaluation.predictive import (
     InputBatches,
     class_log_probabilities,
     gaussian_predictive,
+    input_batches,
     parameter_draws,
 )
 from bayesfed.families import DiagonalGaussian, FullGaussian, PointMass
@@ -127,6 +128,14 @@ def test_inputs_are_converted_once_unless_too_large(classification, monkeypatch)
     rows.reads = 0
     assert evaluate(model, posterior, rows, CATEGORICAL, samples=4, generator=stream(), batch_size=20) == small
     assert rows.reads == 15
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [512, 512, 76]), ("meta", [1100])])
+def test_batches_are_small_on_a_cpu_and_as_large_as_they_are_asked_to_be(device, sizes):
+    model, rows = linear(4, 3, torch.float32), Rows(torch.zeros(1100, 4), torch.zeros(1100, dtype=torch.long))
+    model.vector = model.vector.to(device)
+    assert [part.stop - part.start for part, _ in input_batches(model, rows, None)] == sizes
+    assert [part.stop - part.start for part, _ in input_batches(model, rows, 800)] == [800, 300]
 
 
 def test_an_empty_test_set_is_refused(classification):

@@ -12,6 +12,7 @@ import torch
 import bayesfed
 from bayesfed.cli import main
 from bayesfed.errors import RunFailed
+from bayesfed.runs import evaluator, session
 from bayesfed.runs.directory import read_jsonl
 from clients.local import LocalSolution
 
@@ -156,6 +157,29 @@ def test_figures_are_drawn(tmp_path):
     )
     names = {path.name for path in (result.run_dir / "figures").iterdir()}
     assert names == {"learning_curves.png", "label_distribution.png", "reliability.png", "precision.png"}
+
+
+def test_the_reliability_diagram_is_that_of_the_last_evaluation(tmp_path, monkeypatch):
+    """Without a second evaluation, unless an earlier process made the first one: then to the same numbers."""
+    diagrams, evaluations = [], []
+    score = evaluator.evaluate
+    monkeypatch.setattr(evaluator, "evaluate", lambda *a, **k: evaluations.append(k["bayes"]) or score(*a, **k))
+    monkeypatch.setattr(
+        session, "make_figures", lambda path, *, label_counts, reliability: diagrams.append(reliability)
+    )
+    options = ["client.epochs=1", "eval.samples=3", "display=false"]
+    result = bayesfed.run(["rounds=2", *options, f"hydra.run.dir={tmp_path}/r"])
+    assert evaluations == [True] * 3
+    for kind in ("mean", "bayes"):
+        pairs = zip(diagrams[0][kind]["accuracy"], diagrams[0][kind]["count"], strict=True)
+        correct, count = sum(a * c for a, c in pairs if c), sum(diagrams[0][kind]["count"])
+        assert 100 * correct / count == pytest.approx(result.summary[f"{kind}/accuracy"])
+
+    summary = json.loads((result.run_dir / "summary.json").read_text())
+    (result.run_dir / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
+    bayesfed.run([f"resume={result.run_dir}", "display=false"])
+    assert evaluations == [True] * 4
+    assert diagrams[1] == diagrams[0]
 
 
 def test_a_run_without_display_tells_its_rounds_to_the_log(run, caplog):
