@@ -132,7 +132,8 @@ class LocalProblem:
         """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
 
         Args:
-            native: by one C function where it fits, see :mod:`clients.native.perceptron`; torch's numbers to rounding.
+            native: by one C function where it fits, see :mod:`clients.native.perceptron`; torch's numbers to rounding. Call
+                ``model.drop_grad()`` first: with gradients that are there already, even zeros, torch has to do it.
         """
         if native and amp == "none" and self._perceptron is not None:
             loss = self._perceptron(x, y)
@@ -144,7 +145,8 @@ class LocalProblem:
 
     @cached_property
     def _perceptron(self) -> PerceptronGradient | None:
-        return PerceptronGradient.of(self.model, self.likelihood)
+        own = type(self).loss is not LocalProblem.loss
+        return None if own else PerceptronGradient.of(self.model, self.likelihood)
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:

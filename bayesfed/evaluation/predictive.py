@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classification_scores, regression_scores
 from bayesfed.problem.flat import FlatModel
 
@@ -151,7 +151,7 @@ def outputs(
 
     Args:
         model: left at the last draw if they are evaluated one at a time.
-        draws: parameter vectors of shape (P,).
+        draws: parameter vectors of shape (P,); the next one is made while the model runs, so making it must not touch the model.
         inputs: N scaled inputs.
         at_once: draws evaluated together by ``torch.func.vmap``; None is :func:`together`.
         function: of outputs (..., C) in float64, which it treats row by row.
@@ -289,7 +289,8 @@ def evaluate(
         bayes: also score the average. Under a point mass it is the prediction at the mean and costs nothing.
         at_once: draws evaluated together, see :func:`outputs`.
         progress: see :func:`parameter_draws`.
-        predictions: gets the (N, C) log class probabilities that are scored, as ``mean`` and ``bayes``; nothing for regression.
+        predictions: gets the (N, C) log class probabilities that are scored, as ``mean`` and, if they are others, ``bayes``; nothing for
+            regression.
 
     Returns:
         ``mean/...`` and, with ``bayes``, ``bayes/...`` of ``accuracy`` (%), ``nll`` (nats/example), ``ece`` (%) and
@@ -346,6 +347,7 @@ def input_batches(model: FlatModel, examples: EvaluationSet, batch_size: int | N
     """The scaled inputs of ``examples`` where the model lives; ``batch_size`` as in :func:`evaluate`."""
     if len(examples) == 0:
         raise ValueError("there are no examples to evaluate on")
+    integer("batch_size", batch_size, at_least=1, optional=True)
     vector = model.vector
     size = batch_size or (CPU_BATCH if vector.device.type == "cpu" else GPU_BATCH)
     return InputBatches(lambda rows: examples.batch(rows, vector.dtype, vector.device)[0], len(examples), size)

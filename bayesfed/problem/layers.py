@@ -56,6 +56,13 @@ def _pair(value: Any) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def watched() -> bool:
+    """Whether somebody looks for torch's own operations: modes (the emulation of low precision is one), autocast, anomaly detection, hooks on all modules."""
+    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
+    noticed = torch.is_autocast_enabled("cpu") or torch.is_anomaly_enabled()
+    return modes > 0 or noticed or nn.modules.module._has_any_global_hook()
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weight^T + bias`` by oneDNN, whose kernels read matrices as they lie; autograd knows nothing of it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -92,11 +99,10 @@ class QuickLinear(nn.Linear):
         return _Linear.apply(input, self.weight, self.bias)
 
     def _suits(self, x: Tensor) -> bool:
-        """Whether oneDNN can be called, and nobody looks for torch's own products (the emulation of low precision does)."""
+        """Whether oneDNN can be called."""
         single = all(t.dtype == torch.float32 and _plain(t) for t in (x, self.weight))
         shape = x.dim() == 2 and len(x) > 1 and x.shape[1] == self.in_features
-        watched = torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu")
-        return single and shape and not watched and torch._C._get_mkldnn_enabled()
+        return single and shape and not watched() and torch._C._get_mkldnn_enabled()
 
 
 class QuickConv2d(nn.Conv2d):

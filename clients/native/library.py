@@ -1,6 +1,6 @@
 """The C functions of ``clients/native``: compiled once, as one library, with the system's C compiler.
 
-They take a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``, else
+They take less than a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``, else
 ``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results agree to rounding.
 """
 

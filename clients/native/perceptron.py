@@ -19,45 +19,46 @@ from torch import Tensor, nn
 
 from bayesfed.problem import Categorical, Likelihood
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.layers import watched
 from bayesfed.problem.models import MLP, Linear
 from clients.native.library import functions
 
 ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}
 MOST_LAYERS = 32
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PerceptronGradient:
     """Does ``loss = likelihood.loss(model(x), y); loss.backward()`` in one call; make it with :meth:`of`.
 
-    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (gradients that add to others, emulated
-    low precision, dispatch modes, labels out of range) it gives up, see :meth:`__call__`.
+    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (gradients that add to others, frozen
+    parameters, hooks, emulated low precision, labels out of range) it gives up, see :meth:`__call__`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], layers: Sequence[nn.Linear], activation: int):
-        self._parameters, self._activation = parameters, activation
+    def __init__(self, model: FlatModel, layers: Sequence[nn.Linear], activation: int):
+        self._parameters, self._activation = model.parameters, activation
         self._biased = [layer.bias is not None for layer in layers]
         self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self._parts = list(model.module.modules())
         self._work = torch.empty(0)
 
     @classmethod
     def of(cls, model: FlatModel, likelihood: Likelihood) -> PerceptronGradient | None:
         """For a ``mlp`` or ``linear`` model with sigmoids or ReLUs and cross-entropy, in float32 on a CPU with one torch thread; else None."""
         module = model.module
-        if type(likelihood) is not Categorical or type(module) not in (MLP, Linear) or not _untouched(module):
+        if type(likelihood) is not Categorical or vars(likelihood) or type(module) not in (MLP, Linear):
             return None
         chain: list[Any] = list(module.layers) if isinstance(module, MLP) else [module.layer]
         linear, between = chain[::2], chain[1::2]
         kinds = {type(layer) for layer in between} or {nn.ReLU}
         # large matrices are multiplied by oneDNN, see bayesfed.problem.layers
-        small = all(type(layer) is nn.Linear for layer in linear)
+        small = all(type(layer) is nn.Linear and layer.in_features > 0 for layer in linear)
         suited = small and len(kinds) == 1 and kinds <= ACTIVATIONS.keys() and len(linear) <= MOST_LAYERS
         owned = [p for layer in linear for p in (layer.weight, layer.bias) if p is not None]
         same = len(owned) == len(model.parameters) and all(p is q for p, q in zip(owned, model.parameters, strict=True))
         plain = model.vector.device.type == "cpu" and model.vector.dtype == torch.float32
         if not (suited and same and plain and torch.get_num_threads() == 1 and _multiply() and functions()):
             return None
-        return cls(model.parameters, linear, ACTIVATIONS[kinds.pop()])
+        return cls(model, linear, ACTIVATIONS[kinds.pop()])
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | None:
         """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing was done, torch has to do it.
@@ -96,12 +97,12 @@ class PerceptronGradient:
         return loss
 
     def _suits(self, x: Tensor, y: Tensor) -> bool:
-        batch = x.dim() > 0 and len(x) > 0 and x.numel() == len(x) * self._widths[0]
         kinds = (x.dtype, y.dtype, x.device.type, y.device.type) == (torch.float32, torch.int64, "cpu", "cpu")
-        watched = torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu")
-        alone = torch.is_grad_enabled() and not x.requires_grad and all(p.grad is None for p in self._parameters)
-        ready = all(p.is_contiguous() for p in self._parameters)
-        return batch and kinds and tuple(y.shape) == (len(x),) and not watched and alone and ready
+        usual = x.layout == y.layout == torch.strided and not x.is_neg() and not x.requires_grad
+        shapes = x.dim() > 0 and len(x) > 0 and x.numel() == len(x) * self._widths[0] and tuple(y.shape) == (len(x),)
+        if not (kinds and usual and shapes and torch.is_grad_enabled() and not watched()):
+            return False
+        return not any(map(_altered, self._parts)) and all(map(_ready, self._parameters))
 
     def _addresses(self, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
         """Arrays of pointers to the weights and to the biases (or NULL) of all layers."""
@@ -114,9 +115,16 @@ class PerceptronGradient:
         return kind(*weights), kind(*biases)
 
 
-def _untouched(module: nn.Module) -> bool:
-    """Whether nobody waits for the model's own forward or backward pass."""
-    return not any(getattr(part, name) for part in module.modules() for name in _HOOKS)
+def _altered(part: nn.Module) -> bool:
+    """Whether somebody waits for the module's own forward or backward pass, or has replaced it."""
+    hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return bool(hooks) or "forward" in part.__dict__
+
+
+def _ready(p: Tensor) -> bool:
+    """Whether a parameter wants its gradient as it is, and has none to which it would be added."""
+    hooked = p._backward_hooks or p._post_accumulate_grad_hooks
+    return p.requires_grad and p.grad is None and not hooked and p.dtype == torch.float32 and p.is_contiguous()
 
 
 @lru_cache

@@ -95,7 +95,7 @@ int perceptron(sgemm multiply, int64_t layers, const int64_t *widths, int64_t ba
         if (l == 0) break;
         multiply("N", "N", in, &batch, out, &one, weights[l], in, delta, out, &zero, work, in);
         for (int64_t i = 0; kind == SIGMOID && i < batch * *in; i++) work[i] *= before[i] * (1 - before[i]);
-        for (int64_t i = 0; kind == RELU && i < batch * *in; i++) work[i] = before[i] > 0 ? work[i] : 0;
+        for (int64_t i = 0; kind == RELU && i < batch * *in; i++) work[i] = before[i] <= 0 ? 0 : work[i];
         delta = work;
         work += batch * *in;
     }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesfed.families import DiagonalGaussian, PointMass
@@ -40,6 +45,18 @@ def batch(size: int = 13, scale: float = 1.0, seed: int = 1) -> tuple[Tensor, Te
     generator = torch_generator(seed, "batch")
     x = scale * torch.randn(size, *SHAPE, generator=generator)
     return x, torch.randint(CLASSES, (size,), generator=generator)
+
+
+def pose(net: FlatModel, kind: type[LocalProblem] = LocalProblem, **changes: Any) -> LocalProblem:
+    settings = {
+        "model": net, "initial": net.vector.clone(), "data": Examples(*batch()), "likelihood": Categorical(), "server": diagonal(net),
+        "site": None, "rho": 1.0, "temperature": 1.0, "proximal": 0.0, "learn_precision": True, "round": 1, "client": 0, "seed": 1,
+    }  # fmt: skip
+    return kind(**settings | changes)
+
+
+def diagonal(net: FlatModel) -> DiagonalGaussian:
+    return DiagonalGaussian.from_mean_precision(net.vector.clone(), torch.full_like(net.vector, 5.0))
 
 
 def by_torch(net: FlatModel, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -134,13 +151,16 @@ def test_gradients_are_new_tensors_every_time() -> None:
 
 
 @needs_native
-def test_what_is_not_finite_shows() -> None:
-    net = model()
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_what_is_not_finite_shows(activation: str) -> None:
+    net = model(activation=activation)
     x, y = batch()
     x[3, 1, 1, 1] = torch.nan
     loss, gradients = by_function(net, x, y)
     assert loss.isnan()
-    assert all(bool(g.isnan().any()) for g in gradients)
+    for mine, torchs in zip(gradients, by_torch(net, x, y)[1], strict=True):
+        assert bool(mine.isnan().any())
+        assert torch.equal(mine.isnan(), torchs.isnan())
 
 
 @needs_native
@@ -162,10 +182,75 @@ def test_gives_up_where_torch_does_more() -> None:
         assert function(x, y) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert function(x, y) is None
-    assert all(p.grad is None for p in net.parameters)
+    with torch.autograd.set_detect_anomaly(True):
+        assert function(x, y) is None
+    with BaseTorchFunctionMode():
+        assert function(x, y) is None
+    assert function(x.to_sparse(), y) is None
+    assert function(torch._neg_view(x), y) is None
     net.parameters[1].grad = torch.ones_like(net.parameters[1])
     assert function(x, y) is None
     assert net.parameters[0].grad is None
+
+
+@needs_native
+@pytest.mark.parametrize("watch", [
+    lambda net, seen: net.parameters[2].register_hook(seen),
+    lambda net, seen: net.parameters[2].register_post_accumulate_grad_hook(seen),
+    lambda net, seen: net.module.layers[1].register_forward_hook(seen),
+    lambda net, seen: net.module.layers[1].register_full_backward_hook(seen),
+    lambda net, seen: register_module_forward_hook(seen),
+])  # fmt: skip
+def test_hooks_are_served_by_torch_whenever_they_come(watch) -> None:
+    net = model()
+    function = PerceptronGradient.of(net, Categorical())
+    assert function(*batch()) is not None
+    net.drop_grad()
+    handle = watch(net, lambda *given: None)
+    try:
+        assert function(*batch()) is None
+    finally:
+        handle.remove()
+    assert function(*batch()) is not None
+
+
+@needs_native
+def test_frozen_and_replaced_parts_too() -> None:
+    net = model()
+    function = PerceptronGradient.of(net, Categorical())
+    net.module.layers[0].requires_grad_(False)
+    assert function(*batch()) is None
+    net.module.layers[0].requires_grad_(True)
+    net.module.forward = lambda x: torch.zeros(len(x), CLASSES)
+    assert function(*batch()) is None
+    del net.module.forward
+    net.module.double()
+    assert function(*batch()) is None
+
+
+@needs_native
+def test_a_problem_with_a_loss_of_its_own_keeps_it() -> None:
+    class Doubled(LocalProblem):
+        def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
+            return 2 * super().loss(x, y, amp)
+
+    smooth = Categorical()
+    smooth.loss = lambda outputs, y: nn.functional.cross_entropy(outputs, y, label_smoothing=0.1)
+    plain, x, y = pose(model()), *batch()
+    loss = plain.backward(x, y)
+    assert float(pose(model(), Doubled).backward(x, y)) == pytest.approx(2 * float(loss))
+    assert float(pose(model(), likelihood=smooth).backward(x, y)) == pytest.approx(float(smooth.loss(model()(x), y)))
+
+
+@needs_native
+def test_a_problem_that_was_used_can_be_copied_and_sent() -> None:
+    problem, x, y = pose(model()), *batch()
+    loss = problem.backward(x, y)
+    for copied in (copy.deepcopy(problem), pickle.loads(pickle.dumps(problem)), replace(problem, round=2)):
+        copied.model.drop_grad()
+        assert torch.equal(copied.backward(x, y), loss)
+        assert all(p.grad is not None for p in copied.model.parameters)
+        problem.model.drop_grad()
 
 
 def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
@@ -182,9 +267,6 @@ def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
     assert not fits(model(kind=Own))
     assert not fits(model(), Gaussian(1.0))
     assert not fits(model(hidden=[3] * 40))
-    hooked = model()
-    hooked.module.layers[0].register_forward_hook(lambda *given: None)
-    assert not fits(hooked)
     frozen = MLP(SHAPE, CLASSES)
     frozen.layers[0].bias.requires_grad_(False)
     assert not fits(FlatModel(frozen))
@@ -225,17 +307,10 @@ def test_solvers_learn_the_same_with_it(name: str, monkeypatch) -> None:
         x, y = batch(30)
         family = name if name == "lmd" else name.split(",")[0]
         server = PointMass(net.vector.clone()) if family in ("sgd", "adam", "lmd") else diagonal(net)
-        problem = LocalProblem(
-            model=net, initial=net.vector.clone(), data=Examples(x, y), likelihood=Categorical(), server=server, site=None, rho=1.0,
-            temperature=1.0, proximal=0.0, learn_precision=True, round=1, client=0, seed=1,
-        )  # fmt: skip
+        problem = pose(net, data=Examples(x, y), server=server)
         means.append(SOLVERS[name](native).solve(problem).posterior.mean)
         if native:
             assert sum(calls) == 60
     assert sum(calls) == 60  # none without it
     assert not torch.equal(means[0], model().vector)
     torch.testing.assert_close(means[0], means[1], rtol=1e-4, atol=1e-5)
-
-
-def diagonal(net: FlatModel) -> DiagonalGaussian:
-    return DiagonalGaussian.from_mean_precision(net.vector.clone(), torch.full_like(net.vector, 5.0))

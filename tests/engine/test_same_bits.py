@@ -44,6 +44,13 @@ def test_another_seed_gives_other_bits(inline, tmp_path, digest):
 
 
 @pytest.mark.engines
+def test_ray_without_compiled_functions(tmp_path, digest, ray_with_three_slots):
+    plain = ["rounds=3", "client.native=false"]
+    found = digest(digits(tmp_path / "inline", *plain, "engine=inline"))
+    assert digest(digits(tmp_path / "ray", *plain, "engine=ray", "engine.num_workers=2")) == found
+
+
+@pytest.mark.engines
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_ray(inline, tmp_path, digest, ray_with_three_slots, workers):
     assert digest(digits(tmp_path / "ray", "rounds=3", "engine=ray", f"engine.num_workers={workers}")) == digest(inline)

@@ -138,6 +138,13 @@ def test_batches_are_small_on_a_cpu_and_as_large_as_they_are_asked_to_be(device,
     assert [part.stop - part.start for part, _ in input_batches(model, rows, 800)] == [800, 300]
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_has_at_least_one_row(classification, size):
+    model, posterior, rows = classification
+    with pytest.raises(InputError, match="batch_size"):
+        evaluate(model, posterior, rows, CATEGORICAL, samples=1, generator=stream(), batch_size=size)
+
+
 def test_an_empty_test_set_is_refused(classification):
     model, posterior, rows = classification
     with pytest.raises(ValueError, match="no examples"):
