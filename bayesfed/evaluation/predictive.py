@@ -29,10 +29,8 @@ from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classificati
 from bayesfed.problem.flat import FlatModel
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
-CPU_BATCH, GPU_BATCH = (
-    512,
-    2048,
-)  # rows in a forward pass: on a CPU few enough for its caches, and for every core to have several
+CPU_BATCH = 512  # rows in a forward pass: few enough for a core's caches, and for every core to have several batches
+GPU_BATCH = 2048
 CACHE_BYTES = 2**27  # scaled inputs up to 128 MiB (10,000 float32 CIFAR images) are kept between draws
 
 

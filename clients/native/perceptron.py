@@ -22,9 +22,9 @@ from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.layers import watched
 from bayesfed.problem.models import MLP, Linear
 from clients.native.library import functions
+from clients.native.perceptron_kernel import MOST_LAYERS
 
-ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}
-MOST_LAYERS = 32
+ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}  # as the C source numbers them
 
 
 class PerceptronGradient:
