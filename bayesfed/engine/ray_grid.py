@@ -27,6 +27,7 @@ from bayesfed.profiling import occupied, span
 
 log = getLogger("bayesfed")
 ATTEMPTS = 3  # a unit whose worker died is given to another this many times in all
+DEATHS = 4 * ATTEMPTS  # of each worker on average, without an answer in between: then it is not the clients' fault
 AHEAD_SECONDS = 0.2  # a worker gets its next call early if the one it has is shorter than this
 WAITING_BYTES = 1 << 28  # answers that may wait for older ones
 CALL_BYTES = 1 << 25  # answers in one call: larger ones take the workers and the server in turns instead of at once
@@ -109,6 +110,7 @@ class RayGrid(LocalGrid):
         self._seconds: dict[tuple[str, int], float] = {}  # of a client, last time, by type of message
         self._answered: dict[int, float] = {}  # when a worker's last answer came
         self._owners: dict[int, int] = {}  # the worker that served a client last
+        self._deaths = 0  # of workers since the last answer
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None, fold: int = 1) -> Iterator[Message]:
         """Deliver ``messages``, yield the replies (sums of ``fold`` of them) as they come until all are in or time is up."""
@@ -149,6 +151,7 @@ class RayGrid(LocalGrid):
                     reason = RuntimeError(f"its worker died {ATTEMPTS} times ({_reason(error)})")
                     yield from (error_reply(request, reason) for request in units[unit])
                 continue
+            self._deaths = 0
             call.occupied(sum(len(units[unit]) for unit in call.units), self._answered)
             for unit, (replies, seconds) in zip(call.units, answers, strict=True):
                 schedule.done(unit, seconds)
@@ -233,6 +236,11 @@ class RayGrid(LocalGrid):
         reason = _reason(error)
         if isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error):
             raise RunFailed(f"a Ray worker could not start: {reason}") from error
+        self._deaths += 1
+        if self._deaths >= DEATHS * len(self.actors):
+            raise RunFailed(
+                f"{self._deaths} Ray workers died one after the other without an answer, the last: {reason}"
+            ) from error
         log.warning("worker %d died (%s); starting another", call.worker, reason)
         lost = [reference for reference, other in self._calls.items() if other.actor is call.actor]
         self.actors[call.worker] = self._start()

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from bayesfed.engine.flower_version import set_identity
 from bayesfed.engine.inline import InlineEngine, InlineGrid
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
 
 VALUES = np.arange(5000, dtype=np.float64)
 
@@ -136,6 +136,18 @@ def test_a_client_that_kills_every_worker_is_given_up(ray_with_three_slots, tmp_
     replies = by_client(grid.send_and_receive(orders(0, 1, c1="die always")))
     assert not replies[0].has_error()
     assert "worker died 3 times" in replies[1].error.reason
+    grid.close()
+
+
+@pytest.mark.engines
+def test_workers_that_die_while_they_load_end_the_run(ray_with_three_slots, monkeypatch):
+    """Killed for want of memory, say: no client would ever be answered."""
+    import bayesfed.engine.ray_grid as module
+
+    monkeypatch.setattr(module, "DEATHS", 2)
+    grid = module.RayGrid(functools.partial(os._exit, 9), 40, 1)
+    with pytest.raises(RunFailed, match="2 Ray workers died one after the other without an answer"):
+        grid.send_and_receive(orders(*range(40)))
     grid.close()
 
 
