@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.predictive import (
+    CPU_BATCH,
     InputBatches,
     class_log_probabilities,
     gaussian_predictive,
@@ -24,8 +25,6 @@ from bayesfed.problem.layers import restore
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
 from bayesfed.seeding import torch_generator
-
-BATCH_SIZE = 1024
 
 
 class TrainedRun:
@@ -126,7 +125,7 @@ class TrainedRun:
         if not bool(rows.isfinite().all()):
             raise InputError("x", "array with nan or inf", "must be finite")
         dtype = self.posterior.mean.dtype
-        return InputBatches(lambda part: self.scaling(rows[part], dtype), len(rows), BATCH_SIZE)
+        return InputBatches(lambda part: self.scaling(rows[part], dtype), len(rows), CPU_BATCH)
 
 
 def load(run_dir: str | Path) -> TrainedRun:

@@ -22,6 +22,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bayesfed.cache import cache_folder, whole_file
 from clients.native import ivon_kernel, perceptron_kernel
 
@@ -38,6 +41,11 @@ FLAGS = (
 )
 DIGEST = 32  # bytes
 PLAIN = ("-O3", "-fPIC", "-shared")  # for compilers and processors that know none of the others
+
+
+def suits(vector: Tensor) -> bool:
+    """Whether the functions can work on such vectors: float32 on a CPU, and no torch threads that they would leave idle."""
+    return (vector.device.type, vector.dtype) == ("cpu", torch.float32) and torch.get_num_threads() == 1
 
 
 @lru_cache

@@ -21,7 +21,7 @@ from bayesfed.problem import Categorical, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.layers import watched
 from bayesfed.problem.models import MLP, Linear
-from clients.native.library import functions
+from clients.native.library import functions, suits
 from clients.native.perceptron_kernel import MOST_LAYERS
 
 ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}  # as the C source numbers them
@@ -55,8 +55,7 @@ class PerceptronGradient:
         suited = small and len(kinds) == 1 and kinds <= ACTIVATIONS.keys() and len(linear) <= MOST_LAYERS
         owned = [p for layer in linear for p in (layer.weight, layer.bias) if p is not None]
         same = len(owned) == len(model.parameters) and all(p is q for p, q in zip(owned, model.parameters, strict=True))
-        plain = model.vector.device.type == "cpu" and model.vector.dtype == torch.float32
-        if not (suited and same and plain and torch.get_num_threads() == 1 and _multiply() and functions()):
+        if not (suited and same and suits(model.vector) and _multiply() and functions()):
             return None
         return cls(model, linear, ACTIVATIONS[kinds.pop()])
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clients.native import library
 from clients.native.library import functions
 from clients.optim.ivon_state import Group
 from clients.optim.ivon_update import step_numbers
@@ -57,9 +58,8 @@ def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> Non
 
 
 def suits(g: Group) -> bool:
-    """Whether the functions can work on this group: float32 vectors on a CPU, and no threads that they would leave idle."""
-    kind = g.total.device.type, g.total.dtype
-    return kind == ("cpu", torch.float32) and g.total.dim() == 1 and torch.get_num_threads() == 1
+    """Whether the functions can work on this group: h is a vector, and :func:`clients.native.library.suits`."""
+    return library.suits(g.total) and g.total.dim() == 1
 
 
 def available() -> bool:

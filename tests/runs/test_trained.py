@@ -92,7 +92,7 @@ def test_a_point_estimate_predicts_the_same_for_any_number_of_samples(make_run):
 def test_batches_do_not_change_a_prediction(make_run, monkeypatch):
     run = make_run()
     whole = run.predict(X)
-    monkeypatch.setattr("bayesfed.runs.trained.BATCH_SIZE", 2)
+    monkeypatch.setattr("bayesfed.runs.trained.CPU_BATCH", 2)
     torch.testing.assert_close(run.predict(X), whole, rtol=1e-12, atol=0)
 
 
