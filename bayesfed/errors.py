@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -38,15 +39,15 @@ class RunFailed(RuntimeError):
 
 def number(
     field: str,
-    value: float | None,
+    value: Any,
     *,
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     finite: bool = True,
     optional: bool = False,
-) -> None:
-    """Check that ``value`` is a number in the given range.
+) -> Any:
+    """``value`` as a Python number, if it is one in the given range; NumPy's numbers and arrays or tensors of no dimension are.
 
     Raises:
         InputError: naming ``field``, the value and the range.
@@ -61,29 +62,37 @@ def number(
     fix = "must be a" + (" finite" if finite else "") + " number"
     fix += f" {' and '.join(bounds)}" if bounds else ""
     fix += " (or null for the default)" if optional else ""
-    if value is None:
-        if optional:
-            return
+    if value is None and optional:
+        return None
+    found = _python(value)
+    if isinstance(found, bool) or not isinstance(found, numbers.Real) or found != found:
         raise InputError(field, value, fix)
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise InputError(field, value, fix)
+    found = found if isinstance(found, int) else float(found)
     outside = (
-        (finite and math.isinf(value))
-        or (above is not None and not value > above)
-        or (at_least is not None and not value >= at_least)
-        or (at_most is not None and not value <= at_most)
+        (finite and abs(found) == math.inf)
+        or (above is not None and not found > above)
+        or (at_least is not None and not found >= at_least)
+        or (at_most is not None and not found <= at_most)
     )
     if outside:
         raise InputError(field, value, fix)
+    return found
 
 
-def integer(field: str, value: int | None, *, at_least: int, optional: bool = False) -> None:
-    """Check that ``value`` is a whole number of at least ``at_least``."""
+def integer(field: str, value: Any, *, at_least: int, optional: bool = False) -> Any:
+    """``value`` as a Python int, if it is a whole number of at least ``at_least``; NumPy's and 0-d tensors are."""
     if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        return None
+    found = _python(value)
+    if isinstance(found, bool) or not isinstance(found, numbers.Integral) or found < at_least:
         fix = f"must be a whole number >= {at_least}"
         raise InputError(field, value, fix + (" (or null)" if optional else ""))
+    return found
+
+
+def _python(value: Any) -> Any:
+    """NumPy's and torch's numbers (arrays and tensors of no dimension) as Python's."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def choice(field: str, value: object, valid: Iterable[str]) -> None:
