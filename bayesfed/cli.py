@@ -114,7 +114,7 @@ def _shown(verb: str, args: Sequence[str]) -> int:
 
     if len(args) != 1 and (verb, len(args)) != ("list", 0):
         raise InputError(verb, " ".join(args), "takes one folder: a run directory for status, one of runs for list")
-    folder = Path(args[0] if args else "runs")
+    folder = Path(args[0] if args else "runs").expanduser()
     for part in status(folder) if verb == "status" else [listing(folder)]:
         console().print(part)
     return 0
@@ -136,9 +136,12 @@ def _profiled(args: Sequence[str]) -> list[str]:
 
 
 def _resume(where: str | None) -> str:
-    if where is None or not any((Path(where) / "checkpoint").glob("server-*.safetensors")):
+    from bayesfed import commands
+    from bayesfed.runs.directory import RunDirectory
+
+    if where is None or not (run := RunDirectory(where)).resumable:
         return "nothing to resume: no checkpoint was written"
-    return f"continue with: bayesfed resume={where}"
+    return f"continue with: {commands.command(run.resume)}"
 
 
 def _outcome(summary: dict) -> str:
@@ -197,6 +200,8 @@ def _hydra(args: list[str]) -> int:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report(InputError("override", " ".join(overrides), str(error).splitlines()[0]))
+    except OSError as error:  # Hydra can't make the sweep's folder
+        return _report(InputError("hydra.sweep.dir", error.filename, f"can't be written ({error.strerror})"))
     except KeyboardInterrupt:
         return 130
     return max(codes, default=0)

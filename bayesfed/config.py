@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
-from bayesfed.groups import build, check_types, plain_section, resolve
+from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.problem.shift import Shift
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
-GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
 BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
@@ -117,9 +117,11 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     cfg = _compose(overrides)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
-    run_dir = run_dir or _resolved_run_dir(cfg)
+    run_dir = os.path.expanduser(run_dir or _resolved_run_dir(cfg))
     with read_write(cfg.hydra):
         cfg.hydra.run.dir = run_dir
+    if isinstance(cfg.resume, str):
+        cfg.resume = os.path.expanduser(cfg.resume)
     if cfg.client.get("schedule_rounds", 0) is None:
         OmegaConf.update(cfg, "client.schedule_rounds", cfg.rounds)
     validate(cfg)
@@ -128,6 +130,37 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
             "strategy.covariance", "learned", f"client={cfg.client.name} keeps the server's precision; use a client that "
             "learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
         )  # fmt: skip
+    return cfg
+
+
+def with_defaults(stored: DictConfig) -> DictConfig:
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know.
+
+    Raises:
+        InputError: it doesn't go together with them.
+    """
+    known = OmegaConf.load(conf_dir() / "config.yaml")
+    kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
+    try:
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
+        assert isinstance(cfg, DictConfig)
+        return _with_whole_paths(cfg)
+    except OmegaConfBaseException as error:
+        raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
+
+
+def whole_path(path: str) -> str:
+    """``path`` with the home folder for ``~``, from the root: it means the same in every process and later."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _with_whole_paths(cfg: DictConfig) -> DictConfig:
+    """Make the groups' files and folders (keys ``path`` and ``..._path``) absolute; those with a scheme (``s3://``) stay."""
+    for group in GROUPS:
+        section = cfg.get(group)
+        for key in section if isinstance(section, DictConfig) else ():
+            if str(key).split("_")[-1] == "path" and isinstance(value := section[key], str) and "://" not in value:
+                section[key] = whole_path(value)
     return cfg
 
 
@@ -232,7 +265,7 @@ def _hydra() -> Iterator[None]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     try:
         with _hydra():
-            return compose("config", overrides=_searched(overrides), return_hydra_config=True)
+            return _with_whole_paths(compose("config", overrides=_searched(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
 

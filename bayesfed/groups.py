@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayesfed.errors import InputError, did_you_mean
 
+GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 _RESERVED = {"_target_", "name", "default_client", "handler"}
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayesfed.checksum import DIGESTS, XXH3, checksum
+from bayesfed.lock import PARTIAL
 from bayesfed.profiling import timed
 
 log = getLogger("bayesfed")
@@ -126,7 +127,7 @@ class DiskSites(SiteStore):
     @timed("sites")
     def save(self, client: int, round: int, record: Record) -> None:
         path = self._path(client, round)
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}{PARTIAL}")
         values = {name: value.contiguous() for name, value in record.items()}
         metadata = {"bayesfed": json.dumps({XXH3: checksum(values, digest=XXH3)})}
         try:

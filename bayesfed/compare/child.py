@@ -8,16 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bayesfed.app import Plain, plain
 from bayesfed.compare.grid import digest
-from bayesfed.compare.lock import locked
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.lock import NAME, alone
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.launch import run_config
 
@@ -49,8 +48,7 @@ def work(
     _end_gently()
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
     try:
-        with _alone(log.with_suffix(".lock")):
-            _run(overrides, directory)
+        _run(overrides, directory)
         outcome = ("finished", "")
     except KeyboardInterrupt:
         outcome = ("interrupted", "")
@@ -71,7 +69,7 @@ def finished(directory: Path, config: Plain) -> bool:
         InputError: it holds a run with another configuration.
     """
     run = RunDirectory(directory)
-    if not run.config_path.is_file():
+    if not run.is_run:
         return False
     if digest(plain(run.config())) != digest(config):
         fix = "was made with another configuration; move it away or choose another folder"
@@ -81,16 +79,20 @@ def finished(directory: Path, config: Plain) -> bool:
 
 
 def _run(overrides: Sequence[str], directory: Path) -> None:
-    began = time.perf_counter()
+    """Run, or go on; a run whose comparison was just killed, and that still works on the directory, is waited for."""
+    began, patience = time.perf_counter(), 2 * PATIENCE
     quiet = [*overrides, "display=false"]
-    if any((directory / "checkpoint").glob("server-*.safetensors")):
+    if directory.exists() and not RunDirectory(directory).resumable:  # killed before its first checkpoint
+        with alone(directory, "out", patience):
+            for left in directory.iterdir():
+                if left.name != NAME:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    if RunDirectory(directory).is_run:
         cfg = compose_config(quiet)
         cfg.resume = str(directory)
-        run_config(cfg, [], began)
-        return
-    if directory.exists():  # killed before its first checkpoint: nothing to go on with
-        shutil.rmtree(directory)
-    run_config(compose_config(quiet, str(directory)), quiet, began)
+        run_config(cfg, [], began, patience)
+    else:
+        run_config(compose_config(quiet, str(directory)), quiet, began, patience)
 
 
 def _print_to(log: Path) -> None:
@@ -119,18 +121,3 @@ def _watch(lifeline: Connection) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
         os._exit(130)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process, such as a run whose comparison was just killed, works on the same directory.
-
-    Raises:
-        RunFailed: it still does.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, 2 * PATIENCE))
-        except BlockingIOError:
-            raise RunFailed("another process works on this run; is the same comparison running twice?") from None
-        yield

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from rich import box
@@ -19,11 +18,10 @@ from bayesfed.compare import table as tables
 from bayesfed.compare import tune as tuning
 from bayesfed.compare.figures import make_figures
 from bayesfed.compare.grid import Options, Run
-from bayesfed.compare.lock import locked
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
-from bayesfed.errors import InputError
+from bayesfed.lock import alone, check_folder
 from bayesfed.runs.directory import provenance, write_text
 from bayesfed.runs.display import console
 
@@ -52,11 +50,11 @@ def compare(args: Sequence[str]) -> int:
     notes = _budget(options, runs)
     baseline = grids.baseline_of(options, runs)
     spaces = tuning.check_tuning(options, runs) if options.tune else {}
-    folder = Path(options.out or time.strftime("runs/compare/%Y-%m-%d_%H-%M-%S"))
-    _check_folder(folder)
+    folder = Path(options.out or f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
+    check_folder(folder, MARK, "a comparison")
     grids.check_fit(runs)
 
-    with _locked(folder):
+    with alone(folder, "out"):
         write_text(folder / MARK, json.dumps({"command": list(args), **asdict(options)}, indent=2) + "\n")
         jobs = options.jobs or default_jobs(runs)
         found: dict[tuple[str, str], tuning.Tuned] = {}
@@ -74,24 +72,6 @@ def _budget(options: Options, runs: Sequence[Run]) -> list[str]:
     if options.budget == "epochs":
         return grids.check_budget(runs)
     return ["Budgets were not held equal (budget=none): see gradients and MB."]
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise InputError("out", folder, "holds other files; name a new or empty folder, or that of a comparison")
-    if folder.exists() and not folder.is_dir():
-        raise InputError("out", folder, "is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / ".lock"))
-        except BlockingIOError:
-            raise InputError("out", folder, "another comparison is at work there; name another folder") from None
-        yield
 
 
 def _searched(found: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, object]]:

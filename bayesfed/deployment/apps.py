@@ -21,7 +21,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,45 +57,44 @@ def main(grid: Grid, context: Context) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bayesfed").setLevel(logging.INFO)  # not the HTTP requests of Flower's grid
     try:
-        session_of(context).serve(grid)
+        with session_of(context) as session:
+            session.serve(grid)
     except (InputError, RunFailed):
         sys.tracebacklimit = 0  # the user's to mend: let Flower print the reason, not how it came up
         raise
 
 
-def session_of(context: Context) -> Session:
-    """The run that a server's context asks for.
+@contextmanager
+def session_of(context: Context) -> Iterator[Session]:
+    """The run that a server's context asks for, alone in its directory until the context manager ends.
 
     Raises:
         InputError: bad configuration, a used run directory, or a resumed run with other settings.
     """
     from bayesfed.runs.launch import prepare
 
-    folder = _root("BAYESFED_RUNS", "runs") / _run(context)
+    folder = _root("BAYESFED_RUNS", "runs") / Path(_run(context)).expanduser()
     given = split(str(context.run_config.get("overrides", "")))
     keys = [override.key_or_group for override in parse(given)]
     overrides = [text for text, key in zip(given, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
     cfg = compose_config([*overrides, "display=false"], str(folder))
-    if not context.run_config.get("resume", False):
-        return _recorded(prepare(cfg, overrides), context, overrides)
-    stored = RunDirectory.open(folder).config()
-    if "schedule_rounds" in cfg.client and not any("schedule_rounds" in text for text in overrides):
-        cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
-    for key, value in stored.items():
-        if str(key) not in RESUMABLE and cfg.get(str(key)) != value:
-            fix = "give a run that is to be resumed the overrides it was started with; only rounds, eval, logger may change"
-            raise InputError(str(key), cfg.get(str(key)), f"the run in {folder} has {value}; {fix}")
-    with open_dict(cfg):
-        cfg.resume = str(folder)
-    changed = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in RESUMABLE]
-    return _recorded(prepare(cfg, changed), context, overrides)
-
-
-def _recorded(session: Session, context: Context, overrides: Sequence[str]) -> Session:
-    """Leave in the run directory what ``bayesfed status`` needs to say how the run is resumed."""
-    record = {"run_dir": _run(context), "overrides": list(overrides)}
-    write_text(session.directory.deployment_path, json.dumps(record) + "\n")
-    return session
+    changed = overrides
+    if context.run_config.get("resume", False):
+        stored = RunDirectory.open(folder).config()
+        if "schedule_rounds" in cfg.client and not any("schedule_rounds" in text for text in overrides):
+            cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
+        for key, value in stored.items():
+            if str(key) not in RESUMABLE and cfg.get(str(key)) != value:
+                fix = "give a run that is to be resumed the overrides it was started with; only rounds, eval, logger may change"
+                raise InputError(str(key), cfg.get(str(key)), f"the run in {folder} has {value}; {fix}")
+        with open_dict(cfg):
+            cfg.resume = str(folder)
+        changed = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in RESUMABLE]
+    with prepare(cfg, changed) as session:
+        # what `bayesfed status` needs to say how the run is resumed
+        record = {"run_dir": _run(context), "overrides": list(overrides)}
+        write_text(session.directory.deployment_path, json.dumps(record) + "\n")
+        yield session
 
 
 @client.train()
@@ -143,4 +143,4 @@ def _run(context: Context) -> str:
 
 
 def _root(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / ".bayesfed" / name)
+    return Path(os.environ.get(variable) or f"~/.bayesfed/{name}").expanduser()

@@ -60,14 +60,13 @@ class FlowerEngine:
         command = [sys.executable, "-m", "bayesfed.engine.flower_engine", path, str(time.time() - _seconds_so_far())]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
-        child = subprocess.Popen(command, start_new_session=True, env=environment)
+        kept = tuple(fd for fd in (session.directory.lock,) if fd >= 0)  # locked as long as either of the two lives
+        child = subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=kept)
         try:
             code = child.wait()
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            # the files of a killed run are always those of its last checkpoint or newer
-            session.directory.write_summary(session.summary("interrupted", 0.0))
             raise
         if code != 0:
             raise RunFailed(f"Flower's runtime ended with code {code}")

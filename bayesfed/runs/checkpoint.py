@@ -18,6 +18,8 @@ from torch import Tensor
 
 from bayesfed.checksum import checksum
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.foreign import plain_text
+from bayesfed.lock import PARTIAL
 
 log = getLogger("bayesfed")
 _FILE = re.compile(r"server-(\d{6,})\.safetensors")
@@ -44,7 +46,7 @@ class Checkpoint:
             RunFailed: the disk is full or can't be written; the older checkpoints are as they were.
         """
         path = folder / f"server-{self.round:06d}.safetensors"
-        temporary = path.with_suffix(".partial")
+        temporary = path.with_suffix(PARTIAL)
         state = json.dumps({"round": self.round, **self.state}, sort_keys=True)
         tensors = {name: value.contiguous() for name, value in self.tensors.items()}
         # one key: safetensors orders several at random
@@ -60,28 +62,45 @@ class Checkpoint:
                 temporary.unlink(missing_ok=True)
             raise RunFailed(f"the checkpoint of round {self.round} can't be written to {folder}: {error}") from error
         for old in _files(folder)[:-2]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.unlink()
 
     @classmethod
-    def latest(cls, folder: Path) -> Checkpoint:
+    def latest(cls, folder: Path, last: int | None = None) -> Checkpoint:
         """The newest readable checkpoint: one that is cut off or whose checksum is wrong is passed over, with a warning.
+
+        Args:
+            folder: of the checkpoints.
+            last: the last round that ``rounds.jsonl`` knows; later checkpoints are passed over.
 
         Raises:
             InputError: there is none.
         """
+        faults = []
         for path in reversed(_files(folder)):
             try:
-                with safe_open(path, framework="pt") as file:
-                    stored = json.loads((file.metadata() or {})["bayesfed"])
-                    tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-                if "sha256" in stored:  # files from before checksums hold the state itself
-                    if stored["sha256"] != checksum(tensors, stored["state"]):
-                        raise ValueError("wrong checksum")
-                    stored = json.loads(stored["state"])
-                return cls(stored.pop("round"), tensors, stored)
+                found = cls._read(path)
+                if last is not None and found.round > last:
+                    raise ValueError(f"rounds.jsonl lacks round {last + 1}")
             except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-                log.warning("checkpoint %s is not used: %s", path.name, error)
-        raise InputError("resume", folder.parent, "has no readable checkpoint; start the run anew in another folder")
+                faults.append(f"{path.name} is not used: {plain_text(error)}")
+                continue
+            for fault in faults:
+                log.warning("checkpoint %s", fault)
+            return found
+        fix = "; ".join(["has no readable checkpoint", *faults, "start the run anew in another folder"])
+        raise InputError("resume", folder.parent, fix)
+
+    @classmethod
+    def _read(cls, path: Path) -> Checkpoint:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {})["bayesfed"])
+            tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        if "sha256" in stored:  # files from before checksums hold the state itself
+            if stored["sha256"] != checksum(tensors, stored["state"]):
+                raise ValueError("wrong checksum")
+            stored = json.loads(stored["state"])
+        return cls(stored.pop("round"), tensors, stored)
 
 
 def _files(folder: Path) -> list[Path]:

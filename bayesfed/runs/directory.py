@@ -13,9 +13,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from bayesfed import commands
 from bayesfed.errors import InputError
+from bayesfed.foreign import plain_text
+from bayesfed.groups import GROUPS
+from bayesfed.lock import PARTIAL, reason
+from bayesfed.runs.reading import MALFORMED, damaged, is_a, no_number, read_json, read_jsonl, read_text
 
+LOGS: dict[str, dict[str, type]] = {  # <name>.jsonl, with the keys that every line has
+    "rounds": {"round": int},
+    "clients": {"round": int, "client": int, "accepted": bool},
+    "client_tests": {"round": int, "client": int},
+}
 PACKAGES = ("bayesfed", "flwr", "torch", "ray", "hydra-core", "numpy")
 
 
@@ -25,43 +37,72 @@ class RunDirectory:
     Attributes:
         path: the folder; holds ``config.yaml``, ``rounds.jsonl``, ``clients.jsonl``, ``summary.json``,
             ``posterior.safetensors``, ``checkpoint/`` and ``figures/``.
+        lock: descriptor of the lock file (:func:`bayesfed.lock.alone`), for child processes to inherit; -1 = not locked.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.lock = -1
         self._logs: dict[str, TextIO] = {}
 
-    @classmethod
-    def create(cls, path: Path | str, cfg: DictConfig) -> RunDirectory:
-        """A new run.
+    def create(self, cfg: DictConfig) -> None:
+        """Begin a new run; the caller holds the lock.
 
         Raises:
             InputError: the folder already holds a run, or can't be written.
         """
-        run = cls(path)
-        if run.config_path.exists():
-            raise InputError(
-                "hydra.run.dir", path, f"already holds a run; continue it with resume={path}, or name another folder"
-            )
-        plain = {key: value for key, value in cfg.items() if key not in ("hydra", "resume")}
+        if os.path.lexists(self.config_path):
+            fix = f"continue it with {self.resume}, or name another folder"
+            if self.is_run and not self.resumable:
+                fix = "name another folder, or remove it"
+            raise InputError("hydra.run.dir", self.path, f"already holds a run; {fix}")
+        self.write_config({key: value for key, value in cfg.items() if key not in ("hydra", "resume")}, "hydra.run.dir")
+
+    def write_config(self, cfg: Any, field: str) -> None:
+        """Write ``config.yaml``.
+
+        Raises:
+            InputError: for the directory named by ``field``: it can't be written.
+        """
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_text(run.config_path, OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True))
+            write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(cfg), resolve=True))
         except OSError as error:
-            raise InputError("hydra.run.dir", path, f"can't be written ({error}); name another folder") from error
-        return run
+            raise InputError(field, self.path, f"can't be written ({reason(error)})") from error
 
     @classmethod
-    def open(cls, path: Path | str) -> RunDirectory:
+    def open(cls, path: Path | str, field: str = "resume") -> RunDirectory:
         """An existing run.
 
         Raises:
-            InputError: the folder holds no run.
+            InputError: the folder holds no run; it was named by ``field``.
         """
-        run = cls(path)
-        if not run.config_path.is_file():
-            raise InputError("resume", path, "is not a run directory (no config.yaml)")
+        run = cls(Path(path).expanduser())
+        if not run.is_run:
+            raise InputError(field, plain_text(path), "is not a run directory (no config.yaml)")
         return run
+
+    @property
+    def is_run(self) -> bool:
+        return os.path.isfile(self.config_path)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the run ended before it left anything to go on with, or to lose: it begins again with round 0."""
+        kept = any(self.checkpoints.glob("server-*.safetensors")) or os.path.lexists(self.posterior_path)
+        return not kept and all(line["round"] < 1 for line in self.rounds())
+
+    @property
+    def resumable(self) -> bool:
+        """Whether :func:`bayesfed.runs.launch.prepare` has something to go on with, as far as file names show."""
+        try:
+            return self.is_run and (any(self.checkpoints.glob("server-*.safetensors")) or self.fresh)
+        except InputError:
+            return False
+
+    @property
+    def resume(self) -> str:
+        """The override that resumes the run."""
+        return commands.override("resume", self.path)
 
     @property
     def config_path(self) -> Path:
@@ -84,28 +125,98 @@ class RunDirectory:
     def sites(self) -> Path:
         return self.checkpoints / "sites"
 
-    def config(self) -> DictConfig:
-        """The configuration the run was started with (and last resumed with)."""
-        cfg = OmegaConf.load(self.config_path)
+    def stored(self) -> DictConfig:
+        """``config.yaml`` as it is.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            cfg = OmegaConf.create(read_text(self.config_path) or "")
+            found = OmegaConf.to_container(cfg, resolve=True)
+        except (YAMLError, OmegaConfBaseException, *MALFORMED) as error:
+            raise damaged(self.config_path, plain_text(str(error).splitlines()[0])) from error
+        if not isinstance(found, dict):
+            raise damaged(self.config_path, "it holds no settings")
+        for group in GROUPS:
+            for key in ("name", "_target_"):
+                if not isinstance(found.get(group), dict) or not isinstance(found[group].get(key), str):
+                    raise damaged(self.config_path, f"{group}.{key} is missing")
+        if not is_a(found.get("rounds"), int):
+            raise damaged(self.config_path, "rounds is not a whole number")
         assert isinstance(cfg, DictConfig)
-        cfg.setdefault("wire", "full")  # runs from before it could be chosen
-        cfg.setdefault("limits", {"mean_norm": 1e30, "precision": 1e30, "reply_bytes": None})
         return cfg
+
+    def config(self) -> DictConfig:
+        """The configuration the run was started with (and last resumed with); keys that its bayesfed did not know have
+        today's defaults.
+
+        Raises:
+            InputError: ``config.yaml`` is damaged.
+        """
+        from bayesfed.config import with_defaults  # imports torch, which `bayesfed list` has no use for
+
+        return with_defaults(self.stored())
 
     def rounds(self) -> list[dict[str, Any]]:
         """``rounds.jsonl`` as a list."""
-        return read_jsonl(self.path / "rounds.jsonl")
+        return self.lines("rounds")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """``name``.jsonl, one of ``LOGS``, as a list.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        records = read_jsonl(self.path / f"{name}.jsonl")
+        for number, record in enumerate(records, 1):
+            for key, kind in LOGS[name].items():
+                if not is_a(record.get(key), kind):
+                    fault = (
+                        f"line {number} has no '{key}'"
+                        if key not in record
+                        else f"'{key}' of line {number} is no {kind.__name__}"
+                    )
+                    raise damaged(self.path / f"{name}.jsonl", fault)
+            if wrong := no_number(record):
+                raise damaged(self.path / f"{name}.jsonl", f"'{plain_text(wrong)}' of line {number} is no number")
+        return records
 
     def summary(self) -> dict[str, Any]:
-        """``summary.json``; empty while the run has not ended once."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """``summary.json``; empty while the run has not ended once.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        found = read_json(self.path / "summary.json")
+        for key, kind in {"method": str, "status": str, "rounds": int}.items():
+            if found and not is_a(found.get(key), kind):
+                raise damaged(self.path / "summary.json", f"'{key}' is no {kind.__name__}")
+        if wrong := no_number(found):
+            raise damaged(self.path / "summary.json", f"'{plain_text(wrong)}' is no number")
+        return found
+
+    def deployment(self) -> dict[str, Any] | None:
+        """``deployment.json``; None = the run was not deployed.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        found = read_json(self.path / "deployment.json")
+        overrides = found.get("overrides")
+        if found and not (
+            isinstance(found.get("run_dir"), str)
+            and isinstance(overrides, list)
+            and all(isinstance(text, str) for text in overrides)
+        ):
+            raise damaged(self.path / "deployment.json", "needs run_dir and overrides")
+        return found or None
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one line to ``name``.jsonl."""
         file = self._logs.get(name)
         if file is None:
-            file = self._logs[name] = (self.path / f"{name}.jsonl").open("a")
+            file = self._logs[name] = (self.path / f"{name}.jsonl").open("a", encoding="utf-8")
         file.write(json.dumps(clean(record)) + "\n")
         file.flush()
 
@@ -119,38 +230,21 @@ class RunDirectory:
         """Drop the lines of later rounds (a resumed run writes them again)."""
         self.close()
         path = self.path / f"{name}.jsonl"
-        if not path.is_file():
-            return
-        kept = [r for r in read_jsonl(path) if r["round"] <= last_round]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = [line for line in self.lines(name) if line["round"] <= last_round]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if os.path.isfile(path) and path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
         write_text(self.path / "summary.json", json.dumps(clean(summary), indent=2, sort_keys=True) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; [] if there is none. A last line that was cut off in writing is left out.
-
-    Raises:
-        InputError: another line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = []
-    for position, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if position < len(lines) - 1:
-                raise InputError("run_dir", path.parent, f"line {position + 1} of {path.name} is not JSON") from error
-    return records
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

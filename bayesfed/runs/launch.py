@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from bayesfed.config import RESUMABLE, compose_config, parse, validate
 from bayesfed.errors import InputError
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.groups import build
+from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
-from bayesfed.runs.directory import RunDirectory, write_text
+from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
-from bayesfed.runs.session import Session
+from bayesfed.runs.session import Session, reason_of, status_after
 
 
 @dataclass(frozen=True)
@@ -60,37 +62,59 @@ def run(overrides: Sequence[str] = ()) -> RunResult:
     return run_config(compose_config(overrides), overrides, began)
 
 
-def run_config(cfg: DictConfig, overrides: Sequence[str], began: float) -> RunResult:
+def run_config(cfg: DictConfig, overrides: Sequence[str], began: float, patience: float = 0.0) -> RunResult:
     """Run a composed configuration.
 
     Args:
         cfg: validated configuration.
         overrides: what the user gave (a resumed run accepts only some).
         began: ``time.perf_counter()`` when the command began, for the profile.
+        patience: seconds to wait for another process that works on the run.
     """
     profiler = None
     if cfg.profile:
         profiler = Profiler.on(device_of({"device": cfg.device}), ago=time.perf_counter() - began)
         profiler.settle("start-up", "configuration")
-    with recording(profiler):
+    with recording(profiler), ExitStack() as stack:
         with span("start-up"), span("load"):
-            session = prepare(cfg, overrides)
+            session = stack.enter_context(prepare(cfg, overrides, patience))
         if not session.over:
             build(session.cfg.engine, "engine").run(session)
     return RunResult.read(session.directory)
 
 
-def prepare(cfg: DictConfig, overrides: Sequence[str]) -> Session:
-    """The session of a new run, or of one that goes on (``session.over`` if there is nothing left to do).
+@contextmanager
+def prepare(cfg: DictConfig, overrides: Sequence[str], patience: float = 0.0) -> Iterator[Session]:
+    """The session of a new run, or of one that goes on (``session.over`` if there is nothing left to do), alone in its
+    directory until the context ends; an error in it is the ``reason`` in ``summary.json``.
 
     Raises:
-        InputError: bad data, a used directory, or a run that has gone further than it is asked to.
+        InputError: bad data, a used directory, one where another process is at work, or a run that has gone further than it is
+            asked to.
     """
-    if cfg.resume is None:
-        session = Session(cfg)
-        session.open(RunDirectory.create(cfg.hydra.run.dir, cfg), resumed=False)
-        return session
-    directory = RunDirectory.open(cfg.resume)
+    new = cfg.resume is None
+    fresh = Session(cfg) if new else None  # bad data leaves no directory
+    directory = RunDirectory(cfg.hydra.run.dir) if new else RunDirectory.open(cfg.resume)
+    with alone(directory.path, "hydra.run.dir" if new else "resume", patience) as directory.lock:
+        if fresh is None:
+            session = _resumed(directory, cfg, overrides)
+        else:
+            directory.create(cfg)
+            session = fresh
+            session.open(directory, resumed=False)
+        before = directory.summary()
+        try:
+            yield session
+        except BaseException as error:
+            if directory.summary() == before:  # it ended before, or beside, the session's own rounds
+                session.reason = reason_of(error)
+                with suppress(OSError):
+                    directory.write_summary(session.summary(status_after(error), 0.0))
+            raise
+
+
+def _resumed(directory: RunDirectory, cfg: DictConfig, overrides: Sequence[str]) -> Session:
+    """The session that goes on with the run in ``directory``; nothing is written before all of it was read."""
     cfg = resumed_config(directory, cfg, overrides)
     session = Session(cfg)
     session.open(directory, resumed=True)
@@ -99,7 +123,7 @@ def prepare(cfg: DictConfig, overrides: Sequence[str]) -> Session:
     if session.over and cfg.profile:
         raise InputError("resume", directory.path, f"has finished its {cfg.rounds} rounds; ask for more rounds")
     if not session.over:
-        write_text(directory.config_path, OmegaConf.to_yaml(cfg, resolve=True))
+        directory.write_config(cfg, "resume")
     return session
 
 

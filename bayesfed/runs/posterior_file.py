@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, Gaussian, PointMass
+from bayesfed.lock import PARTIAL
 
 FILE_NAME = "posterior.safetensors"
 METADATA_KEY = "bayesfed"
@@ -40,7 +41,7 @@ def save_posterior(path: str | Path, posterior: Gaussian | PointMass, model_desc
         for name, value in {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}.items()
     }
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
             file.write(content)

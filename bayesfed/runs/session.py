@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import count
 from logging import Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from omegaconf import DictConfig
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
-from bayesfed.runs.directory import RunDirectory, provenance
+from bayesfed.runs.directory import LOGS, RunDirectory, provenance
 from bayesfed.runs.display import Display
 from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
@@ -80,6 +82,7 @@ class Session:
             lambda draw, draws: self.display.evaluating(draw, draws),
         )  # fmt: skip
         self.personalized: dict[str, float] = {}
+        self.reason = ""  # what ended the run early
         self.workers = 1
         self.round = 0
         self.seconds = 0.0
@@ -113,14 +116,31 @@ class Session:
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
     def open(self, directory: RunDirectory, *, resumed: bool) -> None:
-        """Attach the run directory; a resumed run takes up the newest checkpoint."""
-        self.directory = directory
-        if not resumed:
+        """Attach the run directory; a resumed run takes up the newest checkpoint that it has all rounds of.
+
+        Raises:
+            InputError: the directory is damaged; nothing was written.
+        """
+        self.directory, self._continued = directory, resumed and not directory.fresh
+        if not self._continued:
             return
-        checkpoint = Checkpoint.latest(directory.checkpoints)
+        lines = {name: directory.lines(name) for name in LOGS}  # a damaged one is found before any is written
+        rounds = {line["round"] for line in lines["rounds"]}
+        complete = next(r for r in count() if r not in rounds) - 1
+        checkpoint = Checkpoint.latest(directory.checkpoints, complete)
+        try:
+            self._take_up(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            fix = f"its checkpoint doesn't fit its config.yaml ({type(error).__name__}: {plain_text(error)}); start a new run"
+            raise InputError("resume", directory.path, fix) from error
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         tensors = dict(checkpoint.tensors)
         arrays = {name: tensors.pop(f"posterior.{name}") for name in self.strategy.posterior.arrays()}
-        self.strategy.posterior = type(self.strategy.posterior).from_arrays(arrays)
+        posterior = type(self.strategy.posterior).from_arrays(arrays)
+        if posterior.dim != self.strategy.posterior.dim:
+            raise ValueError(f"{posterior.dim} parameters, the model has {self.strategy.posterior.dim}")
+        self.strategy.posterior = posterior
         self.strategy.load_tensors(tensors)
         self.strategy.accepted = {int(k): v for k, v in checkpoint.state["accepted"].items()}
         self.strategy.durable = dict(self.strategy.accepted)
@@ -129,8 +149,6 @@ class Session:
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)
-        for name in ("rounds", "clients", "client_tests"):
-            directory.truncate(name, self.round)
 
     def client_app(self):
         """The ClientApp of this run, with its sites in the run directory."""
@@ -163,6 +181,8 @@ class Session:
             averaged=self.strategy.family != "point", enabled=self.cfg.display,
         ) as self.display:  # fmt: skip
             try:
+                for name in LOGS:  # what the checkpoint does not know of is done again
+                    self.directory.truncate(name, self.round if self._continued else -1)
                 if self.cfg.display:
                     shown.display, log.propagate = self.display, False
                     log.addHandler(shown)
@@ -179,11 +199,12 @@ class Session:
                     kind = "mean" if self.strategy.family == "point" else "bayes"
                     self.personalized = self.evaluator.personalized(self.round, answers, kind)
                 status = "finished"
-            except KeyboardInterrupt:
-                status = "interrupted"
-                raise
             except OSError as error:
+                status, self.reason = "failed", reason_of(error)
                 raise RunFailed(f"{self.directory.path}: {error}") from error
+            except BaseException as error:
+                status, self.reason = status_after(error), reason_of(error)
+                raise
             finally:
                 log.removeHandler(shown)
                 log.removeHandler(structured)
@@ -314,8 +335,9 @@ class Session:
             "family": self.strategy.family,
             "client": self.cfg.client.name,
             "seed": self.cfg.seed,
-            "rounds": self.round,
+            "rounds": rounds[-1]["round"] if rounds else self.round,
             "status": status,
+            **({"reason": self.reason} if status == "failed" else {}),
             "parameters": self.num_parameters,
             "clients": self.num_clients,
             "evaluated_on": self.problem.evaluated_on,
@@ -346,10 +368,20 @@ class _Shown(Handler):
         self.display.message(self.format(record))
 
 
+def status_after(error: BaseException) -> str:
+    """The ``status`` in ``summary.json`` of a run that ``error`` ended."""
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def reason_of(error: BaseException) -> str:
+    """What ``summary.json`` says ended the run: one line."""
+    known = isinstance(error, InputError | RunFailed)
+    return plain_text(error if known else f"{type(error).__name__}: {error}")
+
+
 def resume_session(path: Path) -> Session:
-    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (used by child processes)."""
+    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (for child processes of the one that locked it)."""
     directory = RunDirectory.open(path)
-    cfg = directory.config()
-    session = Session(cfg)
-    session.open(directory, resumed=bool(list(directory.checkpoints.glob("server-*.safetensors"))))
+    session = Session(directory.config())
+    session.open(directory, resumed=True)
     return session

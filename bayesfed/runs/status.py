@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,21 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
+from bayesfed import commands
 from bayesfed.errors import InputError
-from bayesfed.runs.directory import RunDirectory, read_jsonl
+from bayesfed.foreign import plain_text
+from bayesfed.lock import NAME, holder, reason
+from bayesfed.runs.directory import RunDirectory
 
+MARKS = {
+    "config.yaml",
+    "rounds.jsonl",
+    "summary.json",
+    "posterior.safetensors",
+    "checkpoint",
+    NAME,
+}  # two make a run directory
+LONG = 8192  # characters of a path or command that are shown: it is to be used as it stands
 METRICS = {  # of rounds.jsonl, as shown for posteriors; point estimates have those at the mean only
     "mean/accuracy": ("accuracy at the mean", "{:.2f} %"),
     "mean/rmse": ("RMSE at the mean", "{:.4g}"),
@@ -49,13 +59,16 @@ class RunState:
     Attributes:
         path: the directory.
         method, data: strategy and data set.
-        status: ``finished``, ``interrupted``, ``failed``, or ``unfinished`` (running, or killed).
+        status: ``running``, ``finished``, ``interrupted``, ``failed``, or ``unfinished`` (killed).
         round, rounds: last finished round and how many there are to be.
         begun: replies to a round that is not finished.
         checkpoint: round of the newest checkpoint file; None = none.
         latest: the last line of ``rounds.jsonl``.
         clients: by id.
         deployed: ``deployment.json`` of a run that ``bayesfed deploy`` started.
+        reason: why it failed.
+        holder: the process that works on it, or was killed there; "" = none.
+        resumable: whether there is something to go on with.
     """
 
     path: Path
@@ -69,46 +82,51 @@ class RunState:
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     begun: int = 0
     deployed: dict[str, Any] | None = None
+    reason: str = ""
+    holder: str = ""
+    resumable: bool = False
 
     @property
     def command(self) -> str:
         """What goes on with the run; for a deployed one on the machine that submitted it."""
         if self.deployed is None:
-            return f"bayesfed {shlex.quote(f'resume={self.path}')}"
-        return f"bayesfed deploy SUPERLINK {shlex.join([*self.deployed['overrides'], 'resume=' + self.deployed['run_dir']])}"
+            return commands.command(RunDirectory(self.path).resume)
+        resume = commands.override("resume", self.deployed["run_dir"])
+        return commands.command("deploy", "SUPERLINK", *self.deployed["overrides"], resume)
 
     @classmethod
     def read(cls, path: Path) -> RunState:
         """Read a run directory.
 
         Raises:
-            InputError: it is none.
+            InputError: it is none, or damaged.
         """
-        if not (path / "config.yaml").is_file():
-            raise InputError("run_dir", path, "is not a run directory (no config.yaml)")
-        directory = RunDirectory(path)
-        cfg, lines, summary = directory.config(), directory.rounds(), directory.summary()
+        directory = RunDirectory.open(path, "run_dir")
+        cfg, lines, summary = directory.stored(), directory.rounds(), directory.summary()
         latest = lines[-1] if lines else {}
-        saved = [int(p.stem.removeprefix("server-")) for p in directory.checkpoints.glob("server-*.safetensors")]
+        names = (p.stem.removeprefix("server-") for p in directory.checkpoints.glob("server-*.safetensors"))
+        saved = [int(name) for name in names if name.isdecimal()]
         current = int(latest.get("round", 0))
         # a summary of an earlier end does not count once the run went on
         ended = summary.get("status") if summary.get("rounds") == current else None
         if ended == "finished" and current < cfg.rounds:  # resumed for more rounds, the first of which is not over
             ended = None
+        who, running = holder(path / NAME) or ("", False)
         clients: dict[int, ClientRecord] = {}
         begun = 0
-        for line in read_jsonl(path / "clients.jsonl"):
-            client = clients.setdefault(int(line["client"]), ClientRecord())
+        for line in directory.lines("clients"):
+            client = clients.setdefault(line["client"], ClientRecord())
             begun += line["round"] > current
             if line["accepted"]:
-                client.accepted, client.last = client.accepted + 1, int(line["round"])
+                client.accepted, client.last = client.accepted + 1, line["round"]
                 client.seconds += line.get("seconds") or 0.0
             else:
-                client.refused, client.reason = client.refused + 1, str(line.get("reason", ""))
+                client.refused, client.reason = client.refused + 1, plain_text(line.get("reason", ""))
         return cls(
-            path, str(cfg.strategy.name), str(cfg.data.name), ended or "unfinished", current, int(cfg.rounds),
-            max(saved, default=None), latest, dict(sorted(clients.items())), begun,
-            json.loads(deployment.read_text()) if (deployment := directory.deployment_path).is_file() else None,
+            path, plain_text(cfg.strategy.name), plain_text(cfg.data.name),
+            "running" if running else plain_text(ended or "unfinished"), current, cfg.rounds,
+            max(saved, default=None), latest, dict(sorted(clients.items())), begun, directory.deployment(),
+            plain_text(summary.get("reason", "")) * (ended == "failed"), who, directory.resumable,
         )  # fmt: skip
 
 
@@ -131,8 +149,12 @@ def status(path: Path) -> list[Table]:
 
 def _facts(run: RunState) -> list[tuple[str, str]]:
     """What the upper table of :func:`status` says, line by line."""
-    facts = [("run", str(run.path)), ("method", f"{run.method} on {run.data}")]
-    facts.append(("status", run.status + " (running, or killed)" * (run.status == "unfinished")))
+    facts = [("run", plain_text(run.path, LONG)), ("method", f"{run.method} on {run.data}")]
+    left = f"; it was {run.holder}" * bool(run.holder)
+    note = {"unfinished": f" (killed{left})", "running": f" ({run.holder})"}
+    facts.append(("status", run.status + note.get(run.status, "")))
+    if run.reason:
+        facts.append(("reason", run.reason))
     done = f"{run.round} of {run.rounds}"
     facts.append(("rounds finished", done + f"; {run.begun} replies of round {run.round + 1} so far" * bool(run.begun)))
     facts.append(("checkpoint", "none" if run.checkpoint is None else f"after round {run.checkpoint}"))
@@ -149,8 +171,8 @@ def _facts(run: RunState) -> list[tuple[str, str]]:
         )
     if run.latest.get("seconds/total") is not None:
         facts.append(("time in rounds", f"{run.latest['seconds/total']:.1f} s"))
-    if run.status != "finished" and run.checkpoint is not None:
-        facts.append(("go on with", run.command))
+    if run.status not in ("finished", "running") and run.resumable:
+        facts.append(("go on with", plain_text(run.command, LONG)))
     return facts
 
 
@@ -158,16 +180,24 @@ def listing(folder: Path) -> Table:
     """All runs in ``folder`` and below, by path.
 
     Raises:
-        InputError: ``folder`` does not exist.
+        InputError: ``folder`` does not exist. (A damaged run is a line of the table.)
     """
-    if not folder.is_dir():
-        raise InputError("folder", folder, "does not exist; name the folder that holds run directories")
+    try:
+        next(iter(folder.iterdir()), None)
+    except (OSError, ValueError) as error:
+        fix = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read ({reason(error)})"
+        raise InputError("folder", folder, f"{fix}; name the folder that holds run directories") from error
     table = Table(Column("run", overflow="fold"), "method", "data", "status", "rounds", "checkpoint")
-    for config in sorted(folder.rglob("config.yaml")):
-        if not (config.parent / "rounds.jsonl").is_file():
+    found = {entry.parent for name in ("config.yaml", "rounds.jsonl") for entry in folder.rglob(name)}
+    for path in sorted(found):
+        if len(MARKS.intersection(entry.name for entry in path.iterdir())) < 2:  # somebody else's config.yaml
             continue
-        run = RunState.read(config.parent)
+        name = Text(plain_text(path.relative_to(folder), LONG))
+        try:
+            run = RunState.read(path)
+        except InputError as error:
+            table.add_row(name, "-", "-", Text(error.fix), "-", "-")
+            continue
         saved = "-" if run.checkpoint is None else str(run.checkpoint)
-        name = str(run.path.relative_to(folder))
-        table.add_row(Text(name), run.method, run.data, run.status, f"{run.round}/{run.rounds}", saved)
+        table.add_row(name, Text(run.method), Text(run.data), Text(run.status), f"{run.round}/{run.rounds}", saved)
     return table

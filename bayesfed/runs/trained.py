@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,6 @@ class TrainedRun:
         input_shape: shape of one example.
         scaling: maps inputs in the units of the data source to what the modules expect.
         likelihood: the likelihood the run was trained with.
-        summary: ``summary.json`` ({} if the run didn't write it yet).
-        rounds: ``rounds.jsonl`` as a list.
     """
 
     def __init__(self, run_dir: Path, posterior: Any, model_description: dict[str, Any]):
@@ -56,8 +56,16 @@ class TrainedRun:
             )
         self._model.load(posterior.mean)
         self._model.module.eval()
-        self.summary = RunDirectory(run_dir).summary()
-        self.rounds = RunDirectory(run_dir).rounds()
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``; {} if the run didn't write it yet."""
+        return RunDirectory(self.run_dir).summary()
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """``rounds.jsonl`` as a list."""
+        return RunDirectory(self.run_dir).rounds()
 
     def predict(self, x: Any, samples: int = 32, seed: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
@@ -137,9 +145,9 @@ def load(run_dir: str | Path) -> TrainedRun:
     Raises:
         InputError: there is no such directory, or no usable ``posterior.safetensors`` in it.
     """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
+    run_dir = Path(run_dir).expanduser()
+    if not os.path.isdir(run_dir):
         raise InputError("run_dir", run_dir, "no such directory")
-    if not (run_dir / FILE_NAME).is_file():
+    if not os.path.isfile(run_dir / FILE_NAME):
         raise InputError("run_dir", run_dir, f"has no {FILE_NAME}: not a finished or interrupted bayesfed run")
     return TrainedRun(run_dir, *load_posterior(run_dir / FILE_NAME))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
+from bayesfed.lock import alone, check_folder
 from bayesfed.runs.directory import write_text
 from bayesfed.splits.figures import make_figures
 from bayesfed.splits.summary import client_records, overview, to_csv
@@ -49,22 +50,19 @@ def partition(args: Sequence[str]) -> Path:
             raise InputError("option", arg, "partition takes overrides and out= only")
     named = [arg.partition("=")[2] for arg in args if arg.partition("=")[0] == "out"]
     cfg = compose_config([arg for arg in args if arg.partition("=")[0] != "out"])
-    folder = Path(named[-1] if named else time.strftime("runs/partition/%Y-%m-%d_%H-%M-%S"))
-    if folder.exists() and not folder.is_dir():
-        raise InputError("out", folder, "is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise InputError("out", folder, "holds other files; name a new or empty folder, or that of a partition")
+    folder = Path(named[-1] if named else f"runs/partition/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
+    check_folder(folder, MARK, "a partition")
     config = plain(cfg)
     problem = problem_of(config)
     records = client_records(problem, System.of(config.get("system")), cfg.seed)
     summary = overview(records)
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
     text = json.dumps({"summary": summary, "clients": records, "label_counts": counts, "config": kept}, indent=2)
-    write_text(folder / MARK, text + "\n")
-    write_text(folder / "clients.csv", to_csv(records))
-    pictures = make_figures(problem, folder, cfg.seed)
+    with alone(folder, "out"):
+        write_text(folder / MARK, text + "\n")
+        write_text(folder / "clients.csv", to_csv(records))
+        pictures = make_figures(problem, folder, cfg.seed)
     console = Console()
     console.print(_shown(records))
     console.print(_told(summary), markup=False, highlight=False, soft_wrap=True)

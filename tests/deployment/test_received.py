@@ -95,21 +95,27 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
     caplog.set_level("INFO", "bayesfed")  # as the app does, for this test only
     monkeypatch.setenv("BAYESFED_RUNS", str(tmp_path))
     text = "experiment=linreg rounds=1 figures=false"
-    session = session_of(context({"overrides": text}))
-    assert session.directory.path == tmp_path / "7"
-    recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
-    assert recorded == {"run_dir": "7", "overrides": text.split()}
-    session.strategy.accepted = {0: 1}
-    session.round = 1
-    session._checkpoint()
+    with session_of(context({"overrides": text})) as session:
+        assert session.directory.path == tmp_path / "7"
+        recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
+        assert recorded == {"run_dir": "7", "overrides": text.split()}
+        session.strategy.accepted = {0: 1}
+        for session.round in (0, 1):
+            session.directory.append("rounds", {"round": session.round})
+        session._checkpoint()
+        with pytest.raises(InputError, match=r"another process .* is at work there"):
+            server(None, context({"overrides": text}))
     monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
     with pytest.raises(InputError, match="already holds a run"):
         server(None, context({"overrides": text}))
     assert sys.tracebacklimit == 0  # Flower prints what went wrong in one line
-    with pytest.raises(InputError, match="strategy"):
-        session_of(context({"overrides": text + " strategy.rho=0.123", "run-dir": "7", "resume": True}))
-    longer = session_of(
+    with (
+        pytest.raises(InputError, match="strategy"),
+        session_of(context({"overrides": text + " strategy.rho=0.123", "run-dir": "7", "resume": True})),
+    ):
+        pass
+    with session_of(
         context({"overrides": "experiment=linreg rounds=4 figures=false", "run-dir": "7", "resume": True})
-    )
-    assert (longer.round, longer.cfg.rounds, longer.strategy.accepted) == (1, 4, {0: 1})
+    ) as longer:
+        assert (longer.round, longer.cfg.rounds, longer.strategy.accepted) == (1, 4, {0: 1})
     assert "rounds=4" in json.loads((tmp_path / "7" / "deployment.json").read_text())["overrides"]

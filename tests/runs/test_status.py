@@ -48,7 +48,7 @@ def test_killed_run_is_unfinished(run) -> None:
     done = run("rounds=2")
     (done.run_dir / "summary.json").unlink()
     assert RunState.read(done.run_dir).status == "unfinished"
-    assert shown(done.run_dir)["status"] == "unfinished (running, or killed)"
+    assert shown(done.run_dir)["status"] == "unfinished (killed)"
     assert shown(done.run_dir)["go on with"] == f"bayesfed resume={done.run_dir}"
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bayesfed.compare.lock import locked
+from bayesfed.lock import locked
 
 
 def test_one_holder_and_no_file_left(tmp_path) -> None:
@@ -49,7 +49,7 @@ def _count(path, number, turns) -> None:
 
 
 def test_many_that_remove_the_file_never_hold_it_together(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("bayesfed.compare.lock.POLL", 0.0005)
+    monkeypatch.setattr("bayesfed.lock.POLL", 0.0005)
     number = tmp_path / "number"
     number.write_text("0")
     context = multiprocessing.get_context("fork")
