@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,19 @@ from torch import Tensor
 
 SHA256, XXH3 = "sha256", "xxh3"
 DIGESTS: dict[str, Callable[[bytes], Any]] = {SHA256: hashlib.sha256, XXH3: xxhash.xxh3_64}
+
+
+def file_digest(path: Path) -> str:
+    """XXH3 of a file's bytes; of a folder, of the names and bytes of the files in it (hidden ones and folders left out)."""
+    made = DIGESTS[XXH3](b"")
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if file.is_file() and (file == path or not file.name.startswith(".")):
+            made.update(b"" if file == path else file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    made.update(block)
+    return made.hexdigest()
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "", digest: str = SHA256) -> str:

@@ -9,6 +9,8 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from bayesfed.foreign import plain_text
+
 
 class InputError(ValueError):
     """A setting or input file that cannot be used.
@@ -35,6 +37,12 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that cannot go on; its last checkpoint can be resumed (exit code 1)."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What ended a run, as one printable line."""
+    known = isinstance(error, InputError | RunFailed)
+    return plain_text(error if known else f"{type(error).__name__}: {error}")
 
 
 def number(

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from bayesfed.compare.runner import Outcome
+from bayesfed.errors import InputError
 from bayesfed.runs.directory import RunDirectory
+from bayesfed.runs.reading import damaged
 from bayesfed.runs.targets import learned_precision, prediction
 
 METRICS = ("accuracy", "nll", "ece", "rmse")
@@ -43,8 +45,12 @@ class Trace:
 
     @classmethod
     def read(cls, directory: RunDirectory, seed: int) -> Trace:
-        """From a run directory."""
-        records = directory.rounds()
+        """From a run directory.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        records = _records(directory)
         metrics = {m: _column(records, f"{prediction(records, m)}/{m}") for m in METRICS}
         sent = _column(records, "bytes/down", 0.0) + _column(records, "bytes/up", 0.0)
         costs = {
@@ -120,10 +126,14 @@ def collect(outcomes: Sequence[Outcome]) -> list[Group]:
             directory = RunDirectory(outcome.directory)
             if outcome.status != "finished":
                 group.failed[run.seed] = outcome.reason or outcome.status
-            elif lost := _not_finite(directory):
-                group.failed[run.seed] = f"diverged: {lost} is not finite after the last round"
-            else:
-                group.traces.append(Trace.read(directory, run.seed))
+                continue
+            try:
+                if lost := _not_finite(directory):
+                    group.failed[run.seed] = f"diverged: {lost} is not finite after the last round"
+                else:
+                    group.traces.append(Trace.read(directory, run.seed))
+            except InputError as error:  # damaged; the others are compared
+                group.failed[run.seed] = error.fix
     for group in groups.values():
         group.traces.sort(key=lambda trace: trace.seed)
     return list(groups.values())
@@ -131,8 +141,20 @@ def collect(outcomes: Sequence[Outcome]) -> list[Group]:
 
 def _not_finite(directory: RunDirectory) -> str:
     """A metric of the last round that is nan or infinite (null in JSON), or nothing."""
-    last = directory.rounds()[-1]
+    last = _records(directory)[-1]
     return next((k for k, v in last.items() if k.startswith(("mean/", "bayes/")) and v is None), "")
+
+
+def _records(directory: RunDirectory) -> list[dict[str, Any]]:
+    """``rounds.jsonl`` of a finished run.
+
+    Raises:
+        InputError: it is damaged, or holds nothing.
+    """
+    records = directory.rounds()
+    if not records:
+        raise damaged(directory.path / "rounds.jsonl", "it holds no rounds")
+    return records
 
 
 def _over_clients(last: dict[str, Any], averaged: bool) -> dict[str, float]:

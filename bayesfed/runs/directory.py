@@ -131,8 +131,9 @@ class RunDirectory:
         Raises:
             InputError: it is damaged.
         """
+        text = read_text(self.config_path) or ""
         try:
-            cfg = OmegaConf.create(read_text(self.config_path) or "")
+            cfg = OmegaConf.create(text)
             found = OmegaConf.to_container(cfg, resolve=True)
         except (YAMLError, OmegaConfBaseException, *MALFORMED) as error:
             raise damaged(self.config_path, plain_text(str(error).splitlines()[0])) from error

@@ -13,15 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.app import device_of
-from bayesfed.config import RESUMABLE, compose_config, parse, validate
-from bayesfed.errors import InputError
+from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
+from bayesfed.errors import InputError, reason_of
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.groups import build
 from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
-from bayesfed.runs.session import Session, reason_of, status_after
+from bayesfed.runs.session import Session, status_after
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,13 @@ def prepare(cfg: DictConfig, overrides: Sequence[str], patience: float = 0.0) ->
 
 def _resumed(directory: RunDirectory, cfg: DictConfig, overrides: Sequence[str]) -> Session:
     """The session that goes on with the run in ``directory``; nothing is written before all of it was read."""
-    cfg = resumed_config(directory, cfg, overrides)
+    before, cfg = directory.config(), resumed_config(directory, cfg, overrides)
     session = Session(cfg)
     session.open(directory, resumed=True)
+    if session.started_with is None and session.round and cfg.data.get("path") != before.data.get("path"):
+        raise InputError(
+            "data.path", cfg.data.path, "this run has not recorded what its data were; keep them where they were"
+        )
     if session.round > cfg.rounds:
         raise InputError("rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more")
     if session.over and cfg.profile:
@@ -140,7 +144,7 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
     parsed = parse(overrides)
     for override in parsed:
         key = override.key_or_group
-        if key.partition(".")[0] not in RESUMABLE:
+        if key.partition(".")[0] not in RESUMABLE and key != "data.path":  # the data may have moved
             may = ", ".join(k for k in RESUMABLE if k not in ("resume", "hydra"))
             raise InputError(key, override.value(), f"can't change when resuming (only {may} can); start a new run")
         if key in ("engine", "logger"):
@@ -151,7 +155,8 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
         if key in ("engine", "logger", "resume", "profile") or key.startswith("hydra"):
             continue
         try:
-            OmegaConf.update(stored, key, override.value())
+            value = override.value()
+            OmegaConf.update(stored, key, whole_path(value) if key == "data.path" and isinstance(value, str) else value)
         except OmegaConfBaseException as error:
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     validate(stored)

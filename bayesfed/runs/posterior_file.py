@@ -1,7 +1,7 @@
 """``posterior.safetensors``: the posterior of a run with all that is needed to build its model again.
 
 Tensors ``mean`` and ``precision``, and those that make up the family where they are others; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
-``Problem.description()``). Everything goes into one key with sorted JSON because safetensors writes several metadata
+``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON because safetensors writes several metadata
 keys in random order; so equal posteriors are equal files.
 """
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from bayesfed.checksum import XXH3, checksum
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, Gaussian, PointMass
 from bayesfed.lock import PARTIAL
@@ -40,6 +41,7 @@ def save_posterior(path: str | Path, posterior: Gaussian | PointMass, model_desc
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}.items()
     }
+    metadata[XXH3] = checksum(tensors, json.dumps(metadata, sort_keys=True), XXH3)
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -68,12 +70,15 @@ def load_posterior(path: str | Path) -> tuple[Gaussian | PointMass, dict[str, An
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError("path", path, f"not a readable safetensors file ({error})") from error
     if text is None:
         raise InputError("path", path, f"not a posterior of bayesfed (no metadata key {METADATA_KEY!r})")
     try:
         metadata = json.loads(text)
+        expected = metadata.pop(XXH3, None)  # the first files had none
+        if expected not in (None, checksum(arrays, json.dumps(metadata, sort_keys=True), XXH3)):
+            raise InputError("path", path, "is damaged (wrong checksum)")
         if metadata["format"] != FORMAT:
             raise InputError("path", path, f"has format {metadata['format']}, this bayesfed reads format {FORMAT}")
         family, description = metadata["family"], metadata["model"]
@@ -82,5 +87,5 @@ def load_posterior(path: str | Path) -> tuple[Gaussian | PointMass, dict[str, An
         return FAMILIES[family].from_arrays(arrays), description
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError("path", path, f"not a valid posterior of bayesfed ({error})") from error

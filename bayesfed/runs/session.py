@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from functools import cached_property
 from itertools import count
 from logging import Handler, LogRecord, getLogger
 from pathlib import Path
@@ -16,7 +18,8 @@ from omegaconf import DictConfig
 
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
-from bayesfed.errors import InputError, RunFailed
+from bayesfed.checksum import file_digest
+from bayesfed.errors import InputError, RunFailed, reason_of
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
@@ -82,6 +85,7 @@ class Session:
             lambda draw, draws: self.display.evaluating(draw, draws),
         )  # fmt: skip
         self.personalized: dict[str, float] = {}
+        self.started_with: str | None = None  # digest of the data, where the checkpoint that was taken up has it
         self.reason = ""  # what ended the run early
         self.workers = 1
         self.round = 0
@@ -130,11 +134,16 @@ class Session:
         checkpoint = Checkpoint.latest(directory.checkpoints, complete)
         try:
             self._take_up(checkpoint)
+        except InputError:
+            raise
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             fix = f"its checkpoint doesn't fit its config.yaml ({type(error).__name__}: {plain_text(error)}); start a new run"
             raise InputError("resume", directory.path, fix) from error
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
+        self.started_with = checkpoint.state.get("data")
+        if self.started_with not in (None, self.data_digest):
+            raise InputError("data.path", self.cfg.data.path, "holds other data than those this run was started with")
         tensors = dict(checkpoint.tensors)
         arrays = {name: tensors.pop(f"posterior.{name}") for name in self.strategy.posterior.arrays()}
         posterior = type(self.strategy.posterior).from_arrays(arrays)
@@ -149,6 +158,12 @@ class Session:
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)
+
+    @cached_property
+    def data_digest(self) -> str | None:
+        """Of the file or folder that ``data.path`` names; None if it names none."""
+        path = self.cfg.data.get("path")
+        return file_digest(Path(path)) if isinstance(path, str) and os.path.exists(path) else None
 
     def client_app(self):
         """The ClientApp of this run, with its sites in the run directory."""
@@ -311,6 +326,7 @@ class Session:
             "seconds": self.seconds,
             "bytes": self.bytes,
             "gradients": self.gradients,
+            "data": self.data_digest,
         }
         Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
         self.strategy.older, self.strategy.durable = self.strategy.durable, dict(self.strategy.accepted)
@@ -371,12 +387,6 @@ class _Shown(Handler):
 def status_after(error: BaseException) -> str:
     """The ``status`` in ``summary.json`` of a run that ``error`` ended."""
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-def reason_of(error: BaseException) -> str:
-    """What ``summary.json`` says ended the run: one line."""
-    known = isinstance(error, InputError | RunFailed)
-    return plain_text(error if known else f"{type(error).__name__}: {error}")
 
 
 def resume_session(path: Path) -> Session:

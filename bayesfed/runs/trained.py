@@ -22,6 +22,7 @@ from bayesfed.evaluation.predictive import (
     noise_precision,
     parameter_draws,
 )
+from bayesfed.foreign import plain_text
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.layers import restore
 from bayesfed.runs.directory import RunDirectory
@@ -150,4 +151,11 @@ def load(run_dir: str | Path) -> TrainedRun:
         raise InputError("run_dir", run_dir, "no such directory")
     if not os.path.isfile(run_dir / FILE_NAME):
         raise InputError("run_dir", run_dir, f"has no {FILE_NAME}: not a finished or interrupted bayesfed run")
-    return TrainedRun(run_dir, *load_posterior(run_dir / FILE_NAME))
+    posterior, description = load_posterior(run_dir / FILE_NAME)
+    try:
+        return TrainedRun(run_dir, posterior, description)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        fix = f"{FILE_NAME} describes no model that this bayesfed can build ({plain_text(error)})"
+        raise InputError("run_dir", run_dir, fix) from error

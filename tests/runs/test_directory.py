@@ -112,7 +112,7 @@ def test_posterior_file(digits):
     assert shapes == {"mean": ((610,), torch.float32), "precision": ((610,), torch.float32)}
     assert set(metadata) == {"bayesfed"}
     described = json.loads(metadata["bayesfed"])
-    assert set(described) == {"family", "format", "model"}
+    assert set(described) == {"family", "format", "model", "xxh3"}
     assert described["family"] == "diagonal"
     assert json.dumps(described, sort_keys=True) == metadata["bayesfed"]
     assert digits.posterior.dim == 610

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -185,3 +186,59 @@ def test_lines_of_rounds_after_the_checkpoint_are_written_anew(run, sabotage, me
     assert [line["round"] for line in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [0, 1, 2, 3, 4, 5]
     lines = [(line["round"], line["client"]) for line in read_jsonl(tmp_path / "run" / "clients.jsonl")]
     assert lines == [(r, c) for r in (1, 2, 3, 4, 5) for c in range(5)]
+
+
+# -- paths ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with data and a run of 2 rounds on them, started there with relative paths."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 3))
+    np.savez("d.npz", x=x, y=(x[:, 0] > 0).astype(int), client=np.arange(60) % 3)
+    base = ["data=npz", "data.path=d.npz", "strategy=fedavg", "client.epochs=1", "display=false", "figures=false"]
+    for name, rounds in (("run", 2), ("whole", 3)):
+        bayesfed.run([*base, f"rounds={rounds}", f"hydra.run.dir={name}"])
+    return folder
+
+
+def test_resumed_from_another_folder(project, monkeypatch, digest):
+    monkeypatch.chdir("/")
+    bayesfed.run([f"resume={project}/run", "rounds=3"])
+    assert digest(project / "run") == digest(project / "whole")
+    assert OmegaConf.load(project / "run" / "config.yaml").data.path == str(project / "d.npz")
+
+
+def test_a_project_that_moved_goes_on_with_the_same_data_only(project, digest):
+    moved = project.rename(project.parent / "moved")
+    with pytest.raises(InputError, match="does not exist"):
+        bayesfed.run([f"resume={moved}/run", "rounds=3"])
+    arrays = dict(np.load(moved / "d.npz"))
+    np.savez(moved / "other.npz", **arrays | {"y": 1 - arrays["y"]})
+    before = {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="holds other data than those this run was started with"):
+        bayesfed.run([f"resume={moved}/run", "rounds=3", f"data.path={moved}/other.npz"])
+    assert {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()} == before
+    bayesfed.run([f"resume={moved}/run", "rounds=3", f"data.path={moved}/d.npz"])
+    assert digest(moved / "run") == digest(moved / "whole")
+
+
+def test_data_that_changed_since_the_start_are_refused(project):
+    arrays = dict(np.load("d.npz"))
+    np.savez("d.npz", **arrays | {"y": 1 - arrays["y"]})
+    with pytest.raises(InputError, match="holds other data than those this run was started with"):
+        bayesfed.run(["resume=run", "rounds=3"])
+
+
+def test_the_home_folder_is_meant_by_its_sign(project, monkeypatch):
+    """Nothing is called ``~``."""
+    monkeypatch.setenv("HOME", str(project))
+    result = bayesfed.run(["data=npz", "data.path='~/d.npz'", "strategy=fedavg", "rounds=0", "display=false", "figures=false", "hydra.run.dir='~/r'"])  # fmt: skip
+    assert result.run_dir == project / "r"
+    assert bayesfed.run(["resume='~/r'"]).run_dir == project / "r"
+    assert bayesfed.load("~/r").rounds == result.rounds
+    assert not (project / "~").exists()
