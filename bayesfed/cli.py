@@ -98,6 +98,11 @@ def _compared(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; start the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the disk is full, or the folder went away
+        print(f"failed: {error}; start the same command again to go on", file=sys.stderr)
+        return 1
 
 
 def _deployed(args: Sequence[str]) -> int:
@@ -200,6 +205,8 @@ def _hydra(args: list[str]) -> int:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report(InputError("override", " ".join(overrides), str(error).splitlines()[0]))
+    except BrokenPipeError:
+        raise
     except OSError as error:  # Hydra can't make the sweep's folder
         return _report(InputError("hydra.sweep.dir", error.filename, f"can't be written ({error.strerror})"))
     except KeyboardInterrupt:

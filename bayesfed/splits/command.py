@@ -15,7 +15,7 @@ from rich.table import Table
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
-from bayesfed.lock import alone, check_folder
+from bayesfed.lock import alone, check_folder, reason
 from bayesfed.runs.directory import write_text
 from bayesfed.splits.figures import make_figures
 from bayesfed.splits.summary import client_records, overview, to_csv
@@ -60,9 +60,12 @@ def partition(args: Sequence[str]) -> Path:
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
     text = json.dumps({"summary": summary, "clients": records, "label_counts": counts, "config": kept}, indent=2)
     with alone(folder, "out"):
-        write_text(folder / MARK, text + "\n")
-        write_text(folder / "clients.csv", to_csv(records))
-        pictures = make_figures(problem, folder, cfg.seed)
+        try:
+            write_text(folder / MARK, text + "\n")
+            write_text(folder / "clients.csv", to_csv(records))
+            pictures = make_figures(problem, folder, cfg.seed)
+        except OSError as error:
+            raise InputError("out", folder, f"can't be written ({reason(error)})") from error
     console = Console()
     console.print(_shown(records))
     console.print(_told(summary), markup=False, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def existing_file(path: str | None, expected: str) -> Path:
     if path is None:
         raise InputError("path", path, f"needs {expected}")
     file = Path(path).expanduser()
-    if not file.is_file():
-        reason = "is a folder" if file.is_dir() else "does not exist"
+    if not os.path.isfile(file):  # False also for names that are too long
+        reason = "is a folder" if os.path.isdir(file) else "does not exist"
         raise InputError("path", path, f"{reason}; needs {expected}")
     return file
