@@ -141,7 +141,10 @@ def score(outcome: Outcome, metric: str) -> float:
     """What a trial is judged by, larger is better; RMSE where there is no accuracy. nan if it failed."""
     if outcome.status != "finished":
         return math.nan
-    trace = Trace.read(RunDirectory(outcome.directory), outcome.run.seed)
+    try:
+        trace = Trace.read(RunDirectory(outcome.directory), outcome.run.seed)
+    except InputError:  # damaged
+        return math.nan
     metric = metric if metric in trace.metrics else "rmse"
     return trace.final(metric) * (1 if metric in HIGHER_IS_BETTER else -1)
 

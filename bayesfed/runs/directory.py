@@ -65,7 +65,9 @@ class RunDirectory:
             InputError: for the directory named by ``field``: it can't be written.
         """
         try:
-            write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(cfg), resolve=True))
+            values = OmegaConf.create(cfg)
+            values["rounds"] = values.pop("rounds")  # last: a file that was cut off lacks it
+            write_text(self.config_path, OmegaConf.to_yaml(values, resolve=True))
         except OSError as error:
             raise InputError(field, self.path, f"can't be written ({reason(error)})") from error
 
@@ -132,6 +134,8 @@ class RunDirectory:
             InputError: it is damaged.
         """
         text = read_text(self.config_path) or ""
+        if not text.endswith("\n"):
+            raise damaged(self.config_path, "it is cut off")
         try:
             cfg = OmegaConf.create(text)
             found = OmegaConf.to_container(cfg, resolve=True)

@@ -115,13 +115,12 @@ def prepare(cfg: DictConfig, overrides: Sequence[str], patience: float = 0.0) ->
 
 def _resumed(directory: RunDirectory, cfg: DictConfig, overrides: Sequence[str]) -> Session:
     """The session that goes on with the run in ``directory``; nothing is written before all of it was read."""
-    before, cfg = directory.config(), resumed_config(directory, cfg, overrides)
+    cfg = resumed_config(directory, cfg, overrides)
     session = Session(cfg)
     session.open(directory, resumed=True)
-    if session.started_with is None and session.round and cfg.data.get("path") != before.data.get("path"):
-        raise InputError(
-            "data.path", cfg.data.path, "this run has not recorded what its data were; keep them where they were"
-        )
+    if session.round and session.started_with is None and any(text.startswith("data.path=") for text in overrides):
+        fix = "this run has not recorded what its data were; leave them where they were"
+        raise InputError("data.path", cfg.data.get("path"), fix)
     if session.round > cfg.rounds:
         raise InputError("rounds", cfg.rounds, f"this run has finished {session.round} rounds already; ask for more")
     if session.over and cfg.profile:

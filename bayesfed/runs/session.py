@@ -128,7 +128,8 @@ class Session:
         self.directory, self._continued = directory, resumed and not directory.fresh
         if not self._continued:
             return
-        lines = {name: directory.lines(name) for name in LOGS}  # a damaged one is found before any is written
+        lines = {name: directory.lines(name) for name in LOGS}  # what is damaged is found before any is written
+        directory.summary()
         rounds = {line["round"] for line in lines["rounds"]}
         complete = next(r for r in count() if r not in rounds) - 1
         checkpoint = Checkpoint.latest(directory.checkpoints, complete)

@@ -38,13 +38,14 @@ def whole(tmp_path_factory) -> Path:
     bayesfed.run([*OVERRIDES, f"hydra.run.dir={path}"])
     (path / "deployment.json").write_text(json.dumps({"run_dir": "first", "overrides": ["rounds=2"]}))
     (path / "profile.json").write_text("{}")
+    (path / "log.jsonl").touch()
     return path
 
 
 @pytest.fixture(scope="module")
 def asked():
-    """What ``resume=... rounds=3`` composes; the tests set ``resume``."""
-    return compose_config(["rounds=3"])
+    """What ``resume=...`` composes; the tests set it."""
+    return compose_config([])
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -61,9 +62,8 @@ def uses(path: Path, asked) -> dict[str, Callable[[], object]]:
     """All that reads a run directory; resuming stops before the first round."""
 
     def resume() -> None:
-        cfg = asked.copy()
-        cfg.resume = str(path)
-        with prepare(cfg, ["rounds=3"]):
+        asked.resume = str(path)
+        with prepare(asked, []):
             pass
 
     def load() -> None:
@@ -84,6 +84,8 @@ def refusals(path: Path, asked) -> dict[str, str]:
     """What each use says against the directory; it may only be an InputError of one line, and nothing is written."""
     found = {}
     for name, use in uses(path, asked).items():
+        if name == "resume" and asked is None:
+            continue
         before, error = contents(path), None
         try:
             use()
@@ -93,7 +95,6 @@ def refusals(path: Path, asked) -> dict[str, str]:
             found[name] = error
             assert error.isprintable()  # so it is one line
             assert contents(path) == before
-    assert listing(path.parent).row_count >= 1
     return found
 
 
@@ -122,6 +123,7 @@ def test_damaged_files(whole, asked, tmp_path, file) -> None:
         shutil.copytree(whole, path, symlinks=True)
         damage(path / file)
         refused = refusals(path, asked)
+        assert listing(tmp_path).row_count == 1
         if file == "config.yaml":
             assert {"status", "resume"} <= refused.keys(), name
         if file == "posterior.safetensors":
@@ -162,15 +164,17 @@ def test_missing_keys_and_other_types(whole, asked, tmp_path, file) -> None:
     path = tmp_path / "run"
     shutil.copytree(whole, path)
     before = (whole / file).read_text()
-    keys = list(records(whole / file)[0])
-    for number, key in enumerate(keys):
-        found = records(whole / file)
-        del found[0][key]
-        write(path / file, found)
-        refusals(path, asked)
-        found[0][key] = ("text\x1b[31m", [1], {"a": {}}, True, None, 1e400)[number % 6]
-        write(path / file, found)
-        refusals(path, asked)
+    values = ("text\x1b[31m", [1], {"a": {}}, True, None, 1e400)
+    for number, key in enumerate(records(whole / file)[0]):
+        if file == "summary.json" and "/" in key and number % 8:  # metrics are alike
+            continue
+        for value in (..., values[number % 6]):
+            found = records(whole / file)
+            found[0][key] = value
+            if value is ...:
+                del found[0][key]
+            write(path / file, found)
+            refusals(path, asked if file == "config.yaml" else None)
         (path / file).write_text(before)
 
 
