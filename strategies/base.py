@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
-from bayesfed.engine.flower_version import raised
+from bayesfed.engine.flower_version import raised, reason
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
@@ -221,21 +221,21 @@ class FederatedStrategy(Method[Posterior], Strategy):
         client_metrics: list[dict[str, float]] = []
         for client, reply in in_order(tally.sampled, self._counted(replies)):
             sums.next()
-            reason = "no reply before the timeout"
+            refusal = "no reply before the timeout"
             metrics: dict[str, float] | None = None
             if reply is not None:
                 try:
                     metrics = self._absorb(sums, reply, server_round, client)
                 except ValueError as error:  # wire.BadMessage, or what a method can't add
-                    reason = str(error)
+                    refusal = str(error)
                     if isinstance(error, wire.Diverged):
                         tally.diverged.append(client)
             if metrics is None:
-                tally.failed[client] = reason
+                tally.failed[client] = refusal
             else:
                 tally.replied[client] = metrics
                 client_metrics.append(metrics)
-            self._report(server_round, client, metrics, "" if metrics is not None else reason)
+            self._report(server_round, client, metrics, "" if metrics is not None else refusal)
         sums.close()
 
         if len(tally.replied) < self.min_replies:
@@ -361,7 +361,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """
         if reply.has_error():
             kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
-            raise kind(reply.error.reason or f"error {reply.error.code}")
+            raise kind(reason(reply))
         folded = self._folds and "posterior" not in reply.content
         if folded and "refused" in reply.content:
             record = reply.content["refused"]

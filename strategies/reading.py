@@ -14,11 +14,14 @@ from torch import Tensor
 from bayesfed import wire
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.families.natural import all_finite
+from bayesfed.foreign import plain_text
 from bayesfed.message_size import message_bytes
 from strategies.limits import Limits
 
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
+MOST_METRICS, LONGEST_NAME = 500, 80  # of a reply: names are a stranger's text, and kept for every client and round
+OURS = ("accepted", "reason")  # what the server says of a reply, in the same line of clients.jsonl
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,17 @@ class Reply(Generic[Posterior]):
         return value
 
 
+def numbers(record: MetricRecord) -> dict[str, float]:
+    """The numbers of a record under printable names.
+
+    Raises:
+        wire.BadMessage: more of them than any client reports.
+    """
+    if len(record) > MOST_METRICS:
+        raise wire.BadMessage(f"{len(record):,} metrics, at most {MOST_METRICS} are taken")
+    return {plain_text(name, LONGEST_NAME): value for name, value in record.items() if isinstance(value, int | float)}
+
+
 class Reader(Generic[Posterior]):
     """Reads answers; what is wrong with one is a ``wire.BadMessage``, and nothing else is ever raised.
 
@@ -80,14 +94,14 @@ class Reader(Generic[Posterior]):
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
-        found = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        found = numbers(record)
         if found.get("round") != server_round:
             raise wire.BadMessage(f"reply is of round {found.get('round')}")
         if client is not None and found.get("client", client) != client:
             raise wire.BadMessage(f"reply is of client {found['client']}; was its node started anew as another client?")
         if not 1 <= found.get("num-examples", 0) <= MOST_EXAMPLES:
             raise wire.BadMessage(f"num-examples is {found.get('num-examples')}")
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in found.items() if math.isfinite(value) and name not in OURS}
 
     def read(self, reply: Message, metrics: dict[str, float], sent: Mapping[str, Tensor]) -> Reply[Posterior]:
         """The whole answer: size, names, shapes, dtypes, finite, positive, within limits.
