@@ -12,6 +12,7 @@ from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import raised, reason
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.foreign import plain_text
@@ -54,6 +55,20 @@ class Reply(Generic[Posterior]):
         return value
 
 
+@dataclass(frozen=True)
+class Read(Generic[Posterior]):
+    """What was read: the metrics, and the reply or, if it was summed where its client runs, the sums of its group."""
+
+    metrics: dict[str, float]
+    reply: Reply[Posterior] | None
+    sums: object = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The client's, if it is here."""
+        return self.reply and self.reply.posterior
+
+
 def numbers(record: MetricRecord) -> dict[str, float]:
     """The numbers of a record under printable names.
 
@@ -79,6 +94,29 @@ class Reader(Generic[Posterior]):
         self.family, self.codec, self.extra, self.limits = family, codec, extra, limits
         shapes = (*codec.shapes.values(), *extra.shapes.values())
         self._array_bytes = sum(map(math.prod, shapes)) * codec.dtype.itemsize
+
+    def checked(
+        self, reply: Message, server_round: int, client: int | None, sent: Mapping[str, Tensor], folds: bool
+    ) -> Read[Posterior]:
+        """The whole answer, or a group's sums where a grid ``folds``; arguments as below.
+
+        Raises:
+            wire.BadMessage: what is wrong, or why there is none; ``wire.Diverged`` if numbers ran away.
+        """
+        if reply.has_error():
+            kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
+            raise kind(reason(reply))
+        folded = folds and "posterior" not in reply.content
+        if folded and "refused" in reply.content:
+            record = reply.content["refused"]
+            kind = wire.Diverged if wire.value(record, "diverged", bool) else wire.BadMessage
+            raise kind(wire.value(record, "reason", str))
+        if not folded and "posterior" not in reply.content:
+            raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
+        metrics = self.metrics(reply, server_round, client)
+        if folded:
+            return Read(metrics, None, reply.content.get("sums"))
+        return Read(metrics, self.read(reply, metrics, sent))
 
     def metrics(self, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
         """The numbers of an answer to this round's message (those that are not finite are left out).

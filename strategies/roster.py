@@ -141,10 +141,10 @@ class Roster:
                 self._asked[node].question = question
         waiting = {asked.question: node for node, asked in self._asked.items() if asked.question}
         for reply in grid.pull_messages(list(waiting)) if waiting else ():
-            node = waiting.get(reply.metadata.reply_to_message_id)
+            asked_for = waiting.get(reply.metadata.reply_to_message_id)
             away = reply.has_error() and reply.error.code in AWAY
-            if node is not None and (away or reply.metadata.src_node_id == node):
-                self._take(reply, node)
+            if asked_for is not None and (away or reply.metadata.src_node_id == asked_for):
+                self._take(reply, asked_for)
 
     def _due(self, node: int, active: str, now: float) -> bool:
         asked = self._asked.get(node)
