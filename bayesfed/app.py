@@ -101,6 +101,17 @@ class SimulationApp(ClientApp):
         super().__init__()
         self._trainer, self._strategy, self._profiler = trainer, strategy, profiler
 
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The reply. Whatever a client raises is that client's failure, and here, where server and clients are one party, all of it is told."""
+        try:
+            return self.serve(message, context)
+        except Exception as error:
+            return error_reply(message, error)
+
+    def serve(self, message: Message, context: Context) -> Message:
+        """The reply, or what the client raises."""
+        return super().__call__(message, context)
+
     def prepare(self) -> None:
         """Load data and model before the first message comes."""
         with profiling.recording(self._profiler):
@@ -126,7 +137,7 @@ class SimulationApp(ClientApp):
                     return self._timed(replies)
         except Exception as error:
             log.warning("%d messages are served one by one: %s: %s", len(messages), type(error).__name__, error)
-        return [self._answer(message, context) for message, context in zip(messages, contexts, strict=True)]
+        return [self(message, context) for message, context in zip(messages, contexts, strict=True)]
 
     def _timed(self, replies: list[Message]) -> list[Message]:
         """Let the metrics of the first reply that has some say what this process did since the last time, and which one it is."""
@@ -137,12 +148,6 @@ class SimulationApp(ClientApp):
                     metrics.update({**self._profiler.drain(), "worker": profiling.worker_number()})
                     break
         return replies
-
-    def _answer(self, message: Message, context: Context) -> Message:
-        try:
-            return self(message, context)
-        except Exception as error:  # whatever a client raises is that client's failure
-            return error_reply(message, error)
 
 
 @lru_cache(maxsize=2)

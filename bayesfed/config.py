@@ -55,6 +55,7 @@ class CheckpointSchema:
 class LimitsSchema:
     mean_norm: float = 1e30
     precision: float = 1e30
+    relative: float = 100.0
     reply_bytes: int | None = None
 
 
@@ -357,6 +358,7 @@ def validate(cfg: DictConfig) -> None:
     System.of(cfg.get("system"))
     number("limits.mean_norm", cfg.limits.mean_norm, above=0)
     number("limits.precision", cfg.limits.precision, above=0)
+    number("limits.relative", cfg.limits.relative, above=1)
     integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
         check_types(cfg[group], group)

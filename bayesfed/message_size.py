@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Message
 
 _LARGEST_SIGNED = 2**63 - 1
+_REMEMBERED = 100  # characters; longer texts are strangers', not names that come again
 
 
 def message_bytes(message: Message) -> int:
@@ -46,9 +47,13 @@ def _framed(size: int) -> int:
     return 1 + _varint(size) + size
 
 
-@lru_cache(maxsize=4096)
 def _text(text: str) -> int:
     """A string field; an empty one is not sent."""
+    return _short(text) if len(text) <= _REMEMBERED else _framed(len(text.encode()))
+
+
+@lru_cache(maxsize=4096)
+def _short(text: str) -> int:
     return _framed(len(text.encode())) if text else 0
 
 

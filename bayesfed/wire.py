@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice
+from bayesfed.foreign import plain_text
 from bayesfed.profiling import timed
 
 _NUMPY = "numpy.ndarray"  # how Flower names the serialisation by numpy.save
@@ -23,7 +24,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class BadMessage(ValueError):
-    """A message whose content is not what the protocol says; the text says what was wrong."""
+    """A message whose content is not what the protocol says; the text says what was wrong, in one printable line.
+
+    It may quote the other side (names, values), which is why it is cut and escaped here, whoever shows or keeps it.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(plain_text(text))
 
 
 class Diverged(BadMessage):
@@ -191,7 +198,7 @@ class Codec:
             reference: the server's arrays as received, for a client's answer; None on the server.
 
         Raises:
-            ValueError: an entry is not finite or too large for the format, or a precision is not positive; names array and entry.
+            BadMessage: an entry is not finite or too large for the format, or a precision is not positive; names array and entry.
         """
         if self.format == "full":
             return pack(arrays), dict(arrays)
@@ -280,7 +287,7 @@ class Codec:
         if len(bad):
             entry = int(bad[0])
             limit = torch.finfo(line.dtype).max
-            raise (ValueError if bool(values.isfinite().all()) else Diverged)(
+            raise (BadMessage if bool(values.isfinite().all()) else Diverged)(
                 f"{name} can't be sent as {self.format} in {len(bad)} of {line.numel()} entries, first entry {entry}: "
                 f"{float(values.reshape(-1)[entry]):g} (finite and at most {limit:g}, precisions positive); use wire=full"
             )

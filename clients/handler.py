@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from bayesfed import wire
 from bayesfed.engine.flower_version import error_reply
+from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.families.natural import all_finite
@@ -369,9 +370,8 @@ class Trainer:
     def _partition(self, context: Context) -> int:
         client = context.node_config.get("partition-id")
         if not isinstance(client, int) or not 0 <= client < len(self.problem.clients):
-            raise wire.BadMessage(
-                f"node config partition-id={client} is not one of the {len(self.problem.clients)} clients of this problem"
-            )
+            fix = f"must be one of the {len(self.problem.clients)} clients of this problem, which count from 0"
+            raise InputError("partition-id", client, fix)
         return client
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
 from typing import Any, cast
@@ -13,7 +14,6 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
-from bayesfed.engine.flower_version import raised
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.profiling import span, timed
@@ -21,8 +21,9 @@ from bayesfed.system import Fate
 from strategies.callbacks import Callbacks
 from strategies.limits import Limits
 from strategies.method import NEUTRAL, Method
+from strategies.outliers import Outliers
 from strategies.personalize import personalize
-from strategies.reading import Posterior, Reader
+from strategies.reading import Posterior, Read, Reader
 from strategies.replies import GroupSums, Tally, group_size, in_order, reported, stream
 from strategies.replies import Sums as Sums  # a part of this module's interface
 from strategies.roster import Roster
@@ -65,6 +66,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self._held = 0
         self._tally = Tally()
         self._roster: Roster | None = None
+        self._outliers = Outliers(math.inf, {}, True)  # until a round begins
         self._gone: set[int] = set()  # nodes that are not waited for
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
@@ -160,6 +162,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """One message per sampled client: the server's posterior and the values of the local problem."""
         nodes = self._connected(grid)
         self._folds = self.streams and bool(getattr(grid, "folds", False))
+        self._outliers = Outliers(self.reader.limits.relative, self.sizes, trusted=hasattr(grid, "stream"))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in nodes]
         self._tally = Tally(sampled={c: nodes[c] for c in clients if c in nodes})
@@ -219,23 +222,24 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.begin()
         sums = GroupSums(self.empty, group_size(len(tally.sampled)))
         client_metrics: list[dict[str, float]] = []
-        for client, reply in in_order(tally.sampled, self._counted(replies)):
+        for client, found in self._outliers.vetted(self._read_all(replies, server_round)):
             sums.next()
-            reason = "no reply before the timeout"
             metrics: dict[str, float] | None = None
-            if reply is not None:
-                try:
-                    metrics = self._absorb(sums, reply, server_round, client)
-                except ValueError as error:  # wire.BadMessage, or what a method can't add
-                    reason = str(error)
-                    if isinstance(error, wire.Diverged):
-                        tally.diverged.append(client)
+            try:
+                if isinstance(found, ValueError):
+                    raise found
+                metrics = self._add(sums, found)
+            except ValueError as error:  # wire.BadMessage, or what a method can't add
+                refusal = str(error)
+                if isinstance(error, wire.Diverged):
+                    tally.diverged.append(client)
+            del found  # its memory, before the next one is waited for
             if metrics is None:
-                tally.failed[client] = reason
+                tally.failed[client] = refusal
             else:
                 tally.replied[client] = metrics
                 client_metrics.append(metrics)
-            self._report(server_round, client, metrics, "" if metrics is not None else reason)
+            self._report(server_round, client, metrics, "" if metrics is not None else refusal)
         sums.close()
 
         if len(tally.replied) < self.min_replies:
@@ -350,35 +354,44 @@ class FederatedStrategy(Method[Posterior], Strategy):
             self._tally.up += counted or message_bytes(reply)
             yield reply
 
-    @timed("read")
-    def _absorb(
-        self, sums: GroupSums, reply: Message, server_round: int, client: int | None = None
-    ) -> dict[str, float]:
-        """Check a reply (of ``client``) before any state changes, then add it to ``sums``.
+    def _read_all(
+        self, replies: Iterable[Message], server_round: int
+    ) -> Iterator[tuple[int, Read[Posterior] | ValueError]]:
+        """Clients in order, with their checked replies or what is wrong with them."""
+        for client, reply in in_order(self._tally.sampled, self._counted(replies)):
+            found: Read[Posterior] | ValueError = wire.BadMessage("no reply before the timeout")
+            if reply is not None:
+                try:
+                    found = self._read(reply, server_round, client)
+                    self._outliers.check_examples(client, found.metrics["num-examples"])
+                except ValueError as error:
+                    found = error
+            reply = None  # its memory: it has been read
+            yield client, found
+            del found
+
+    def _absorb(self, sums: GroupSums, reply: Message, server_round: int) -> dict[str, float]:
+        """Check a reply before any state changes, then add it to ``sums``.
 
         Raises:
             wire.BadMessage, ValueError: what is wrong with it.
         """
-        if reply.has_error():
-            kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
-            raise kind(reply.error.reason or f"error {reply.error.code}")
-        folded = self._folds and "posterior" not in reply.content
-        if folded and "refused" in reply.content:
-            record = reply.content["refused"]
-            kind = wire.Diverged if wire.value(record, "diverged", bool) else wire.BadMessage
-            raise kind(wire.value(record, "reason", str))
-        if not folded and "posterior" not in reply.content:
-            raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
-        metrics = self.reader.metrics(reply, server_round, client)
-        if folded:
-            if "sums" in reply.content:  # of its whole group, checked and made by this run's own worker
-                shapes = {name: tuple(value.shape) for name, value in sums.total.items()}
-                sums.add_whole(wire.unpack(reply.content["sums"], shapes, torch.float64, copy=False))
-            return metrics
-        checked = self.reader.read(reply, metrics, self.sent.arrays())
-        with span("accumulate"):
-            metrics |= self.add(sums.group, checked)
-        return metrics
+        return self._add(sums, self._read(reply, server_round))
+
+    @timed("read")
+    def _read(self, reply: Message, server_round: int, client: int | None = None) -> Read[Posterior]:
+        """A reply (of ``client``), checked: see :meth:`strategies.reading.Reader.checked`."""
+        return self.reader.checked(reply, server_round, client, self.sent.arrays(), self._folds)
+
+    def _add(self, sums: GroupSums, read: Read[Posterior]) -> dict[str, float]:
+        """Add a reply to ``sums``; its metrics and the method's."""
+        if read.reply is not None:
+            with span("accumulate"):
+                return read.metrics | self.add(sums.group, read.reply)
+        if read.sums is not None:  # of its whole group, checked and made by this run's own worker
+            shapes = {name: tuple(value.shape) for name, value in sums.total.items()}
+            sums.add_whole(wire.unpack(read.sums, shapes, torch.float64, copy=False))
+        return read.metrics
 
     def _lose(self, server_round: int, client: int, reason: str) -> None:
         """A sampled client whose reply never counts (simulated): it is not asked to work."""

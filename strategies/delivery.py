@@ -59,7 +59,7 @@ def deliver(grid: Grid, messages: Iterable[Message], timeout: float, gone: set[i
     deadline = time.monotonic() + timeout
     waiting = [Errand(message) for message in messages]
     asked: dict[str, Errand] = {}  # by the message id of each attempt
-    _send(grid, waiting, asked, _activated(grid))
+    _send(grid, waiting, asked, activated(grid))
     pause = getattr(grid, "pull_interval", FIRST_PAUSE)
     while waiting and time.monotonic() < deadline:
         for reply in grid.pull_messages(list(asked)) if asked else ():
@@ -77,7 +77,7 @@ def deliver(grid: Grid, messages: Iterable[Message], timeout: float, gone: set[i
             else:
                 log.warning("node %d answered in the place of node %d", reply.metadata.src_node_id, errand.node)
                 yield Message(Error(0, "the reply came from another node"), reply_to=errand.message)
-        active = _activated(grid) if waiting else {}
+        active = activated(grid) if waiting else {}
         again = [
             e for e in waiting if e.node in active and (e.lost or e.active != active[e.node]) and e.attempts < ATTEMPTS
         ]
@@ -117,6 +117,6 @@ def _copy(message: Message) -> Message:
     return Message(message.content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
 
 
-def _activated(grid: Grid) -> dict[int, str]:
+def activated(grid: Grid) -> dict[int, str]:
     """When each node that is online was activated last."""
     return {node.node_id: node.last_activated_at for node in grid.get_nodes()}

@@ -15,12 +15,14 @@ from bayesfed.wire import BadMessage, Diverged
 class Limits:
     """Bounds on a reply; one that exceeds them is refused before any state changes.
 
-    The defaults only keep the server's posterior and sums from overflow (float32 ends at 3e38), so that no run that works is
-    stopped by them; tighten them to what the problem allows.
+    The defaults of the absolute ones only keep the server's posterior and sums from overflow (float32 ends at 3e38), so that no run
+    that works is stopped by them; tighten them to what the problem allows.
 
     Args:
         mean_norm: largest Euclidean norm of a posterior mean.
         precision: largest entry of a posterior precision.
+        relative: how many times a client's precision may exceed that of the round's median client for as many examples, and in a
+            deployed run its number of examples that of the median client, see :class:`strategies.outliers.Outliers`.
         reply_bytes: largest reply; null = twice what the arrays need, plus 1 MiB for names and metrics.
 
     Raises:
@@ -29,11 +31,13 @@ class Limits:
 
     mean_norm: float = 1e30
     precision: float = 1e30
+    relative: float = 100.0
     reply_bytes: int | None = None
 
     def __post_init__(self) -> None:
         number("limits.mean_norm", self.mean_norm, above=0)
         number("limits.precision", self.precision, above=0)
+        number("limits.relative", self.relative, above=1)
         integer("limits.reply_bytes", self.reply_bytes, at_least=1, optional=True)
 
     def check(self, posterior: Gaussian | PointMass) -> None:

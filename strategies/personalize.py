@@ -10,6 +10,8 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import reason
+from strategies.reading import numbers
 from strategies.replies import in_order
 
 if TYPE_CHECKING:
@@ -52,10 +54,11 @@ def personalize(
     ]  # fmt: skip
     found: dict[int, dict[str, float]] = {}
     for client, reply in in_order(asking._tally.sampled, grid.send_and_receive(messages, timeout=strategy.timeout)):
-        record = None if reply is None or reply.has_error() else reply.content.get("metrics")
-        if isinstance(record, MetricRecord):
-            found[client] = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "round"}
-        else:
-            reason = reply.error.reason if reply is not None and reply.has_error() else "no reply"
-            log.warning("client %d was not personalized: %s", client, reason)
+        try:
+            record = None if reply is None or reply.has_error() else reply.content.get("metrics")
+            if not isinstance(record, MetricRecord):
+                raise wire.BadMessage(reason(reply) if reply is not None and reply.has_error() else "no reply")
+            found[client] = {k: v for k, v in numbers(record).items() if k != "round"}
+        except wire.BadMessage as error:
+            log.warning("client %d was not personalized: %s", client, error)
     return found

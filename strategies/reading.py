@@ -12,13 +12,17 @@ from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from bayesfed import wire
+from bayesfed.engine.flower_version import raised, reason
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.families.natural import all_finite
+from bayesfed.foreign import plain_text
 from bayesfed.message_size import message_bytes
 from strategies.limits import Limits
 
 Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
 MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
+MOST_METRICS, LONGEST_NAME = 500, 80  # of a reply: names are a stranger's text, and kept for every client and round
+OURS = ("accepted", "reason")  # what the server says of a reply, in the same line of clients.jsonl
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,31 @@ class Reply(Generic[Posterior]):
         return value
 
 
+@dataclass(frozen=True)
+class Read(Generic[Posterior]):
+    """What was read: the metrics, and the reply or, if it was summed where its client runs, the sums of its group."""
+
+    metrics: dict[str, float]
+    reply: Reply[Posterior] | None
+    sums: object = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The client's, if it is here."""
+        return self.reply and self.reply.posterior
+
+
+def numbers(record: MetricRecord) -> dict[str, float]:
+    """The numbers of a record under printable names.
+
+    Raises:
+        wire.BadMessage: more of them than any client reports.
+    """
+    if len(record) > MOST_METRICS:
+        raise wire.BadMessage(f"{len(record):,} metrics, at most {MOST_METRICS} are taken")
+    return {plain_text(name, LONGEST_NAME): value for name, value in record.items() if isinstance(value, int | float)}
+
+
 class Reader(Generic[Posterior]):
     """Reads answers; what is wrong with one is a ``wire.BadMessage``, and nothing else is ever raised.
 
@@ -66,6 +95,29 @@ class Reader(Generic[Posterior]):
         shapes = (*codec.shapes.values(), *extra.shapes.values())
         self._array_bytes = sum(map(math.prod, shapes)) * codec.dtype.itemsize
 
+    def checked(
+        self, reply: Message, server_round: int, client: int | None, sent: Mapping[str, Tensor], folds: bool
+    ) -> Read[Posterior]:
+        """The whole answer, or a group's sums where a grid ``folds``; arguments as below.
+
+        Raises:
+            wire.BadMessage: what is wrong, or why there is none; ``wire.Diverged`` if numbers ran away.
+        """
+        if reply.has_error():
+            kind = wire.Diverged if raised(reply, wire.Diverged) else wire.BadMessage
+            raise kind(reason(reply))
+        folded = folds and "posterior" not in reply.content
+        if folded and "refused" in reply.content:
+            record = reply.content["refused"]
+            kind = wire.Diverged if wire.value(record, "diverged", bool) else wire.BadMessage
+            raise kind(wire.value(record, "reason", str))
+        if not folded and "posterior" not in reply.content:
+            raise wire.BadMessage(f"expected arrays {sorted(self.codec.shapes)}, got NoneType")
+        metrics = self.metrics(reply, server_round, client)
+        if folded:
+            return Read(metrics, None, reply.content.get("sums"))
+        return Read(metrics, self.read(reply, metrics, sent))
+
     def metrics(self, reply: Message, server_round: int, client: int | None = None) -> dict[str, float]:
         """The numbers of an answer to this round's message (those that are not finite are left out).
 
@@ -80,14 +132,14 @@ class Reader(Generic[Posterior]):
         record = reply.content.get("metrics")
         if not isinstance(record, MetricRecord):
             raise wire.BadMessage("metrics are missing")
-        found = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        found = numbers(record)
         if found.get("round") != server_round:
             raise wire.BadMessage(f"reply is of round {found.get('round')}")
         if client is not None and found.get("client", client) != client:
             raise wire.BadMessage(f"reply is of client {found['client']}; was its node started anew as another client?")
         if not 1 <= found.get("num-examples", 0) <= MOST_EXAMPLES:
             raise wire.BadMessage(f"num-examples is {found.get('num-examples')}")
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in found.items() if math.isfinite(value) and name not in OURS}
 
     def read(self, reply: Message, metrics: dict[str, float], sent: Mapping[str, Tensor]) -> Reply[Posterior]:
         """The whole answer: size, names, shapes, dtypes, finite, positive, within limits.

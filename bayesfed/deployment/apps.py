@@ -36,6 +36,8 @@ from bayesfed.app import Plain, SimulationApp, client_app, plain
 from bayesfed.config import RESUMABLE, compose_config, parse
 from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
+from bayesfed.deployment.told import log_whole, told
+from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.runs.directory import RunDirectory, write_text
 
@@ -100,13 +102,22 @@ def session_of(context: Context) -> Iterator[Session]:
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Solve the local problem; what the client may use comes from its own machine."""
-    return _served(context)(message, context)
+    return _answered(message, context)
 
 
 @client.query()
 def query(message: Message, context: Context) -> Message:
     """Say which client this node is."""
-    return _served(context)(message, context)
+    return _answered(message, context)
+
+
+def _answered(message: Message, context: Context) -> Message:
+    """The reply; what the client raises goes to this node's log, and the server gets no more than :func:`told` says."""
+    try:
+        return _served(context).serve(message, context)
+    except Exception as error:
+        log_whole(message.metadata.message_type, error)
+        return error_reply(message, told(error))
 
 
 def client_config(context: Context) -> Plain:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
+from bayesfed.foreign import plain_text
 
 CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 AWAY = (
@@ -28,17 +31,26 @@ def node_context(node: int, partition: int, num_partitions: int) -> Context:
     return Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
 
 
-def error_reply(message: Message, error: BaseException) -> Message:
-    """What Flower sends when a ClientApp raises, with the reason."""
-    text = f"{type(error).__name__}: {error}"
+def error_reply(message: Message, error: BaseException | str) -> Message:
+    """An error reply as Flower sends one when a ClientApp raises; its reason is ``Kind: text`` of an exception, or a text."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return Message(Error(code=CLIENT_RAISED, reason=text), reply_to=message)
+
+
+def reason(reply: Message) -> str:
+    """Why there is an error reply, as one printable line: a stranger's text, which comes in here and nowhere else.
+
+    Flower's own form, ``<class 'package.Kind'>:<'text'>``, is what is sent if a ClientApp's code can't be run at all.
+    """
+    text = reply.error.reason or f"error {reply.error.code}"
+    if kind := re.match(r"<class '(?:\w{1,99}\.){0,9}(\w{1,99})'>:<'", text):
+        text = f"{kind[1]}: " + text[kind.end() :].removesuffix("'>")
+    return plain_text(text)
 
 
 def raised(reply: Message, kind: type[Exception]) -> bool:
     """Whether an error reply is about an exception ``kind`` in the ClientApp: all that travels is its text."""
-    reason = reply.error.reason or ""
-    names = f"{kind.__name__}: ", f"<class '{kind.__module__}.{kind.__qualname__}'>"
-    return reply.error.code == CLIENT_RAISED and reason.startswith(names)
+    return reply.error.code == CLIENT_RAISED and reason(reply).startswith(f"{kind.__name__}: ")
 
 
 def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: dict[str, Any]) -> None:
