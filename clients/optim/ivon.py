@@ -90,6 +90,7 @@ class IVON(PosteriorOptimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -309,6 +310,7 @@ class IVON(PosteriorOptimizer):
         held = [g.total <= g.bound if self.min_precision else torch.zeros_like(g.total) for g in self._groups]
         return self._join([h.float() for h in held]).sum()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
         """Continue from another Gaussian: the parameters become ``mean`` and h = precision / ess - delta.
@@ -374,6 +376,7 @@ class IVON(PosteriorOptimizer):
         }
         return {**super().state_dict(), "ivon": own}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the parameters have to be restored with the model.

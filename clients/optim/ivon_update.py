@@ -174,7 +174,7 @@ def update_mean(
         direction.sub_(g.offset * debias)
     if alive is not None:
         direction.mul_(alive)
-    rate = -group["lr"] / debias
+    rate = -float(group["lr"]) / debias
     if group["clip_radius"] < math.inf:
         bound = group["clip_radius"] * debias
         direction.div_(g.total).clamp_(-bound, bound)
@@ -194,7 +194,7 @@ def update_mean(
 
 def step_numbers(group: dict[str, Any], debias: Any) -> tuple[Any, ...]:
     """``sqrt(ess), 1 - beta2, 1 - beta1, debias``, the rate and the clip bound of a fused step; the last two undo the debiasing."""
-    rate, clip = -group["lr"] / debias, group["clip_radius"] * debias
+    rate, clip = -float(group["lr"]) / debias, group["clip_radius"] * debias
     return math.sqrt(group["ess"]), 1 - group["beta2"], 1 - group["beta1"], debias, rate, clip
 
 

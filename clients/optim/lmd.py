@@ -80,6 +80,7 @@ class LMD(PosteriorOptimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -249,6 +250,7 @@ class LMD(PosteriorOptimizer):
         log_median = self.log_median.flatten()
         return LogNormal.from_log_median(log_median, log_median.new_tensor(sigmas.pop() ** -2))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_log_median(self, log_median: Tensor, reset: bool = True) -> None:
         """Continue from other medians, (2, P) or (2P,) over all multiplicative parameters; ``reset`` forgets the momentum."""
@@ -266,6 +268,7 @@ class LMD(PosteriorOptimizer):
         self._follow()
         return {**super().state_dict(), "generator": self.generator.get_state()}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`, and with it the values of the parameters (but those of additive groups).

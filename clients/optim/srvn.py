@@ -78,6 +78,7 @@ class SRVN(PosteriorOptimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -326,6 +327,7 @@ class SRVN(PosteriorOptimizer):
         """Mean and precision of q: what :class:`bayesfed.families.FullGaussian` or ``DiagonalGaussian`` are made of."""
         return self.mean, self.precision
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
         """Continue from another Gaussian.
@@ -362,6 +364,7 @@ class SRVN(PosteriorOptimizer):
         own |= {"_largest": self._largest, "_steps": self._steps, "reductions": self.reductions}
         return {**super().state_dict(), "srvn": own | {"generator": self.generator.get_state()}}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the parameters have to be restored with the model.

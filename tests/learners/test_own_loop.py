@@ -162,7 +162,10 @@ def test_the_good_samples_of_a_step_are_used(name, order, deferred):
     if name == "ivon antithetic":
         pytest.skip("the mirror image of a refused sample is a sample")
     model, clean = network(), network()
-    optimizer, reference = build(name, model, native=False) if name == "ivon" else build(name, model), build(name, clean)
+    optimizer, reference = (
+        build(name, model, native=False) if name == "ivon" else build(name, model),
+        build(name, clean),
+    )
     optimizer._deferred = deferred
     for step in range(2):
         for i in range(len(order) + 2):
@@ -486,7 +489,9 @@ def test_weight_decay_can_be_scheduled(structure):
     results = []
     for later in (True, False):
         model = network()
-        optimizer = build("ivon", model, weight_decay=10.0 if later else 0.5, hess_structure=structure, rescale_lr=False)
+        optimizer = build(
+            "ivon", model, weight_decay=10.0 if later else 0.5, hess_structure=structure, rescale_lr=False
+        )
         h = optimizer.hess
         optimizer.param_groups[0]["weight_decay"] = 0.5
         torch.testing.assert_close(optimizer.precision, 64 * (h + 0.5))
@@ -548,7 +553,9 @@ def test_lmd_takes_over_weights_that_are_loaded_or_edited(edit, weights):
     else:
         model[0].weight.data = new
     factor = 1.0 if weights == "mean" else math.exp(0.005)
-    torch.testing.assert_close(optimizer.mean[:40], factor * new.flatten() if weights == "mean" else optimizer.mean[:40])
+    torch.testing.assert_close(
+        optimizer.mean[:40], factor * new.flatten() if weights == "mean" else optimizer.mean[:40]
+    )
     assert torch.equal(optimizer.log_median[:, 48:], untouched)
     train(model, optimizer, 1)
     assert float((model[0].weight - new).abs().max()) < 0.1
@@ -600,11 +607,12 @@ def test_evaluation_under_inference_mode_comes_first(name):
 def test_the_noise_of_another_mode():
     noise = Noise("quantile", torch_generator(1, "noise"))
     with torch.inference_mode():
+        noise.fill(torch.empty(9))
         noise.fill(torch.empty(10))
     out = noise.fill(torch.empty(10))
     again = torch_generator(1, "noise")
     other = Noise("quantile", again)
-    other.fill(torch.empty(10))
+    other.fill(torch.empty(9)), other.fill(torch.empty(10))
     assert torch.equal(out, other.fill(torch.empty(10)))
 
 
