@@ -14,7 +14,7 @@ from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients import batched_ivon
 from clients.batched import BatchingSolver
-from clients.local import LocalProblem, LocalSolution, check_training
+from clients.local import LocalProblem, LocalSolution, check_gradients, check_training
 from clients.optim import IVON
 from clients.optim.undecorated import bare_step
 
@@ -146,6 +146,7 @@ class IVONSolver(BatchingSolver):
             with span("update"):
                 take_step()
 
+        check_gradients(optimizer.refused, step * self.mc_samples)
         precision = optimizer.precision
         posterior = gaussian(server.name).from_mean_precision(
             optimizer.mean.clone(), precision.mean() if server.name == "isotropic" else precision.clone()

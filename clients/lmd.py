@@ -14,7 +14,7 @@ from bayesfed.lowprecision.emulation import MXForward
 from bayesfed.lowprecision.mx import FORMATS
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Posterior, Solver, check_training
+from clients.local import LocalProblem, LocalSolution, Posterior, Solver, check_gradients, check_training
 from clients.optim import LMD
 from clients.optim.undecorated import bare_step
 
@@ -121,6 +121,7 @@ class LMDSolver(Solver):
             with span("update"):
                 take_step()
 
+        check_gradients(optimizer.refused, step * self.mc_samples)
         posterior: Posterior = PointMass(optimizer.mean)
         if isinstance(server, LogNormal):
             posterior = LogNormal.from_log_median(optimizer.log_median.flatten(), server.precision)

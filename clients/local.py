@@ -19,6 +19,7 @@ from bayesfed.families import Gaussian, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.schedule import Schedule
+from bayesfed.wire import Diverged
 from clients.native.perceptron import PerceptronGradient
 
 Posterior = Gaussian | PointMass
@@ -255,3 +256,15 @@ def check_training(lr: float, epochs: int, batch_size: int, local_schedule: str,
     integer("epochs", epochs, at_least=1)
     integer("batch_size", batch_size, at_least=1)
     choice("local_schedule", local_schedule, Schedule.KINDS)
+
+
+def check_gradients(refused: int, taken: int) -> None:
+    """Refuse a solution that some of the client's gradients are missing from.
+
+    Raises:
+        Diverged: ``refused`` > 0.
+    """
+    if refused:
+        raise Diverged(
+            f"{refused} of {taken} gradients were not finite; use a smaller learning rate, or look at the client's data"
+        )

@@ -11,7 +11,7 @@ from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Solver
+from clients.local import LocalProblem, LocalSolution, Solver, check_gradients
 from clients.optim import SRVN
 from clients.optim.srvn_update import (
     factor_from_precision,
@@ -218,6 +218,7 @@ class SRVNSolver(Solver):
             with span("update"):
                 take_step()
 
+        check_gradients(optimizer.refused, step * self.mc_samples)
         precision = optimizer.precision
         moved = (precision - start).abs() > 0.1 * start.abs()
         metrics = {

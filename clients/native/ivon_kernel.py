@@ -2,7 +2,7 @@
 
 SOURCE = r"""
 /* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/optim/native.py calls it.
-   The formulas are those of clients/optim/ivon_update.py. NaN passes through: comparisons are false with it. */
+   The formulas are those of clients/optim/ivon_update.py. NaN passes through: comparisons are false with it, so all_finite looks first. */
 
 #include <math.h>
 #include <stdint.h>
@@ -20,6 +20,19 @@ static const float *values_of(const term *t, int64_t start, float *constant, int
     if (t->values) return t->values + start;
     for (int i = 0; fill && i < BLOCK; i++) constant[i] = t->number;
     return constant;
+}
+
+/* Whether no value of the pieces is infinite or nan: an exponent of ones has the largest bits. */
+int all_finite(int64_t pieces, const int64_t *sizes, const uint32_t *const *values) {
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        uint32_t largest = 0;
+        for (int64_t i = 0; i < sizes[piece]; i++) {
+            uint32_t size = values[piece][i] & 0x7fffffff;
+            largest = size > largest ? size : largest;
+        }
+        if (largest >= 0x7f800000) return 0;
+    }
+    return 1;
 }
 
 /* noise = z root and sample = mean + scale noise; z are the points (rows of 4) that the lower 14 of every 16 bits pick. */

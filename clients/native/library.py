@@ -66,6 +66,8 @@ def functions() -> Any:
         address, count = ctypes.c_void_p, ctypes.c_int64
         library.ivon_draw.argtypes = (count, *[address] * 4, ctypes.c_float, *[address] * 2)
         library.ivon_update.argtypes = (count, *[address] * 9)
+        library.all_finite.argtypes = (count, address, address)
+        library.all_finite.restype = ctypes.c_int
         library.ivon_draw.restype = library.ivon_update.restype = None
         library.perceptron.argtypes = (address, count, address, count, ctypes.c_int, *[address] * 8)
         library.perceptron.restype = ctypes.c_int

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,26 +38,55 @@ class FlatParameters:
         parameters: the parameters that required a gradient at construction, in order.
         vector: their values, shape (P,).
         views: pieces of the vector, shaped like the parameters.
+        frozen: slices of the vector whose parameters did not require a gradient at the last :meth:`look`.
+
+    Copies and pickles take the (copied) parameters into a vector of their own.
+
+    Args:
+        parameters: all parameters of the group; those without a gradient are left alone.
+        names: of all of them, for messages.
 
     Raises:
-        InputError: there is nothing to train, or the parameters differ in dtype or device.
+        InputError: there are no parameters, they differ in dtype or device, or their memory format would be lost.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]):
-        self.parameters = [p for p in parameters if p.requires_grad]
-        if not self.parameters:
-            raise InputError("params", "a group without trainable parameters", "give at least one that requires grad")
-        kinds = {(p.dtype, p.device) for p in self.parameters}
-        if len(kinds) > 1 or not self.parameters[0].is_floating_point():
+    def __init__(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None):
+        given = list(parameters)
+        if not given:
+            raise InputError("params", "a group without parameters", "give at least one")
+        self.parameters = [p for p in given if p.requires_grad]
+        self._left = {
+            names[i] if names else f"number {i}, of shape {tuple(p.shape)}": p
+            for i, p in enumerate(given)
+            if not p.requires_grad
+        }
+        kinds = {(p.dtype, p.device) for p in self.parameters or given[:1]}
+        if len(kinds) > 1 or not given[0].is_floating_point():
             raise InputError("params", sorted(map(str, kinds)), "one real dtype and device in each parameter group")
+        if any(_channels_last(p) for p in self.parameters):
+            fix = "one vector holds all weights in torch's usual order: build the optimizer of a contiguous_format model (inputs may stay channels_last)"
+            raise InputError("params", "channels_last", fix)
+        self._like = given[0].detach().new_empty(0)
+        self.frozen: list[slice] = []
+        self._lay_out()
+
+    def _lay_out(self) -> None:
         self.sizes = [p.numel() for p in self.parameters]
-        vector = consecutive([p.detach() for p in self.parameters])
+        vector = consecutive([p.detach() for p in self.parameters]) if self.parameters else self._like
         self.vector = self._move() if vector is None else vector
         self.views = self.split(self.vector)
         self._addresses = [view.data_ptr() for view in self.views]
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        self._grad_vector = consecutive(grads) if len(grads) == len(self.parameters) else None
+        self._grad_vector = consecutive(grads) if grads and len(grads) == len(self.parameters) else None
         self._grad_views = grads if self._grad_vector is not None else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parameters": self.parameters, "_left": self._left, "_like": self._like, "frozen": self.frozen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        with torch.inference_mode(False), torch.no_grad():
+            self._lay_out()
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a (P,) vector in the shapes of the parameters."""
@@ -84,6 +114,32 @@ class FlatParameters:
                 view.copy_(p.detach())
                 p.data = view
 
+    def look(self) -> None:
+        """See which parameters require a gradient now.
+
+        Raises:
+            RuntimeError: one does that did not at construction.
+        """
+        late = [name for name, p in self._left.items() if p.requires_grad]
+        if late:
+            raise RuntimeError(
+                f"parameter {', '.join(late)} requires a gradient but was frozen when the optimizer was built: build it "
+                "before freezing (frozen parameters keep their values), or anew"
+            )
+        self.frozen = []
+        if not all(p.requires_grad for p in self.parameters):
+            ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+            parts = zip(self.parameters, self.sizes, ends, strict=True)
+            self.frozen = [slice(end - size, end) for p, size, end in parts if not p.requires_grad]
+
+    @contextmanager
+    def keeping(self, *states: Tensor) -> Iterator[None]:
+        """Put the frozen columns of tensors (..., P) back after the block."""
+        kept = [(state[..., part], state[..., part].clone()) for part in self.frozen for state in states]
+        yield
+        for columns, old in kept:
+            columns.copy_(old)
+
     def show(self, views: Sequence[Tensor]) -> None:
         """Let the parameters be ``views`` of another vector; ``views`` of this one bring them back."""
         for p, view in zip(self.parameters, views, strict=True):
@@ -100,7 +156,7 @@ class FlatParameters:
 
     def release_gradients(self) -> list[Tensor] | None:
         """Hand over the tensors autograd made, one per parameter, and forget them; ``None`` if that is not possible."""
-        if self._grad_vector is not None:
+        if self._grad_vector is not None or not self.parameters:
             return None
         grads: list[Tensor] = []
         for p in self.parameters:
@@ -129,20 +185,9 @@ class FlatParameters:
         return any(g is not None for g in grads)
 
 
-def mean_loss(optimizer: Any, closure: Callable[[], Tensor]) -> Tensor:
-    """Collect ``optimizer.mc_samples`` samples through ``sampled_params``; the closure's mean loss over them.
-
-    Args:
-        optimizer: a posterior optimizer.
-        closure: computes the mean loss, calls ``backward`` and returns the loss.
-    """
-    total: Tensor | None = None
-    for _ in range(optimizer.mc_samples):
-        with optimizer.sampled_params(train=True), torch.enable_grad():
-            value = torch.as_tensor(closure()).detach()
-        total = value / optimizer.mc_samples if total is None else total + value / optimizer.mc_samples
-    assert total is not None  # at least one sample
-    return total
+def _channels_last(p: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return p.dim() in formats and not p.is_contiguous() and p.is_contiguous(memory_format=formats[p.dim()])
 
 
 def spread(field: str, value: object, groups: Sequence[FlatParameters]) -> list[float | Tensor]:

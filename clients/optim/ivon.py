@@ -7,24 +7,30 @@ Algorithm 1), with the prior and site terms of arXiv 2506.13150. All operations 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
 from clients.optim import native as native_step
-from clients.optim.flat import FlatParameters, mean_loss, spread
-from clients.optim.ivon_state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups
-from clients.optim.ivon_update import draw, update_compiled, update_hess, update_mean, update_shared_hess
+from clients.optim.flat import FlatParameters, spread
+from clients.optim.ivon_state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups, follow
+from clients.optim.ivon_update import (
+    average_ranks,
+    draw,
+    hold_frozen,
+    update_compiled,
+    update_hess,
+    update_mean,
+    update_shared_hess,
+)
 from clients.optim.noise import Noise
+from clients.optim.posterior import PosteriorOptimizer, trainable
 
 
-class IVON(torch.optim.Optimizer):
+class IVON(PosteriorOptimizer):
     r"""Learn ``q = N(m, 1 / (ess (h + delta)))`` by minimising ``ess E_q[mean loss] + KL(q || prior)``.
 
     Use::
@@ -84,6 +90,7 @@ class IVON(torch.optim.Optimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -113,19 +120,21 @@ class IVON(torch.optim.Optimizer):
         native: bool = True,
         generator: torch.Generator | None = None,
     ):
-        integer("mc_samples", mc_samples, at_least=1)
+        mc_samples = integer("mc_samples", mc_samples, at_least=1)
         choice("hess_approx", hess_approx, ["price"])
         choice("hess_structure", hess_structure, ["diagonal", "scalar"])
         choice("noise", noise, ["quantile", "normal"])
-        number("min_precision", min_precision, at_least=0)
+        min_precision = number("min_precision", min_precision, at_least=0)
         if min_precision >= 1:
             raise InputError("min_precision", min_precision, "must be a number >= 0 and < 1")
         self.min_precision = min_precision
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
         self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
         self._groups: list[Group] = []
-        self._steps = self._samples = 0
-        self._inside = self._built = False
+        self._steps = 0
+        self._idle: Tensor | None = None  # how many of them changed nothing, if deferred
+        self._built = False
+        self._prepare()
         given = (prior_mean, prior_precision, site_linear, site_quadratic, hess)
         super().__init__(
             params,
@@ -139,7 +148,8 @@ class IVON(torch.optim.Optimizer):
                 "clip_radius": clip_radius,
             },
         )
-        flats = [FlatParameters(group["params"]) for group in self.param_groups]
+        flats = [FlatParameters(group["params"], group.get("param_names")) for group in self.param_groups]
+        trainable(flats)
         shared = {
             name: [None] * len(flats) if value is None else spread(name, value, flats)
             for name, value in zip(VECTORS, given, strict=True)
@@ -150,6 +160,7 @@ class IVON(torch.optim.Optimizer):
         self._built = True
         finish_groups(self._groups, self.param_groups, hess_structure, min_precision)
         device = self._groups[0].total.device
+        self._deferred = device.type != "cpu" and not sync
         if generator is None and device.type != "meta":
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
@@ -163,131 +174,104 @@ class IVON(torch.optim.Optimizer):
         group = self.param_groups[-1]
         check_group(group)
         if self._built:
-            self._groups.append(build_group(group, FlatParameters(group["params"]), dict.fromkeys(VECTORS)))
+            flat = FlatParameters(group["params"], group.get("param_names"))
+            self._groups.append(build_group(group, flat, dict.fromkeys(VECTORS)))
             finish_groups(self._groups, self.param_groups, self.hess_structure, self.min_precision)
             self.native = self.native and native_step.suits(self._groups[-1])
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients. Not needed: every training context starts without any."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad = None if set_to_none else p.grad.detach().zero_()
+    @property
+    def _flats(self) -> list[FlatParameters]:
+        return [g.flat for g in self._groups]
 
-    @contextmanager
-    def sampled_params(self, train: bool = False) -> Iterator[None]:
-        """Put a sample of q into the parameters; on leaving, the mean is back bit for bit.
-
-        Args:
-            train: collect the gradient of the block for :meth:`step`. Gradients from before the block are cleared when
-                it is entered and consumed when it is left, so nothing accumulates over blocks.
-
-        Raises:
-            RuntimeError: the contexts are nested. After an exception in the block, everything collected since the last
-                step is dropped.
-        """
-        if self._inside:
-            raise RuntimeError("sampled_params() cannot be nested")
-        self._inside = True
-        try:
-            self._draw(train)
-            yield
-            if train:
-                self._collect()
-        except BaseException:
-            self._samples = 0
-            for g in self._groups if train else ():
-                g.flat.clear_gradients()
-            raise
-        finally:
-            for g in self._groups:
-                g.flat.show(g.flat.views)
-            self._inside = False
-
-    @torch.no_grad()
     def _draw(self, train: bool) -> None:
         """Show the parameters at a sample; the noise of the first training sample has to outlive the context."""
+        follow(self._groups, self.param_groups, self.min_precision)
         for group, g in zip(self.param_groups, self._groups, strict=True):
-            g.flat.attach()
-            if train:
-                g.flat.clear_gradients()
             noise = g.noise if train and self._samples == 0 else g.work
             scale = group["ess"] ** -0.5
             if self.native and self._noise.kind == "quantile" and not self.antithetic:
                 native_step.draw(g, noise, scale, self._noise)
             else:
                 draw(g, noise, scale, self._noise, train, self.antithetic)
+            hold_frozen(g, noise)
             g.flat.show(g.sample_views)
 
-    @torch.no_grad()
-    def _collect(self) -> None:
-        """Add the sample's gradient g and ``z root g`` to the statistics of the step."""
+    def _take(self) -> list[Tensor] | None:
         # A lone sample's gradients are used where autograd left them: one pass over the memory less.
         alone = self.hess_structure == "diagonal" and not self.sync and not self.compile
-        found = False
+        found, taken = False, []
         for g in self._groups:
+            into = g.gradient
             if self._samples == 0:
                 g.released = g.flat.release_gradients() if alone else None
-                found |= g.released is not None or g.flat.take_gradients(g.gradient)
-                continue
+                if g.released is not None:
+                    found = True
+                    if not self._deferred:
+                        taken += g.released
+                        continue
+                    g.gather_released()
+                    taken.append(into)
+                    continue
+            else:
+                into = g.extra = torch.empty_like(g.gradient) if g.extra is None else g.extra
+            found |= g.flat.take_gradients(into)
+            taken.append(into)
+        return taken if found else None
+
+    def _finite(self, taken: list[Tensor]) -> bool:
+        return native_step.finite(taken) if self.native else super()._finite(taken)
+
+    def _add(self) -> None:
+        """Add the sample's gradient g and ``z root g`` to the statistics of the step."""
+        for g in self._groups if self._samples else ():
             g.gather_released()
-            if g.extra is None:
-                g.extra = torch.empty_like(g.gradient)
+            assert g.extra is not None  # taken
             if self._samples == 1:
                 g.noise.mul_(g.gradient)
-            found |= g.flat.take_gradients(g.extra)
             g.noise.addcmul_(g.work, g.extra)
             g.gradient.add_(g.extra)
-        if not found:
-            raise RuntimeError("no parameter got a gradient: call loss.backward() inside sampled_params(train=True)")
-        self._samples += 1
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update the posterior from the samples collected since the last step.
+    def _statistics(self) -> list[Tensor]:
+        for g in self._groups:
+            g.gather_released()
+        return [v for g in self._groups for v in ((g.gradient, g.noise) if self._samples > 1 else (g.gradient,))]
 
-        Args:
-            closure: computes the mean loss, calls ``backward`` and returns the loss; called ``mc_samples`` times.
+    def _connect(self) -> None:
+        for g in self._groups:
+            g.connect()
 
-        Returns:
-            The loss averaged over the closure's samples, if there is a closure.
-
-        Raises:
-            RuntimeError: nothing was collected.
-        """
-        loss = None if closure is None else mean_loss(self, closure)
-        if self._samples == 0 or self._inside:
-            raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
+    def _update(self) -> None:
+        follow(self._groups, self.param_groups, self.min_precision)
+        samples = self._samples
+        if self.sync:
+            samples = average_ranks(self._groups, samples, check=self._steps == 0)
+        if not samples:
+            return
         self._steps += 1
-        samples = self._gather()
+        steps: int | Tensor = self._steps
+        alive: Tensor | None = None
+        if self._good is not None:
+            alive = self._good > 0
+            self._idle = ~alive + (0 if self._idle is None else self._idle)
+            steps = (self._steps - self._idle).clamp(min=1)
+            for value in self._statistics() if samples > 1 else ():
+                value.mul_(samples / self._good.clamp(min=1))
         if self.hess_structure == "scalar":
-            update_shared_hess(self.param_groups[0], self._groups, samples, products=samples > 1 or self.sync)
+            products = samples > 1 or self.sync
+            update_shared_hess(self.param_groups[0], self._groups, samples, products, alive)
         alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
         for group, g in zip(self.param_groups, self._groups, strict=True):
-            debias = 1 - group["beta1"] ** self._steps if self.debias else 1.0
-            if alone and (self.compile or self.native):
-                update = update_compiled if self.compile else native_step.update
-                update(group, g, debias, self.rescale_lr)
-                continue
-            if self.hess_structure == "diagonal":
-                update_hess(group, g, samples, products=samples > 1 or self.sync)
-            update_mean(group, g, samples, debias, self.rescale_lr)
-        self._samples = 0
-        return loss
-
-    def _gather(self) -> int:
-        """The number of samples behind the statistics, over all ranks if ``sync``."""
-        if self.sync and self._samples == 1:
-            for g in self._groups:
-                g.noise.mul_(g.gradient)
-        if not self.sync:
-            return self._samples
-        count = torch.tensor(self._samples, device=self._groups[0].total.device)
-        torch.distributed.all_reduce(count)
-        for g in self._groups:
-            torch.distributed.all_reduce(g.gradient)
-            torch.distributed.all_reduce(g.noise)
-        return int(count)
+            debias = 1 - group["beta1"] ** steps if self.debias else 1.0
+            diagonal = (g.total, g.root) if self.hess_structure == "diagonal" else ()
+            with g.flat.keeping(g.flat.vector, g.momentum, *diagonal):
+                if alone and self.compile:
+                    update_compiled(group, g, debias, self.rescale_lr, alive)
+                elif alone and self.native:
+                    native_step.update(group, g, debias, self.rescale_lr)
+                else:
+                    if diagonal:
+                        update_hess(group, g, samples, samples > 1 or self.sync, alive)
+                    update_mean(group, g, samples, debias, self.rescale_lr, alive)
 
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
@@ -306,6 +290,7 @@ class IVON(torch.optim.Optimizer):
     @property
     def precision(self) -> Tensor:
         """ess (h + delta), (P,)."""
+        follow(self._groups, self.param_groups, self.min_precision)
         groups = zip(self.param_groups, self._groups, strict=True)
         return self._join([g.total * group["ess"] for group, g in groups])
 
@@ -325,6 +310,7 @@ class IVON(torch.optim.Optimizer):
         held = [g.total <= g.bound if self.min_precision else torch.zeros_like(g.total) for g in self._groups]
         return self._join([h.float() for h in held]).sum()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
         """Continue from another Gaussian: the parameters become ``mean`` and h = precision / ess - delta.
@@ -339,7 +325,8 @@ class IVON(torch.optim.Optimizer):
         """
         if self._inside:
             raise RuntimeError("set_posterior() cannot be called inside sampled_params()")
-        flats = [g.flat for g in self._groups]
+        flats = self._flats
+        follow(self._groups, self.param_groups, self.min_precision)
         if mean is not None:
             for g, value in zip(self._groups, spread("mean", mean, flats), strict=True):
                 g.flat.attach()
@@ -355,15 +342,19 @@ class IVON(torch.optim.Optimizer):
                 g.total.copy_(start) if isinstance(start, Tensor) else g.total.fill_(start)
                 g.initial = g.hess
                 torch.rsqrt(g.total, out=g.root)
-        self._samples = 0
+        self._forget()
         if reset:
-            self._steps = 0
+            self._steps, self._idle = 0, None
             for g in self._groups:
                 g.momentum.zero_()
 
     def momentum(self) -> tuple[Tensor, int]:
         """The momentum (P,), a copy, and how many steps it has seen (its debiasing needs both)."""
-        return self._join([g.momentum for g in self._groups]), self._steps
+        return self._join([g.momentum for g in self._groups]), self._changes()
+
+    def _changes(self) -> int:
+        """The steps that changed something."""
+        return self._steps - (0 if self._idle is None else int(self._idle))
 
     @torch.no_grad()
     def load_momentum(self, momentum: Tensor, steps: int) -> None:
@@ -371,7 +362,7 @@ class IVON(torch.optim.Optimizer):
         sizes = [g.momentum.numel() for g in self._groups]
         for g, part in zip(self._groups, momentum.split(sizes), strict=True):
             g.momentum.copy_(part)
-        self._steps = steps
+        self._steps, self._idle = steps, None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters (the mean) that the next step depends on, the noise stream included.
@@ -379,29 +370,31 @@ class IVON(torch.optim.Optimizer):
         Take it between steps: samples collected for an unfinished step are not in it.
         """
         own = {
-            "steps": self._steps,
+            "steps": self._changes(),
             "groups": [{name: getattr(g, name) for name in SAVED} for g in self._groups],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
         return {**super().state_dict(), "ivon": own}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the parameters have to be restored with the model.
 
         Raises:
-            ValueError: the groups or their sizes do not match.
+            ValueError: it is a state of another optimizer, or the groups or their sizes do not match.
         """
-        own = state_dict["ivon"]
+        own = self._own(state_dict, "ivon")
         sizes = [g.flat.vector.numel() for g in self._groups]
         if [saved["momentum"].numel() for saved in own["groups"]] != sizes:
             raise ValueError(f"the saved optimizer has other parameters than this one ({sizes} per group)")
         if any(saved["total"].shape != g.total.shape for g, saved in zip(self._groups, own["groups"], strict=True)):
             raise ValueError(f"the saved optimizer is not of hess_structure={self.hess_structure}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "ivon"})
-        for g, saved in zip(self._groups, own["groups"], strict=True):
-            g.load(saved)
+        for g, saved, group in zip(self._groups, own["groups"], self.param_groups, strict=True):
+            g.load(saved, group)
             g.refresh(self.min_precision)
-        self._steps, self._samples = own["steps"], 0
+        self._steps, self._idle = own["steps"], None
+        self._forget()
         if self.generator is not None and own["generator"] is not None:
             self.generator.set_state(own["generator"].cpu())

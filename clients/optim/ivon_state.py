@@ -44,6 +44,17 @@ class Group:
     sample_views: list[Tensor] = field(default_factory=list)  # pieces of it, shaped like the parameters
     views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # noise, work, momentum shaped like it
 
+    told: tuple[float, float] = (0.0, 1.0)  # the weight_decay and ess that delta belongs to
+    fixed: bool = False  # delta is a prior precision over ess, not weight_decay
+
+    def connect(self) -> None:
+        """Make the views of the vectors."""
+        self.sample_views = self.flat.split(self.sample)
+        self.views = self.flat.split(self.noise), self.flat.split(self.work), self.flat.split(self.momentum)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "released": None, "sample_views": [], "views": ([], [], [])}
+
     def gather_released(self) -> None:
         """Put gradients kept in pieces into the vector."""
         if self.released is not None:
@@ -70,31 +81,33 @@ class Group:
         elif self.bound:
             self.total.clamp_(min=self.bound)
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """Take over what another group had under the names in ``SAVED``; to be followed by :meth:`refresh`."""
+    def load(self, saved: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Take over what another group with these settings had under ``SAVED``; to be followed by :meth:`refresh`."""
         like = self.momentum
         self.momentum.copy_(saved["momentum"])
         self.total.copy_(saved["total"])
         for name in _GIVEN:
             value = saved[name]
             setattr(self, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
+        self.told = settings["weight_decay"], settings["ess"]
+        self.fixed = isinstance(self.delta, Tensor) or self.delta != settings["weight_decay"]
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Check the settings of a group.
+    """Check the settings of a group and make them Python's numbers.
 
     Raises:
         InputError: one is out of range.
     """
-    number("lr", group["lr"], at_least=0)
-    number("ess", group["ess"], above=0)
-    number("hess_init", group["hess_init"])
-    number("beta1", group["beta1"], at_least=0)
+    group["lr"] = number("lr", group["lr"], at_least=0)
+    group["ess"] = number("ess", group["ess"], above=0)
+    group["hess_init"] = number("hess_init", group["hess_init"])
+    group["beta1"] = number("beta1", group["beta1"], at_least=0)
     if group["beta1"] >= 1:
         raise InputError("beta1", group["beta1"], "must be a finite number >= 0 and < 1")
-    number("beta2", group["beta2"], at_least=0, at_most=1)
-    number("weight_decay", group["weight_decay"], at_least=0)
-    number("clip_radius", group["clip_radius"], above=0, finite=False)
+    group["beta2"] = number("beta2", group["beta2"], at_least=0, at_most=1)
+    group["weight_decay"] = number("weight_decay", group["weight_decay"], at_least=0)
+    group["clip_radius"] = number("clip_radius", group["clip_radius"], above=0, finite=False)
 
 
 def build_group(group: dict[str, Any], flat: FlatParameters, shared: dict[str, Any]) -> Group:
@@ -134,9 +147,10 @@ def build_group(group: dict[str, Any], flat: FlatParameters, shared: dict[str, A
         total=torch.zeros_like(like).add_(initial).add_(delta),
         root=torch.empty_like(like),
         initial=initial,
+        told=(group["weight_decay"], group["ess"]),
+        fixed=precision is not None,
     )
-    made.sample_views = flat.split(made.sample)
-    made.views = flat.split(made.noise), flat.split(made.work), flat.split(made.momentum)
+    made.connect()
     return made
 
 
@@ -163,9 +177,34 @@ def finish_groups(
         for g in groups:
             g.total, g.root, g.initial, g.damping = total, root, initial, damping
     for g in groups:
-        if not g.total.is_meta and not bool(g.total.amin() > 0):
+        if g.total.numel() and not g.total.is_meta and not bool(g.total.amin() > 0):
             raise InputError("hess", "not positive definite", "h + delta must be > 0 everywhere")
         g.refresh(min_precision)
+
+
+def follow(groups: Sequence[Group], settings: Sequence[dict[str, Any]], min_precision: float) -> None:
+    """Let delta follow ``weight_decay`` and ``ess`` where the settings changed; h stays.
+
+    Raises:
+        InputError: ``weight_decay`` was changed where a prior precision replaces it.
+    """
+    if all(g.told == (group["weight_decay"], group["ess"]) for g, group in zip(groups, settings, strict=True)):
+        return
+    deltas = []
+    for g, group in zip(groups, settings, strict=True):
+        (decay, ess), (old_decay, old_ess) = (group["weight_decay"], group["ess"]), g.told
+        if g.fixed and decay != old_decay:
+            raise InputError("weight_decay", decay, "cannot be changed where prior_precision replaces it")
+        deltas.append(g.delta * (old_ess / ess) if g.fixed else number("weight_decay", decay, at_least=0))
+    shared = groups[0].total.dim() == 0
+    dampings = [average(deltas, groups)] * len(groups) if shared else deltas
+    for g, damping in list(zip(groups, dampings, strict=True))[: 1 if shared else None]:
+        g.total.add_(damping - g.damping)
+    for g, group, delta, damping in zip(groups, settings, deltas, dampings, strict=True):
+        g.delta, g.damping, g.told = delta, damping, (group["weight_decay"], group["ess"])
+        g.refresh(min_precision)
+        g.hold()
+        torch.rsqrt(g.total, out=g.root)
 
 
 def average(values: Sequence[float | Tensor], groups: Sequence[Group]) -> Tensor:
@@ -174,5 +213,7 @@ def average(values: Sequence[float | Tensor], groups: Sequence[Group]) -> Tensor
     result = torch.zeros((), dtype=like.dtype, device=like.device)
     for value, g in zip(values, groups, strict=True):
         share = g.flat.vector.numel() / total
+        if not share:
+            continue
         result.add_(value.mean() if isinstance(value, Tensor) else value, alpha=share)
     return result

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from clients.optim.ivon_state import Group, average
@@ -34,7 +35,47 @@ def draw(g: Group, noise: Tensor, scale: float, source: Noise, train: bool, anti
     torch.add(g.flat.vector, noise, alpha=scale, out=g.sample)
 
 
-def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool) -> None:
+def hold_frozen(g: Group, noise: Tensor) -> None:
+    """No noise where parameters are frozen."""
+    for part in g.flat.frozen:
+        noise[part].zero_()
+        g.sample[part].copy_(g.flat.vector[part])
+
+
+def average_ranks(groups: Sequence[Group], samples: int, check: bool) -> int:
+    """Add the statistics of all ranks, each from its ``samples``; the number of samples behind them.
+
+    Raises:
+        RuntimeError: with ``check``, the ranks have the same gradient of different samples.
+    """
+    for g in groups:
+        if samples == 0:  # all refused: the others go on
+            g.noise.zero_(), g.gradient.zero_()
+        elif samples == 1:
+            g.noise.mul_(g.gradient)
+    if check:
+        sums = [
+            sum(v.double().sum() for v in values)
+            for values in zip(*((g.gradient, g.noise) for g in groups), strict=True)
+        ]
+        own = torch.stack(sums)
+        every = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(every, own)
+        gradients, products = torch.stack(every).T.tolist()
+        if gradients[0] and len(set(gradients)) == 1 < len(set(products)):
+            raise RuntimeError(
+                "the gradients are averaged over the ranks already, which makes the curvature too small by their number: "
+                "use sync=True without DistributedDataParallel, or leave the blocks under model.no_sync()"
+            )
+    count = torch.tensor(samples, device=groups[0].total.device)
+    torch.distributed.all_reduce(count)
+    for g in groups:
+        torch.distributed.all_reduce(g.gradient)
+        torch.distributed.all_reduce(g.noise)
+    return int(count)
+
+
+def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool, alive: Tensor | None = None) -> None:
     """Update the total ``h + delta`` and ``root``.
 
     Args:
@@ -42,6 +83,7 @@ def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool) -
         g: its buffers.
         samples: behind the statistics.
         products: whether ``g.noise`` holds the sum of ``z root g`` already.
+        alive: () bool on the device, False to change nothing; None for True.
     """
     c = 1 - group["beta2"]
     scale = c * math.sqrt(group["ess"])
@@ -56,6 +98,8 @@ def update_hess(group: dict[str, Any], g: Group, samples: int, products: bool) -
         g.work.add_(g.noise, alpha=scale / samples)
     else:
         g.work.addcmul_(g.noise, g.gradient, value=scale)
+    if alive is not None:
+        g.work.masked_fill_(~alive, 1.0)
     torch.addcmul(_number(0.5, g.total), g.work, g.work, value=0.5, out=g.work)
     g.total.mul_(g.work)
     g.hold()
@@ -72,32 +116,48 @@ def _number(value: float, like: Tensor) -> Tensor:
     return _cached(value, like.dtype, like.device)
 
 
-def update_shared_hess(group: dict[str, Any], groups: Sequence[Group], samples: int, products: bool) -> None:
+def update_shared_hess(
+    group: dict[str, Any], groups: Sequence[Group], samples: int, products: bool, alive: Tensor | None = None
+) -> None:
     """:func:`update_hess` for one number that all groups share (the isotropic family), with hhat averaged over all parameters."""
     g = groups[0]
     c, scale = 1 - group["beta2"], math.sqrt(group["ess"]) / samples
-    count = sum(other.gradient.numel() for other in groups)
+    count = sum(p.numel() for other in groups for p in other.flat.parameters if p.requires_grad)
     sums = [other.noise.sum() if products else torch.dot(other.noise, other.gradient) for other in groups]
     slope = g.damping - average([other.site_quadratic for other in groups], groups)
     ratio = torch.stack([value.to(g.root.dtype) for value in sums]).sum().mul_(scale / count)
     w = 1 - c + c * (ratio + slope / g.total)
+    if alive is not None:
+        w = torch.where(alive, w, 1.0)
     g.total.mul_(0.5 + 0.5 * w * w)
     g.hold()
     torch.rsqrt(g.total, out=g.root)
 
 
-def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, rescale: bool) -> None:
+def update_mean(
+    group: dict[str, Any],
+    g: Group,
+    samples: int,
+    debias: Any,
+    rescale: bool,
+    alive: Tensor | None = None,
+) -> None:
     """Update the momentum and the mean.
 
     Args:
         group: the optimizer's settings of the group.
         g: its buffers.
         samples: behind the gradient.
-        debias: ``1 - beta1^t``, or 1.
+        debias: ``1 - beta1^t``, or 1; () on the device with ``alive``.
         rescale: multiply the learning rate by ``hess_init + delta``.
+        alive: () bool on the device, False to change nothing; None for True.
     """
-    beta1, vector, direction = group["beta1"], g.flat.vector, g.sample
-    if g.released is not None:
+    beta1, vector, direction, momentum = group["beta1"], g.flat.vector, g.sample, g.momentum
+    if alive is not None:
+        share = (alive * (1 - beta1)).to(momentum.dtype)
+        momentum.lerp_(g.gradient if samples == 1 else g.gradient / samples, share)
+        momentum, debias = momentum / debias, 1.0
+    elif g.released is not None:
         torch._foreach_lerp_(g.views[2], g.released, 1 - beta1)
         g.released = None
     elif samples == 1:
@@ -105,14 +165,16 @@ def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, re
     else:
         g.momentum.mul_(beta1).add_(g.gradient, alpha=(1 - beta1) / samples)
     if isinstance(g.slope, Tensor):
-        torch.addcmul(g.momentum, g.slope, vector, value=debias, out=direction)
+        torch.addcmul(momentum, g.slope, vector, value=debias, out=direction)
     else:
-        torch.add(g.momentum, vector, alpha=g.slope * debias, out=direction)
+        torch.add(momentum, vector, alpha=g.slope * debias, out=direction)
     if isinstance(g.offset, Tensor):
         direction.sub_(g.offset, alpha=debias)
     elif g.offset:
         direction.sub_(g.offset * debias)
-    rate = -group["lr"] / debias
+    if alive is not None:
+        direction.mul_(alive)
+    rate = -float(group["lr"]) / debias
     if group["clip_radius"] < math.inf:
         bound = group["clip_radius"] * debias
         direction.div_(g.total).clamp_(-bound, bound)
@@ -130,13 +192,15 @@ def update_mean(group: dict[str, Any], g: Group, samples: int, debias: float, re
         vector.addcdiv_(direction, g.total, value=rate)
 
 
-def step_numbers(group: dict[str, Any], debias: float) -> tuple[float, ...]:
+def step_numbers(group: dict[str, Any], debias: Any) -> tuple[Any, ...]:
     """``sqrt(ess), 1 - beta2, 1 - beta1, debias``, the rate and the clip bound of a fused step; the last two undo the debiasing."""
-    rate, clip = -group["lr"] / debias, group["clip_radius"] * debias
+    rate, clip = -float(group["lr"]) / debias, group["clip_radius"] * debias
     return math.sqrt(group["ess"]), 1 - group["beta2"], 1 - group["beta1"], debias, rate, clip
 
 
-def update_compiled(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
+def update_compiled(
+    group: dict[str, Any], g: Group, debias: float | Tensor, rescale: bool, alive: Tensor | None = None
+) -> None:
     """Both updates after a single sample, as one pass over the memory (the kernel is compiled at the first call)."""
     like = g.flat.vector
 
@@ -146,12 +210,19 @@ def update_compiled(group: dict[str, Any], g: Group, debias: float, rescale: boo
     factor = group["hess_init"] + g.damping if rescale else 1.0
     # Numbers that change from step to step travel as CPU tensors of shape (): no recompilation, and no copy to a GPU.
     *first, clip = step_numbers(group, debias)
-    numbers = torch.tensor([*first, min(clip, torch.finfo(like.dtype).max)], dtype=like.dtype)
+    largest = torch.finfo(like.dtype).max
+    if alive is None:
+        numbers = torch.tensor([*first, min(clip, largest)], dtype=like.dtype).unbind()
+    else:  # beta2 = beta1 = 1 and lr = 0 change nothing
+        scale, c, share, bias, rate = first
+        values = [scale, c * alive, share * alive, bias, rate * alive, clip]
+        made = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+        numbers = *made[:-1], made[-1].clamp(max=largest)
     _kernel()(
         (like, g.total, g.root, g.momentum),
         (g.noise, g.gradient),
         (constant(g.slope), constant(g.offset), constant(factor), constant(g.bound)),
-        numbers.unbind(),
+        numbers,
     )
 
 

@@ -6,8 +6,6 @@ this was written: the form of the update follows reviews of it, constants and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +14,14 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import LogNormal
 from bayesfed.seeding import torch_generator
-from clients.optim.flat import FlatParameters, mean_loss
+from clients.optim.flat import FlatParameters
 from clients.optim.lmd_state import Additive, Multiplicative
 from clients.optim.lmd_update import REGULARISERS
 from clients.optim.noise import Noise
+from clients.optim.posterior import PosteriorOptimizer, trainable
 
 
-class LMD(torch.optim.Optimizer):
+class LMD(PosteriorOptimizer):
     r"""Learn ``w = u - v``, ``u = m+ exp(sigma xi+)``, ``v = m- exp(sigma xi-)``: medians m > 0 that move by factors.
 
     Use::
@@ -56,7 +55,7 @@ class LMD(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them with own values of all numbers below. They become views of one vector per group (see
             :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``. Their values are the initial
-            E[w]; load later ones with :meth:`set_log_median` or the optimizer's state, not into the model.
+            E[w]; values loaded into the model or edited later are split anew, with the momentum kept.
         lr: > 0 (0 allowed): a signed step moves a median by at most the factor ``exp(lr)``, so doubling takes ``0.69/lr`` steps.
         sigma: standard deviation of log u, >= 0 (0: no noise).
         beta1, beta2: decay of the momentum in the update and in the memory, in [0, 1).
@@ -81,6 +80,7 @@ class LMD(torch.optim.Optimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -105,17 +105,16 @@ class LMD(torch.optim.Optimizer):
         site_quadratic: float = 0.0,
         generator: torch.Generator | None = None,
     ):
-        integer("mc_samples", mc_samples, at_least=1)
+        mc_samples = integer("mc_samples", mc_samples, at_least=1)
         choice("weights", weights, ("mean", "median"))
         choice("noise", noise, ("quantile", "normal"))
-        number("prior_precision", prior_precision, at_least=0)
-        number("site_quadratic", site_quadratic)
+        prior_precision = number("prior_precision", prior_precision, at_least=0)
+        site_quadratic = number("site_quadratic", site_quadratic)
         if prior_precision and prior_log_median is None:
             raise InputError("prior_log_median", None, "is needed with prior_precision")
         self.mc_samples, self.weights = mc_samples, weights
         self._groups: list[Multiplicative | Additive] = []
-        self._samples = 0
-        self._inside = False
+        self._prepare()
         super().__init__(
             params,
             {
@@ -133,7 +132,9 @@ class LMD(torch.optim.Optimizer):
             },
         )
         self._pull(prior_log_median, prior_precision, site_linear, site_quadratic)
+        trainable(self._flats)
         device = self.param_groups[0]["params"][0].device
+        self._deferred = device.type != "cpu"
         self.generator = generator or torch_generator(torch.initial_seed(), "lmd", device=device)
         self._noise = Noise(noise, self.generator)
 
@@ -141,22 +142,22 @@ class LMD(torch.optim.Optimizer):
         """Add a group; it starts at its own values with an empty momentum."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        number("lr", group["lr"], at_least=0)
-        number("sigma", group["sigma"], at_least=0)
-        number("beta1", group["beta1"], at_least=0, at_most=1 - 1e-12)
-        number("beta2", group["beta2"], at_least=0, at_most=1 - 1e-12)
-        number("decay", group["decay"], at_least=0)
+        group["lr"] = number("lr", group["lr"], at_least=0)
+        group["sigma"] = number("sigma", group["sigma"], at_least=0)
+        group["beta1"] = number("beta1", group["beta1"], at_least=0, at_most=1 - 1e-12)
+        group["beta2"] = number("beta2", group["beta2"], at_least=0, at_most=1 - 1e-12)
+        group["decay"] = number("decay", group["decay"], at_least=0)
         choice("regulariser", group["regulariser"], (*REGULARISERS, "lognormal"))
-        number("temperature", group["temperature"], at_least=0)
-        number("prior_median", group["prior_median"], above=0)
-        number("offset", group["offset"], above=0, optional=True)
+        group["temperature"] = number("temperature", group["temperature"], at_least=0)
+        group["prior_median"] = number("prior_median", group["prior_median"], above=0)
+        group["offset"] = number("offset", group["offset"], above=0, optional=True)
         if group["regulariser"] == "lognormal" and group["temperature"]:
             raise InputError(
                 "temperature", group["temperature"], "must be 0 with regulariser=lognormal, which includes it"
             )
-        flat = FlatParameters(group["params"])
+        flat = FlatParameters(group["params"], group.get("param_names"))
         kind = Multiplicative if group["multiplicative"] else Additive
-        self._groups.append(kind(group, flat, self.state[flat.parameters[0]], self.weights))
+        self._groups.append(kind(group, flat, self.state[_key(group, flat)], self.weights))
 
     def _pull(self, median: Tensor | None, precision: float, linear: Tensor | None, quadratic: float) -> None:
         """Hand every multiplicative group its columns of the federated terms, as ``constant + slope z``."""
@@ -175,84 +176,65 @@ class LMD(torch.optim.Optimizer):
         for g, columns in zip(groups, constant.split(sizes, 1), strict=True):
             g.pull = columns.to(g.log_median.dtype), precision - quadratic
 
-    @contextmanager
-    def sampled_params(self, train: bool = False) -> Iterator[None]:
-        """Put a sample into the parameters; on leaving, they are what they were.
+    @property
+    def _flats(self) -> list[FlatParameters]:
+        return [g.flat for g in self._groups]
 
-        Args:
-            train: collect the gradient of the block for :meth:`step`. Gradients from before the block are cleared when it is
-                entered and consumed when it is left.
+    def _draw(self, train: bool) -> None:
+        for g in self._groups:
+            g.follow()
+            g.draw(self._noise)
 
-        Raises:
-            RuntimeError: the contexts are nested, or no parameter got a gradient. After an exception in the block, everything
-                collected since the last step is dropped.
-        """
-        if self._inside:
-            raise RuntimeError("sampled_params() cannot be nested")
-        self._inside = True
-        try:
-            for g in self._groups:
-                g.flat.attach()
-                if train:
-                    g.flat.clear_gradients()
-                g.draw(self._noise)
-            yield
-            if train:
-                self._collect()
-        except BaseException:
-            self._samples = 0
-            raise
-        finally:
-            for g in self._groups:
-                g.flat.show(g.flat.views)
-            self._inside = False
-
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _collect(self) -> None:
-        """Add the gradients at the parameters to the statistics of the step."""
-        found = [g.collect(first=self._samples == 0) for g in self._groups]
-        if not any(found):
+    def _follow(self) -> None:
+        """Take over weights that were loaded or edited since the last step."""
+        for g in self._groups if not self._inside else ():
+            g.flat.attach()
+            g.follow()
+
+    def _take(self) -> list[Tensor] | None:
+        found = [g.take() for g in self._groups]
+        return [g.slope for g in self._groups] if any(found) else None
+
+    def _add(self) -> None:
+        for g in self._groups:
+            g.add(first=self._samples == 0)
+
+    def _statistics(self) -> list[Tensor]:
+        return [g.gradient for g in self._groups]
+
+    def _connect(self) -> None:
+        for g in self._groups:
+            g.connect()
+
+    def _without_samples(self, found: bool) -> None:
+        """The gradient at the mean."""
+        self._follow()
+        for g in self._groups if found else ():
+            g.flat.look()
+            g.stay()
+        if not found or not self._collect():
             raise RuntimeError(
                 "no parameter got a gradient: call loss.backward() first, inside sampled_params(train=True)"
             )
-        self._samples += 1
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update the medians from the samples collected since the last step; from the gradient at the mean if there are none.
-
-        Args:
-            closure: computes the mean loss, calls ``backward`` and returns the loss; called ``mc_samples`` times.
-
-        Returns:
-            The loss averaged over the closure's samples, if there is a closure.
-
-        Raises:
-            RuntimeError: there is no gradient, or it is called inside the context.
-        """
-        if self._inside:
-            raise RuntimeError("step() cannot be called inside sampled_params()")
-        loss = None if closure is None else mean_loss(self, closure)
-        if self._samples == 0:
-            for g in self._groups:
-                g.flat.attach()
-                g.stay()
-            self._collect()
+    def _update(self) -> None:
         for g in self._groups:
-            g.step(self._samples)
-        self._samples = 0
-        return loss
+            g.step(self._samples, self._good)
 
     # -- the posterior --------------------------------------------------------------------------------------------
 
     @property
     def log_median(self) -> Tensor:
         """Logarithms of (m+, m-) of all multiplicative parameters, (2, P), a copy."""
+        self._follow()
         return torch.cat([g.log_median for g in self._groups if isinstance(g, Multiplicative)], 1)
 
     @property
     def mean(self) -> Tensor:
         """E[w] of all parameters, (P,), a copy."""
+        self._follow()
         return torch.cat([g.mean() for g in self._groups])
 
     @property
@@ -268,6 +250,7 @@ class LMD(torch.optim.Optimizer):
         log_median = self.log_median.flatten()
         return LogNormal.from_log_median(log_median, log_median.new_tensor(sigmas.pop() ** -2))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_log_median(self, log_median: Tensor, reset: bool = True) -> None:
         """Continue from other medians, (2, P) or (2P,) over all multiplicative parameters; ``reset`` forgets the momentum."""
@@ -278,12 +261,14 @@ class LMD(torch.optim.Optimizer):
             if reset:
                 g.momentum.zero_()
             g.refresh()
-        self._samples = 0
+        self._forget()
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer with that of its noise; the parameters follow from it."""
+        self._follow()
         return {**super().state_dict(), "generator": self.generator.get_state()}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`, and with it the values of the parameters (but those of additive groups).
@@ -291,11 +276,22 @@ class LMD(torch.optim.Optimizer):
         Raises:
             ValueError: the groups or their sizes do not match.
         """
+        generator, saved_groups = self._own(state_dict, "generator"), state_dict["param_groups"]
+        states = []
+        for g, group, saved in zip(self._groups, self.param_groups, saved_groups, strict=False):
+            place = [p is _key(group, g.flat) for p in group["params"]].index(True)
+            states.append(state_dict["state"].get(saved["params"][place] if place < len(saved["params"]) else None, {}))
+            if {k: v.shape for k, v in states[-1].items()} != {k: v.shape for k, v in g.state.items()}:
+                raise ValueError("the saved optimizer has other parameters or kinds of groups than this one")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "generator"})
-        for g, group, saved in zip(self._groups, self.param_groups, state_dict["param_groups"], strict=True):
+        for g, group, state in zip(self._groups, self.param_groups, states, strict=True):
             g.group = group
-            # torch casts state to the parameters' dtype, which may be narrower
-            g.load(state_dict["state"][saved["params"][group["params"].index(g.flat.parameters[0])]])
-            self.state[g.flat.parameters[0]] = g.state
-        self.generator.set_state(state_dict["generator"].cpu())
-        self._samples = 0
+            g.load(state)  # torch casts state to the parameters' dtype, which may be narrower
+            self.state[_key(group, g.flat)] = g.state
+        self.generator.set_state(generator.cpu())
+        self._forget()
+
+
+def _key(group: dict[str, Any], flat: FlatParameters) -> Tensor:
+    """The parameter under which torch's ``state`` has the group's."""
+    return (flat.parameters or group["params"])[0]

@@ -30,6 +30,7 @@ def lmd_step(
     temperature: float = 0.0,
     pull: tuple[Tensor, float] | None = None,
     work: Tensor | None = None,
+    alive: Tensor | None = None,
 ) -> None:
     """One step of :class:`clients.optim.LMD`, in place.
 
@@ -41,11 +42,12 @@ def lmd_step(
         lr, beta1, beta2, signed, temperature: see there.
         pull: (2, P) constant and slope of terms linear in ``log_median``, inside the sign and outside the momentum.
         work: (2, P) to be overwritten; a new tensor can cost more than the arithmetic.
+        alive: () bool on the device, False to change nothing; None for True.
     """
     if not signed and temperature:
         gradient.sub_(temperature)
     direction = torch.lerp(gradient, momentum, beta1, out=work)
-    momentum.lerp_(gradient, 1 - beta2)
+    momentum.lerp_(gradient, 1 - beta2 if alive is None else (alive * (1 - beta2)).to(gradient.dtype))
     if pull is not None:
         direction.add_(pull[0]).add_(log_median, alpha=pull[1])
     if signed:
@@ -54,4 +56,6 @@ def lmd_step(
             direction.sub_(temperature)
     if decay:
         direction.add_(regulariser, alpha=decay)
+    if alive is not None:
+        direction.mul_(alive)
     log_median.sub_(direction, alpha=lr)

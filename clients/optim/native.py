@@ -45,16 +45,25 @@ def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> Non
     ]
     scale, c, share, _, rate, clip = step_numbers(group, debias)
     numbers = _Numbers(c * scale, c, share, debias, rate, lift, clip)
-    pieces = len(gradients)
     functions().ivon_update(
-        pieces,
-        (ctypes.c_int64 * pieces)(*[piece.numel() for piece in gradients]),
-        (ctypes.c_void_p * pieces)(*[piece.data_ptr() for piece in gradients]),
+        *_pieces(gradients),
         *[v.data_ptr() for v in (g.noise, g.flat.vector, g.total, g.root, g.momentum)],
         (_Term * 4)(*[_Term(v.data_ptr(), 0.0) if isinstance(v, Tensor) else _Term(None, v) for v in terms]),
         ctypes.byref(numbers),
     )
     g.released = None
+
+
+def _pieces(tensors: list[Tensor]) -> tuple[Any, ...]:
+    """Number, lengths and addresses of contiguous tensors."""
+    sizes, addresses = [t.numel() for t in tensors], [t.data_ptr() for t in tensors]
+    return len(tensors), (ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_void_p * len(sizes))(*addresses)
+
+
+def finite(tensors: list[Tensor]) -> bool:
+    """Whether no entry of float32 tensors is infinite or nan."""
+    whole = [t.contiguous() for t in tensors]
+    return bool(functions().all_finite(*_pieces(whole)))
 
 
 def suits(g: Group) -> bool:

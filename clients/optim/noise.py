@@ -20,6 +20,7 @@ _CHUNK = 1 << 18  # values at once; bounds the scratch memory
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept for callers in other modes
 def quantile_table(dtype: torch.dtype = torch.float64) -> Tensor:
     """The 16,384 values of a coordinate, ascending: mean 0, variance 1 (rescaled by 1 + 2e-6), kurtosis 2.999, largest 4.06.
 
@@ -34,6 +35,7 @@ def quantile_table(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept for callers in other modes
 def quantile_points(dtype: torch.dtype = torch.float64) -> Tensor:
     """The (16,384, 4) points: in each column every value of :func:`quantile_table` once.
 
@@ -42,6 +44,12 @@ def quantile_points(dtype: torch.dtype = torch.float64) -> Tensor:
     """
     net = torch.quasirandom.SobolEngine(_BLOCK, scramble=True, seed=1).draw(_POINTS, dtype=torch.float64)
     return quantile_table(dtype)[(net * _POINTS).floor().long()].contiguous()
+
+
+@torch.inference_mode(False)
+def _buffer(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory that may be written to in whatever mode the next caller is."""
+    return torch.empty(size, dtype=dtype)
 
 
 class Noise:
@@ -54,8 +62,7 @@ class Noise:
 
     def __init__(self, kind: str, generator: torch.Generator | None):
         self.kind, self.generator = kind, generator
-        self._bits = torch.empty(0, dtype=torch.int64)
-        self._index = torch.empty(0, dtype=torch.int32)
+        self._bits, self._index = _buffer(0, torch.int64), _buffer(0, torch.int32)
 
     def fill(self, out: Tensor) -> Tensor:
         """Overwrite the contiguous vector ``out`` (P,)."""
@@ -63,7 +70,7 @@ class Noise:
             return out.normal_(generator=self.generator)
         for start, bits in self.picks(out.numel()):
             if self._index.numel() < bits.numel():
-                self._index = torch.empty(bits.numel(), dtype=torch.int32)
+                self._index = _buffer(bits.numel(), torch.int32)
             index = self._index[: bits.numel()].copy_(bits).bitwise_and_(_POINTS - 1)
             self._gather(index, out[start : start + _CHUNK])
         return out
@@ -76,7 +83,7 @@ class Noise:
         for start in range(0, count, _CHUNK):
             words = -(-min(count - start, _CHUNK) // (4 * _BLOCK))  # of 64 bits: 4 points each
             if self._bits.numel() < words:
-                self._bits = torch.empty(words, dtype=torch.int64)
+                self._bits = _buffer(words, torch.int64)
             yield start, self._bits[:words].random_(-(2**63), None, generator=self.generator).view(torch.int16)
 
     @staticmethod

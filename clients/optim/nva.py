@@ -90,10 +90,10 @@ class Annealing:
 
     def __post_init__(self) -> None:
         for name in ("samples", "parents"):
-            integer(name, getattr(self, name), at_least=1)
+            object.__setattr__(self, name, integer(name, getattr(self, name), at_least=1))
         for name in ("temperature", "cooling", "damping", "init_range"):
-            number(name, getattr(self, name), at_least=0)
-        number("step_size", self.step_size, above=0)
+            object.__setattr__(self, name, number(name, getattr(self, name), at_least=0))
+        object.__setattr__(self, "step_size", number("step_size", self.step_size, above=0))
         if self.parents > self.samples:
             raise InputError("parents", self.parents, f"must be at most samples={self.samples}")
 
@@ -143,6 +143,7 @@ def maximize(
     )
 
 
+@torch.inference_mode(False)  # derivatives are taken whatever the caller's mode is
 def maximize_federated(
     terms: Sequence[LogDensity],
     dim: int,
@@ -168,9 +169,9 @@ def maximize_federated(
     if not terms:
         raise InputError("terms", "none", "give at least one")
     choice("estimator", estimator, ESTIMATORS)
-    integer("dim", dim, at_least=1)
-    integer("num_components", num_components, at_least=1)
-    integer("num_steps", num_steps, at_least=0)
+    dim = integer("dim", dim, at_least=1)
+    num_components = integer("num_components", num_components, at_least=1)
+    num_steps = integer("num_steps", num_steps, at_least=0)
     mixture = plan.start(dim, num_components, seed) if init is None else init
     precisions = torch.cholesky_inverse(mixture.factors)
     logits = mixture.weights.log() - mixture.weights[-1].log()

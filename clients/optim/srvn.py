@@ -6,8 +6,7 @@ terms of arXiv 2506.13150.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,13 +14,14 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
-from clients.optim.flat import FlatParameters, mean_loss
+from clients.optim.flat import FlatParameters
 from clients.optim.noise import Noise
+from clients.optim.posterior import PosteriorOptimizer, trainable
 from clients.optim.srvn_terms import add_derivatives, as_factor, as_quadratic, as_vector, times
 from clients.optim.srvn_update import factor_step, precision_from_factor, precondition, step_limit, whiten
 
 
-class SRVN(torch.optim.Optimizer):
+class SRVN(PosteriorOptimizer):
     r"""Learn ``q = N(m, C C^T)`` by minimising ``ess E_q[mean loss] + E_q[-log prior] - temperature H(q)``.
 
     Use, as with :class:`clients.optim.IVON`::
@@ -78,6 +78,7 @@ class SRVN(torch.optim.Optimizer):
         InputError: an argument is out of range, naming it.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         params: Any,
@@ -106,19 +107,23 @@ class SRVN(torch.optim.Optimizer):
         choice("curvature", curvature, ("stein", "hessian"))
         choice("on_breakdown", on_breakdown, ("shrink", "raise"))
         choice("noise", noise, ("normal", "quantile"))
-        number("lr", lr, at_least=0)
-        number("lr_covariance", lr_covariance, at_least=0, optional=True)
-        number("ess", ess, above=0)
-        number("temperature", temperature, above=0)
-        number("max_change", max_change, above=0, at_most=1 - 1e-9)
-        number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
-        number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
-        integer("mc_samples", mc_samples, at_least=0 if curvature == "hessian" else 1)
+        lr = number("lr", lr, at_least=0)
+        lr_covariance = number("lr_covariance", lr_covariance, at_least=0, optional=True)
+        ess = number("ess", ess, above=0)
+        temperature = number("temperature", temperature, above=0)
+        max_change = number("max_change", max_change, above=0, at_most=1 - 1e-9)
+        beta1 = number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
+        min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
+        mc_samples = integer("mc_samples", mc_samples, at_least=0 if curvature == "hessian" else 1)
         if covariance == "full" and min_precision > 0:
             raise InputError("min_precision", min_precision, "must be 0 with covariance=full")
-        self._flat: FlatParameters | None = None
+        self._prepare()
+        self._built = False
         super().__init__(params, {"lr": lr, "lr_covariance": lr_covariance})
-        self._flat = FlatParameters(self.param_groups[0]["params"])
+        self._built = True
+        group = self.param_groups[0]
+        self._flat = FlatParameters(group["params"], group.get("param_names"))
+        trainable([self._flat])
         if len(self.param_groups) > 1:
             raise InputError("params", f"{len(self.param_groups)} groups", "put all parameters into one group")
         self.ess, self.covariance_kind, self.curvature, self.mc_samples = ess, covariance, curvature, mc_samples
@@ -135,12 +140,12 @@ class SRVN(torch.optim.Optimizer):
         self.factor = as_factor("init_precision", init_precision, flat, full)
         self._largest = (min_precision * prior).rsqrt() if min_precision else None
         self._momentum = torch.zeros_like(self._flat.vector) if beta1 else None
-        self._steps = self._samples = self.reductions = 0
-        self._inside = False
+        self._steps = self.reductions = 0
         self._gradient = torch.zeros_like(self._flat.vector)  # sum over samples, once there are any
         self._products = torch.zeros_like(self.factor)  # of noise * gradient, or of Hessians, likewise
         self._sample, self._work = torch.empty_like(self._flat.vector), torch.empty_like(self._flat.vector)
-        self._sample_views = self._flat.split(self._sample)
+        self._drawn = self._slope = self._work  # noise and gradient of the block's sample
+        self._connect()
         self._pair: Tensor | None = None
         if generator is None:
             generator = torch_generator(torch.initial_seed(), "srvn", device=self._flat.vector.device)
@@ -149,139 +154,115 @@ class SRVN(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Used by the constructor; the covariance is that of one group."""
-        if self._flat is not None:
+        if self._built:
             raise InputError("params", "a further group", "put all parameters into one group")
         super().add_param_group(param_group)
 
     @property
     def vector(self) -> Tensor:
         """The mean m (P,): the parameters' own memory."""
-        assert self._flat is not None
         return self._flat.vector
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def sampled_params(self, train: bool = False) -> Iterator[None]:
-        """Put a sample of q into the parameters; on leaving, the mean is back bit for bit.
+    @property
+    def _flats(self) -> list[FlatParameters]:
+        return [self._flat]
 
-        Args:
-            train: collect the gradient of the block for :meth:`step`; gradients from before the block are cleared.
-
-        Raises:
-            RuntimeError: the contexts are nested, or ``train`` with ``curvature="hessian"``. After an exception in the block,
-                everything collected since the last step is dropped.
-        """
+    def _draw(self, train: bool) -> None:
         if train and self.curvature == "hessian":
             raise RuntimeError("curvature='hessian' differentiates the loss itself: use optimizer.step(closure)")
-        noise = self._draw(train)
-        with self._at(noise):
-            if train:
-                self._flat.clear_gradients()  # type: ignore[union-attr]
-            yield
-            if train:
-                self._collect(noise)
+        noise = self._sample_noise(train)
+        self._show(noise)
+        if train:
+            self._drawn = noise
 
     @torch.no_grad()
-    def _draw(self, train: bool) -> Tensor:
+    def _sample_noise(self, train: bool) -> Tensor:
         """Standard normal noise (P,)."""
         if train and self._pair is not None:
             noise, self._pair = -self._pair, None
             return noise
         noise = self._noise.fill(torch.empty_like(self.vector))
         if train and self.antithetic:
-            self._pair = noise
+            self._pair = noise.clone() if self._flat.frozen else noise
         return noise
 
-    @contextmanager
-    def _at(self, noise: Tensor | None) -> Iterator[None]:
-        """The parameters at m + C noise (``None``: at the mean) inside the block."""
+    def _show(self, noise: Tensor | None) -> None:
+        """The parameters at m + C noise (``None``: at the mean)."""
         flat = self._flat
-        assert flat is not None
-        if self._inside:
-            raise RuntimeError("sampled_params() cannot be nested")
-        self._inside = True
-        try:
-            flat.attach()
-            if noise is not None:
-                with torch.no_grad():
-                    add = torch.addcmul if self.factor.ndim == 1 else torch.addmv
-                    add(flat.vector, self.factor, noise, out=self._sample)
-                flat.show(self._sample_views)
-            yield
-        except BaseException:
-            self._samples = 0
-            flat.clear_gradients()
-            raise
-        finally:
-            flat.show(flat.views)
-            self._inside = False
+        if flat.frozen and (self.factor.ndim == 2 or self.curvature == "hessian"):
+            raise RuntimeError(
+                "a parameter was frozen: covariance=full and curvature=hessian need all that the optimizer was built with"
+            )
+        if noise is not None:
+            for part in flat.frozen:
+                noise[part].zero_()
+            add = torch.addcmul if self.factor.ndim == 1 else torch.addmv
+            add(flat.vector, self.factor, noise, out=self._sample)
+            flat.show(self._sample_views)
 
-    @torch.no_grad()
-    def _collect(self, noise: Tensor) -> None:
+    def _take(self) -> list[Tensor] | None:
+        self._slope = self._gradient if self._samples == 0 else self._work
+        return [self._slope] if self._flat.take_gradients(self._slope) else None
+
+    def _add(self) -> None:
         """Add a sample's gradient and its product with the noise to the statistics of the step."""
-        first = self._samples == 0
-        gradient = self._gradient if first else self._work
-        if not self._flat.take_gradients(gradient):  # type: ignore[union-attr]
-            raise RuntimeError("no parameter got a gradient: call loss.backward() inside sampled_params(train=True)")
+        noise, gradient, first = self._drawn, self._slope, self._samples == 0
         if not first:
             self._gradient += gradient
         if self.factor.ndim == 1:
             torch.mul(noise, gradient, out=self._products) if first else self._products.addcmul_(noise, gradient)
         else:
             torch.outer(noise, gradient, out=self._products) if first else self._products.addr_(noise, gradient)
-        self._samples += 1
+
+    def _statistics(self) -> list[Tensor]:
+        return [self._gradient, self._products]
+
+    def _connect(self) -> None:
+        self._sample_views = self._flat.split(self._sample)
 
     def _differentiate(self, closure: Callable[[], Tensor], noise: Tensor | None) -> Tensor:
         """Add gradient and Hessian of the loss at a sample to the statistics of the step; returns the loss."""
         if self._samples == 0:
             self._gradient.zero_(), self._products.zero_()
-        with self._at(noise), torch.enable_grad():
+        gradient, hessian = torch.zeros_like(self._gradient), torch.zeros_like(self._products)
+        with self._block(lambda: self._show(noise), train=False), torch.enable_grad():
             loss = closure()
-            add_derivatives(loss, self._flat.parameters, self._gradient, self._products)  # type: ignore[union-attr]
-        self._samples += 1
+            if not isinstance(loss, Tensor):
+                raise InputError("closure", type(loss).__name__, "must return the loss with curvature=hessian")
+            add_derivatives(loss, self._flat.parameters, gradient, hessian)
+        if self._finite([gradient, hessian]):
+            self._gradient += gradient
+            self._products += hessian
+            self._samples += 1
+        else:
+            self._refuse()
         return loss.detach()
 
-    def _evaluate(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Collect the samples of a step through the closure; its mean loss over them."""
+    def _evaluate(self, closure: Callable[[], Tensor]) -> Tensor | None:
         if self.curvature == "stein":
-            return mean_loss(self, closure)
-        draws = [self._draw(True) if self.mc_samples else None for _ in range(max(self.mc_samples, 1))]
+            return super()._evaluate(closure)
+        draws = [self._sample_noise(True) if self.mc_samples else None for _ in range(max(self.mc_samples, 1))]
         return torch.stack([self._differentiate(closure, noise) for noise in draws]).mean()
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update the posterior from the samples collected since the last step.
-
-        Args:
-            closure: returns the mean loss; called ``mc_samples`` times at samples of q. With ``curvature="stein"`` it calls
-                ``backward`` too.
-
-        Returns:
-            The loss averaged over the closure's samples, if there is a closure.
-
-        Raises:
-            RuntimeError: nothing was collected.
-            ValueError: breakdown, with ``on_breakdown="raise"``; the posterior is left as it was.
-        """
-        loss = None if closure is None else self._evaluate(closure)
-        if self._samples == 0 or self._inside:
-            raise RuntimeError("step() must follow a completed `with optimizer.sampled_params(train=True):` block")
+    def _update(self) -> None:
         self._steps += 1
-        gradient, scale, self._samples = self._gradient, self.ess / self._samples, 0
-        if self._momentum is not None:
-            self._momentum.lerp_(gradient.mul_(scale), 1 - self.beta1)
-            torch.div(self._momentum, 1 - self.beta1**self._steps, out=gradient)
-        else:
-            gradient.mul_(scale)
+        gradient, scale = self._gradient, self.ess / self._samples
         group = self.param_groups[0]
         lr = float(group["lr"])
         rates = lr, lr if group["lr_covariance"] is None else float(group["lr_covariance"])
-        update = self._update_diagonal if self.factor.ndim == 1 else self._update_full
-        update(gradient, scale, *rates)
-        return loss
+        momentum, full = self._momentum, self.factor.ndim == 2
+        states = [self.vector, *([] if full else [self.factor]), *([] if momentum is None else [momentum])]
+        with self._flat.keeping(*states):
+            if momentum is not None:
+                momentum.lerp_(gradient.mul_(scale), 1 - self.beta1)
+                torch.div(momentum, 1 - self.beta1**self._steps, out=gradient)
+            else:
+                gradient.mul_(scale)
+            (self._update_full if full else self._update_diagonal)(gradient, scale, *rates)
 
     def _update_full(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
         """The step from the data's expected gradient and ``scale`` times the statistics; prior and sites enter exactly."""
@@ -309,7 +290,9 @@ class SRVN(torch.optim.Optimizer):
             white.mul_(factor).mul_(scale).addcmul_(variance, self._anchor)
         fall = white.sub_(self.temperature).mul_(0.5 * lr_covariance)  # c becomes c (1 - fall)
         gradient.addcmul_(self._anchor, self.vector).sub_(self._offset).mul_(variance)
-        largest = float(fall.max())
+        for part in self._flat.frozen:
+            fall[part].zero_()
+        largest = float(fall.max()) if fall.numel() else 0.0
         if self.on_breakdown == "shrink" and largest > self.max_change:
             gradient.mul_(self.max_change / fall.clamp_min(self.max_change))
             fall.clamp_(max=self.max_change)
@@ -344,6 +327,7 @@ class SRVN(torch.optim.Optimizer):
         """Mean and precision of q: what :class:`bayesfed.families.FullGaussian` or ``DiagonalGaussian`` are made of."""
         return self.mean, self.precision
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
         """Continue from another Gaussian.
@@ -359,12 +343,13 @@ class SRVN(torch.optim.Optimizer):
         if self._inside:
             raise RuntimeError("set_posterior() cannot be called inside sampled_params()")
         if mean is not None:
-            self._flat.attach()  # type: ignore[union-attr]
-            self.vector.copy_(as_vector("mean", mean, self._flat))  # type: ignore[arg-type]
+            self._flat.attach()
+            self.vector.copy_(as_vector("mean", mean, self._flat))
         if precision is not None:
             full = self.covariance_kind == "full"
-            self.factor = as_factor("precision", precision, self._flat, full)  # type: ignore[arg-type]
-        self._samples, self._pair = 0, None
+            self.factor = as_factor("precision", precision, self._flat, full)
+        self._forget()
+        self._pair = None
         if reset:
             self._steps = 0
             if self._momentum is not None:
@@ -379,14 +364,15 @@ class SRVN(torch.optim.Optimizer):
         own |= {"_largest": self._largest, "_steps": self._steps, "reductions": self.reductions}
         return {**super().state_dict(), "srvn": own | {"generator": self.generator.get_state()}}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; the parameters have to be restored with the model.
 
         Raises:
-            ValueError: the sizes do not match.
+            ValueError: it is a state of another optimizer, or the sizes do not match.
         """
-        own = dict(state_dict["srvn"])
+        own = dict(self._own(state_dict, "srvn"))
         if own["factor"].shape != self.factor.shape:
             raise ValueError(
                 f"the saved factor has shape {tuple(own['factor'].shape)}, this one {tuple(self.factor.shape)}"
@@ -395,4 +381,4 @@ class SRVN(torch.optim.Optimizer):
         self.generator.set_state(own.pop("generator").cpu())
         for name, value in own.items():
             setattr(self, name, value.to(self.factor, copy=True) if isinstance(value, Tensor) else value)
-        self._samples = 0
+        self._forget()

@@ -88,8 +88,10 @@ def test_misuse_is_one_clear_error() -> None:
             optimizer.step()
     with pytest.raises(RuntimeError, match="completed"):
         optimizer.step()  # a sample without train=True collects nothing
-    with pytest.raises(RuntimeError, match="backward"), optimizer.sampled_params(train=True):
+    with optimizer.sampled_params(train=True):
         model(X)
+    with pytest.raises(RuntimeError, match="backward"):
+        optimizer.step()
     with pytest.raises(RuntimeError, match="nested"), optimizer.sampled_params(), optimizer.sampled_params():
         pass
     assert torch.equal(values(model), before)

@@ -121,15 +121,25 @@ def test_gradients_need_not_be_contiguous_or_separate() -> None:
 
 
 @needs_compiler
-def test_a_gradient_that_is_not_finite_shows() -> None:
+@pytest.mark.filterwarnings("ignore:.*dropped a sample")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_gradient_that_is_not_finite_touches_nothing(bad: float) -> None:
     optimizer, params = build(True, clip_radius=0.5, min_precision=0.5)
-    with optimizer.sampled_params(train=True):
-        for p in params:
-            p.grad = torch.full_like(p, 0.1)
-        params[1].grad[1] = torch.nan
-    optimizer.step()
-    assert optimizer.mean.isnan().nonzero().flatten().tolist() == [SIZES[0] + 1]
-    assert optimizer.precision.isnan().sum() == 1
+    for piece, place in ((0, 0), (1, 1), (-1, -1)):
+        before = optimizer.mean, optimizer.precision
+        for value in (bad, 3.4e38):  # the largest numbers are finite
+            with optimizer.sampled_params(train=True):
+                for p in params:
+                    p.grad = torch.full_like(p, 0.1)
+                params[piece].grad.view(-1)[place] = value
+            if value == bad:
+                optimizer.step()
+                assert torch.equal(optimizer.mean, before[0])
+                assert torch.equal(optimizer.precision, before[1])
+        assert optimizer._settle()
+        assert optimizer._samples == 1
+        optimizer.zero_grad()
+    assert optimizer.refused == 3
 
 
 @needs_compiler

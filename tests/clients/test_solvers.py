@@ -10,6 +10,7 @@ import torch
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, PointMass, gaussian
 from bayesfed.problem.flat import FlatModel
+from bayesfed.wire import Diverged
 from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
 from clients.lmd import LMDSolver
@@ -96,6 +97,20 @@ def test_the_server_posterior_and_site_are_left_alone(case):
         assert torch.equal(value, before[name])
     if problem.site is not None:
         assert float(problem.site.norm()) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*dropped a sample")
+@pytest.mark.parametrize(
+    ("make", "family", "settings"),
+    [SOLVERS["ivon"], SOLVERS["srvon"], (LMDSolver, "point", {"lr": 0.01, "batch_size": 7})],
+)
+def test_what_some_gradients_are_missing_from_is_not_handed_in(quadratic, make, family, settings):
+    data = quadratic.clients[1]
+    bad = data.x.clone()
+    bad[0 if data.index is None else data.index[0], 0] = torch.nan
+    problem = pose(quadratic, family, data=dataclasses.replace(data, x=bad))
+    with pytest.raises(Diverged, match=r"2 of 6 gradients were not finite"):
+        make(**settings | {"epochs": 2}).solve(problem)
 
 
 @pytest.mark.parametrize("name", ["ivon", "srvon", "srvon full", "sgd", "adam"])

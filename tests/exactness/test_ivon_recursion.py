@@ -135,13 +135,13 @@ def test_gradient_layouts_and_zero_grad_do_not_matter(preset: bool, clear: bool 
     optimizer = IVON(model.parameters(), **BASE, noise="normal", generator=torch_generator(4, "noise"))
     loss_of(model).backward()  # a stale gradient
     for _ in range(4):
+        if clear is not None:
+            optimizer.zero_grad(set_to_none=clear)
         for _ in range(2):
             with optimizer.sampled_params(train=True):
                 if clear is not None:
                     optimizer.zero_grad(set_to_none=clear)
                 loss_of(model).backward()
-            if clear is not None:
-                optimizer.zero_grad(set_to_none=clear)
         optimizer.step()
     m, h = recursion(4, 2)
     assert (optimizer.mean - m).abs().max() < 1e-12
