@@ -36,6 +36,7 @@ from bayesfed.config import RESUMABLE, compose_config, parse
 from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.problem.build import origins
 from bayesfed.runs.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
@@ -129,11 +130,11 @@ def _served(context: Context) -> SimulationApp:
     config = client_config(context)
     given = context.node_config.get("sites")
     root = Path(str(given)).expanduser() if given else _root("BAYESFED_SITES", "sites")
-    return _app(json.dumps(config), str(root / experiment_key(config, _run(context))))
+    return _app(json.dumps(config), str(root / experiment_key(config, _run(context))), origins(config))
 
 
 @lru_cache(maxsize=2)
-def _app(config: str, sites: str) -> SimulationApp:
+def _app(config: str, sites: str, made_of: tuple[object, ...]) -> SimulationApp:
     return client_app(json.loads(config), sites)
 
 

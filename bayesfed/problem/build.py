@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from bayesfed.errors import InputError, number
 from bayesfed.problem.client_tests import client_tests
-from bayesfed.problem.configured import construct, naming, plain
+from bayesfed.problem.configured import construct, locate, naming, plain
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
 from bayesfed.problem.examples import Examples
@@ -106,6 +106,19 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         likelihood_config=configs["likelihood"],
         client_tests=own,
     )
+
+
+def origins(cfg: Mapping[str, Any] | DictConfig) -> tuple[object, ...]:
+    """What a problem is made of besides its configuration: the classes that are named there, and the state of the files they read.
+
+    Hashable; two are equal as long as :func:`build_problem` would give the same again.
+
+    Raises:
+        InputError: as :func:`build_problem` on the options of the data.
+    """
+    configs = {group: plain(group, cfg) for group in ("data", "partition", "likelihood")}
+    source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
+    return (*(locate(group, config, object) for group, config in configs.items()), source.stamps())
 
 
 def _seen(counts: np.ndarray, shift: ClientShift | None) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +56,20 @@ class Source(ABC):
         number("fraction", fraction, above=0, at_most=1)
         choice("scaling", scaling, KINDS)
         self.fraction, self.scaling = float(fraction), scaling
+
+    def files(self) -> list[Path]:
+        """Files and folders that :meth:`load` reads: when one of them has changed, what was loaded is out of date.
+
+        Here: all that an attribute names. A source that reads others says so.
+        """
+        named = [value for value in vars(self).values() if isinstance(value, str | Path)]
+        return [Path(name) for name in named if os.path.exists(name)]
+
+    def stamps(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size (bytes) and modification time (ns) of each of the :meth:`files`, and of what is in its folders."""
+        found = [file.expanduser().resolve() for file in self.files()]
+        inside = [each for file in found for each in (sorted(file.rglob("*")) if file.is_dir() else [file])]
+        return tuple((str(f), s.st_size, s.st_mtime_ns) for f in inside if f.exists() for s in (f.stat(),))
 
     @abstractmethod
     def load(self, seed: int) -> Loaded:
