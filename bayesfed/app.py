@@ -45,6 +45,14 @@ def problem_of(config: Plain) -> Problem:
     return _problem(json.dumps(described), origins(config))
 
 
+def note_unused_partition(cfg: DictConfig, problem: Problem) -> None:
+    """Say so where the user chose a partition and the data's client column decides who holds what."""
+    given = cfg.hydra.overrides.task if "hydra" in cfg else []
+    chosen = [text for text in given if text.lstrip("+").startswith(("partition=", "partition."))]
+    if problem.split_by_data and chosen and cfg.partition.name != "natural_id":
+        log.warning("the data's client column decides the split; %s has no effect", " ".join(chosen))
+
+
 @lru_cache(maxsize=2)
 def _problem(text: str, made_of: tuple[object, ...]) -> Problem:
     config = json.loads(text)

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bayesfed.app import plain, problem_of
+from bayesfed.app import note_unused_partition, plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import write_text
@@ -24,6 +25,7 @@ MARK = "partition.json"
 SHOWN = 20  # clients in the terminal's table
 HEADERS = {
     "client": "client",
+    "name": "name",
     "examples": "examples",
     "test_examples": "test",
     "classes": "classes",
@@ -56,12 +58,14 @@ def partition(args: Sequence[str]) -> Path:
         raise InputError("out", folder, "holds other files; name a new or empty folder, or that of a partition")
     config = plain(cfg)
     problem = problem_of(config)
+    note_unused_partition(cfg, problem)
     records = client_records(problem, System.of(config.get("system")), cfg.seed)
     summary = overview(records)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
-    text = json.dumps({"summary": summary, "clients": records, "label_counts": counts, "config": kept}, indent=2)
+    found = {"summary": summary, "clients": records, "label_counts": counts, "config": kept}
+    text = json.dumps(found if problem.classes is None else {**found, "classes": problem.classes}, indent=2)
     write_text(folder / MARK, text + "\n")
     write_text(folder / "clients.csv", to_csv(records))
     pictures = make_figures(problem, folder, cfg.seed)
@@ -90,6 +94,8 @@ def _shown(records: Sequence[dict[str, Any]]) -> Table:
 def _text(name: str, value: Any) -> str:
     if name == "angle":
         return f"{value:+.0f}°"
+    if isinstance(value, str):
+        return escape(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
