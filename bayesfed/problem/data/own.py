@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Own(Source):
         InputError: naming the option.
     """
 
-    def __init__(self, fraction: float, scaling: str, test_fraction: float, classes: int | Sequence[str] | None):
+    def __init__(self, fraction: float, scaling: str, test_fraction: float, classes: int | Sequence[str | int] | None):
         super().__init__(fraction=fraction, scaling=scaling)
         number("test_fraction", test_fraction, above=0)
         if test_fraction >= 1:
@@ -68,10 +69,10 @@ class Own(Source):
         """
         maximum = {"u1": 255.0, "b1": 1.0}.get(x.dtype.str[1:])
         x, y = check_arrays("x", x, "y", y, columns)
-        given = {
-            "client": None if client is None else ids(client, len(x)), "maximum": maximum, "classes": self.classes, "columns": columns,
-            "target": target or ("data.y", f"array of {y.dtype}"), "own": True,
-        }  # fmt: skip
+        loaded = Loaded(
+            x, y, x, y, client=None if client is None else ids(client, len(x)), maximum=maximum, classes=self.classes,
+            columns=columns, target=target or ("data.y", f"array of {y.dtype}"), own=True,
+        )  # fmt: skip
         if test is not None:
             test_x, test_y = check_arrays("x_test", test[0], "y_test", test[1], columns)
             for name, a, b in (("x_test", x, test_x), ("y_test", y, test_y)):
@@ -84,14 +85,14 @@ class Own(Source):
             largest, tested = float(np.abs(x).max()), float(np.abs(test_x).max())
             if max(largest, tested) > APART * min(largest, tested):
                 log.warning("x reaches %.4g, x_test %.4g: were they scaled alike?", largest, tested)
-            return Loaded(x, y, test_x, test_y, **given)
+            return replace(loaded, test_x=test_x, test_y=test_y)
         labels = y if y.ndim == 1 and y.dtype.kind in "iuU" else None
-        strata = [column for column in (given["client"], labels) if column is not None]
+        strata = [column for column in (loaded.client, labels) if column is not None]
         held, kept = hold_out(np.arange(len(x)), strata, self.test_fraction, numpy_generator(seed, "data", "test"))
         if len(held) == 0 or len(kept) == 0:
             fix = f"leaves {len(kept)} of {len(x)} rows to train on and {len(held)} to test on; both need at least one"
             raise InputError("test_fraction", self.test_fraction, fix)
-        return Loaded(x, y, x, y, kept, held, **given)
+        return replace(loaded, train_rows=kept, test_rows=held)
 
 
 def existing(path: str | None, expected: str, folder: bool = False) -> Path:
