@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from logging import getLogger
 
@@ -25,12 +25,14 @@ class Roster:
     Args:
         num_clients: how many there should be; 0: as many as there are nodes.
         sizes: gets the number of examples each partition has, as its node says.
+        shape: what every node's data must have in common, see :meth:`clients.handler.Trainer.query`.
 
     Attributes:
         nodes: partition id -> node id.
     """
 
-    def __init__(self, num_clients: int, sizes: dict[int, int] | None = None):
+    def __init__(self, num_clients: int, sizes: dict[int, int] | None = None, shape: Mapping[str, int] | None = None):
+        self.shape = shape or {}
         self.num_clients, self.sizes = num_clients, {} if sizes is None else sizes
         self.nodes: dict[int, int] = {}
         self._said: dict[int, int] = {}  # node id -> partition id, in the order in which they were heard
@@ -91,6 +93,7 @@ class Roster:
                 continue
             try:
                 partition, size = _who(reply.content.get("client"), self.num_clients)
+                _same_problem(reply.content.get("client"), self.shape, partition)
                 if size and self.sizes.get(partition, size) != size and partition in self.nodes:
                     raise wire.BadMessage(f"client {partition} had {self.sizes[partition]} examples and now has {size}")
             except wire.BadMessage as error:
@@ -120,3 +123,17 @@ def _who(answer: object, num_clients: int) -> tuple[int, int]:
         if not 1 <= size <= 10**15:
             raise wire.BadMessage(f"value 'num-examples' is {size}, out of range")
     return partition, size
+
+
+def _same_problem(answer: object, shape: Mapping[str, int], partition: int) -> None:
+    """Compare a node's numbers of features and outputs with the federation's, where it gives them.
+
+    Raises:
+        BadMessage: they differ.
+    """
+    for name, ours in shape.items():
+        if isinstance(answer, ConfigRecord) and name in answer and (theirs := wire.value(answer, name, int)) != ours:
+            fix = "; data.classes says how many classes there are, for all" if name == "outputs" else ""
+            raise wire.BadMessage(
+                f"the data of client {partition} have {theirs} {name}, the federation has {ours}{fix}"
+            )

@@ -101,13 +101,13 @@ def _recorded(session: Session, context: Context, overrides: Sequence[str]) -> S
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Solve the local problem; what the client may use comes from its own machine."""
-    return _served(context)(message, context)
+    return _answer(message, context)
 
 
 @client.query()
 def query(message: Message, context: Context) -> Message:
     """Say which client this node is."""
-    return _served(context)(message, context)
+    return _answer(message, context)
 
 
 def client_config(context: Context) -> Plain:
@@ -124,6 +124,16 @@ def client_config(context: Context) -> Plain:
         config["partition"] = dict(WHOLE)
         config["own_client"] = node.get("partition-id")
     return config
+
+
+def _answer(message: Message, context: Context) -> Message:
+    try:
+        return _served(context)(message, context)
+    except InputError as error:
+        if error.field == "data.path" and error.value is None:
+            fix = "the run's data are each node's own file: name it in --node-config 'partition-id=0 data-path=\"/data/mine.npz\"'"
+            raise InputError("data-path", None, fix) from error
+        raise
 
 
 def _served(context: Context) -> SimulationApp:

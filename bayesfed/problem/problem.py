@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,11 @@ class Problem:
     def build_model(self, seed: int) -> nn.Module:
         """The model in float32 on the CPU; drawn from ``seed`` alone, torch's global generator is left as it was."""
         return _build_model(self.model, self.input_shape, self.num_outputs, derive(seed, "init"))
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of ``outputs``."""
+        return {"features": math.prod(self.input_shape), "outputs": self.num_outputs}
 
     def named(self, client: int) -> dict[str, str]:
         """What a record that gives a client's number says besides: its ``name``, if it has one."""

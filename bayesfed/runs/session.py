@@ -67,6 +67,7 @@ class Session:
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
         self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
+        self.strategy.shape = self.problem.shape
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),

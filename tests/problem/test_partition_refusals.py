@@ -70,7 +70,9 @@ class Broken(FlowerPartitioner):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("x"), KeyError("label"), RuntimeError("a\nb"), AttributeError("num_partitions")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("x"), KeyError("label"), RuntimeError("a\nb"), AttributeError("num_partitions")]
+)
 def test_whatever_the_library_raises(error):
     with pytest.raises(InputError, match="partition=broken: flwr-datasets cannot split the data: ") as caught:
         Broken(error).split(np.arange(30) % 3, 30, 1)
