@@ -61,8 +61,8 @@ def warn_of_sizes(data: Loaded, scaling: Scaling, likelihood: Likelihood, train:
     found = []
     position = int(sizes.argmax())
     if not 1 / FAR <= sizes[position] <= FAR and sizes[position] > 0:
-        column = place(data.x, position, data.columns).removesuffix(": ")
-        of = f" ({column})" * (sizes[position] > FAR and bool(column))
+        column = place(data.x, position, data.columns).removesuffix(": ") if sizes[position] > FAR else ""
+        of = f" ({column})" if column else ""
         found.append(f"inputs are of size {sizes[position]:.3g}{of}, use data.scaling=standardize or unit")
     if not isinstance(likelihood, Categorical):
         size = math.sqrt(float(np.square(data.y[rows].astype(np.float64)).mean()))

@@ -135,7 +135,7 @@ def test_labels_of_a_node_that_are_not_the_federations(federation):
     ("node", "message"),
     [
         ({"partition-id": 0}, "data-path=None: .*--node-config"),
-        ({"data-path": "mine.npz"}, "partition-id=None: a node with data of its own says which client it is"),
+        ({"data-path": "mine.npz"}, "needs partition-id in its node config"),
     ],
 )
 def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch):
         state=RecordDict(),
         run_config={"overrides": RUN, "run-dir": "r"},
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         apps._answer(query, context)
     shared = Context(
         run_id=7,
