@@ -307,7 +307,7 @@ def test_the_index_that_pandas_stores_is_no_feature(tmp_path, problem, caplog):
     plain = {"target": "y", "name": "parquet"}
     shuffled = frame[frame.a > -9].sample(frac=1, random_state=0)
     for number, (made, options, kept) in enumerate([
-        (shuffled, {}, [shuffled.a]), (frame.set_index(pandas.Index(np.arange(N) * 3, name="patient")), {}, [frame.a]),
+        (shuffled, {}, [shuffled.a]), (frame.set_index(pandas.Index(RNG.permutation(N), name="patient")), {}, [frame.a]),
         (shuffled, {"features": ["a", "__index_level_0__"]}, [shuffled.a, shuffled.index]),
         (frame.set_index(pandas.Index(np.arange(N) % 2, name="site")), {"client": "site"}, [frame.a]),
     ]):  # fmt: skip
