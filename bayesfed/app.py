@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from flwr.app import Context, Message, MetricRecord
@@ -21,6 +22,7 @@ from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.groups import build
 from bayesfed.problem import Problem, build_problem
+from bayesfed.problem.build import origins
 from bayesfed.wire import DTYPES
 
 log = getLogger("bayesfed")
@@ -35,15 +37,24 @@ def plain(cfg: DictConfig) -> Plain:
 
 
 def problem_of(config: Plain) -> Problem:
-    """The problem a configuration describes; loaded once per process."""
+    """The problem a configuration describes; loaded once per process, and again when a class or a file it is made of has changed."""
     keys = ("data", "partition", "model", "likelihood", "seed")
     own = config.get("own_client")  # on a SuperNode that holds data of its own
     described = {**{k: config[k] for k in keys}, "shift": config.get("shift"), "own": own}
-    return _problem(json.dumps({**described, "validation": config["eval"]["validation"]}))
+    described |= {"dtype": config["dtype"], "validation": config["eval"]["validation"]}
+    return _problem(json.dumps(described), origins(config))
+
+
+def note_unused_partition(cfg: DictConfig, problem: Problem) -> None:
+    """Say so where the user chose a partition and the data's client column decides who holds what."""
+    given = cfg.hydra.overrides.task if "hydra" in cfg else []
+    chosen = [text for text in given if text.lstrip("+").startswith(("partition=", "partition."))]
+    if problem.split_by_data and chosen and cfg.partition.name != "natural_id":
+        log.warning("the data's client column decides the split; %s has no effect", " ".join(chosen))
 
 
 @lru_cache(maxsize=2)
-def _problem(text: str) -> Problem:
+def _problem(text: str, made_of: tuple[object, ...]) -> Problem:
     config = json.loads(text)
     problem = build_problem(config, config["seed"], config["validation"])
     return problem if config["own"] is None else place(problem, config["own"])
@@ -59,7 +70,7 @@ def device_of(config: Plain) -> torch.device:
 
 @lru_cache(maxsize=2)
 @profiling.timed("start-up")
-def _trainer(text: str, sites: str) -> Any:
+def _trainer(text: str, sites: str, app: str) -> Any:
     config = json.loads(text)
     cfg = OmegaConf.create(config)
     return get_class(cfg.strategy.get("handler", cfg.handler))(
@@ -76,9 +87,9 @@ def _trainer(text: str, sites: str) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _strategy(text: str, sites: str) -> Any:
+def _strategy(text: str, sites: str, app: str) -> Any:
     """The strategy, to sum replies where they are made."""
-    cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites)
+    cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites, app)
     strategy = build(cfg.strategy, "strategy")
     strategy.setup(
         trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"), cfg.get("limits")
@@ -151,7 +162,7 @@ class SimulationApp(ClientApp):
 
 
 @lru_cache(maxsize=2)
-def _profiler(text: str) -> profiling.Profiler | None:
+def _profiler(text: str, app: str) -> profiling.Profiler | None:
     """What records the clients' work in this process, if the configuration asks for it."""
     config = json.loads(text)
     return profiling.Profiler.on(device_of(config)) if config.get("profile") else None
@@ -164,9 +175,11 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
         config: the composed configuration.
         sites: folder for the durable sites of the clients that this process serves.
     """
-    key = json.dumps(config), str(sites)
+    # the last part is this app's own: what an earlier run of this process read or built is not taken for this run's. (Copies of
+    # the app that travel to another process share what they build there.)
+    key = json.dumps(config), str(Path(sites).resolve()), uuid4().hex
     trainer = partial(_trainer, *key)
-    app = SimulationApp(trainer, partial(_strategy, *key), _profiler(key[0]))
+    app = SimulationApp(trainer, partial(_strategy, *key), _profiler(key[0], key[2]))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -203,9 +203,10 @@ class Trainer:
     # -- messages -------------------------------------------------------------------------------------------------------
 
     def query(self, message: Message, context: Context) -> Message:
-        """Who this node is: its partition id and number of examples."""
+        """Who this node is: its partition id and number of examples; and the numbers of features and outputs of its data."""
         client = self._partition(context)
-        info = ConfigRecord({"partition-id": client, "num-examples": len(self.problem.clients[client])})
+        size = len(self.problem.clients[client])
+        info = ConfigRecord({"partition-id": client, "num-examples": size, **self.problem.shape})
         return Message(RecordDict({"client": info}), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
@@ -369,6 +370,8 @@ class Trainer:
 
     def _partition(self, context: Context) -> int:
         client = context.node_config.get("partition-id")
+        if client is None:
+            raise wire.BadMessage("the node does not say which client it is: it needs partition-id in its node config")
         if not isinstance(client, int) or not 0 <= client < len(self.problem.clients):
             fix = f"must be one of the {len(self.problem.clients)} clients of this problem, which count from 0"
             raise InputError("partition-id", client, fix)

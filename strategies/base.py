@@ -61,6 +61,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.older: dict[int, int] = {}  # and as of the one before, in case the last one is damaged
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
+        self.shape: dict[str, int] = {}  # numbers of features and outputs that every node's data have
         self.seed = 0
         self._callbacks: Callbacks | None = None
         self._held = 0
@@ -132,7 +133,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """
         self._callbacks = callbacks
         with span("start-up"), span("roster"):
-            roster = self._roster = Roster(self.num_clients, self.sizes)
+            roster = self._roster = Roster(self.num_clients, self.sizes, self.shape)
             roster.gather(grid, self.timeout)
         if not self.num_clients:
             if initial_arrays is None or "mean" not in initial_arrays:
@@ -322,7 +323,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
     def _connected(self, grid: Grid) -> dict[int, int]:
         """The node of each client that connected."""
         if self._roster is None:
-            self._roster = Roster(self.num_clients, self.sizes)
+            self._roster = Roster(self.num_clients, self.sizes, self.shape)
             self._roster.gather(grid, self.timeout)
         self._roster.update(grid)
         return self._roster.nodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -55,12 +55,14 @@ class Roster:
     Args:
         num_clients: how many there should be; 0: as many as there are nodes.
         sizes: gets the number of examples each partition has, as its node says.
+        shape: what every node's data must have in common, see :meth:`clients.handler.Trainer.query`.
 
     Attributes:
         nodes: partition id -> node id.
     """
 
-    def __init__(self, num_clients: int, sizes: dict[int, int] | None = None):
+    def __init__(self, num_clients: int, sizes: dict[int, int] | None = None, shape: Mapping[str, int] | None = None):
+        self.shape = shape or {}
         self.num_clients, self.sizes = num_clients, {} if sizes is None else sizes
         self.nodes: dict[int, int] = {}
         self._asked: dict[int, Asked] = {}  # by node, in the order in which they were first seen
@@ -164,6 +166,7 @@ class Roster:
             if reply.has_error():
                 raise wire.BadMessage(reason(reply))
             client, size = _who(reply.content.get("client"), self.num_clients)
+            _same_problem(reply.content.get("client"), self.shape, client)
             if size and self.sizes.get(client, size) != size and client in self.nodes:
                 raise wire.BadMessage(f"client {client} had {self.sizes[client]} examples and now has {size}")
         except wire.BadMessage as error:
@@ -231,3 +234,17 @@ def _who(answer: object, num_clients: int) -> tuple[int, int]:
         if not 1 <= size <= 10**15:
             raise wire.BadMessage(f"value 'num-examples' is {size}, out of range")
     return partition, size
+
+
+def _same_problem(answer: object, shape: Mapping[str, int], partition: int) -> None:
+    """Compare a node's numbers of features and outputs with the federation's, where it gives them.
+
+    Raises:
+        BadMessage: they differ.
+    """
+    for name, ours in shape.items():
+        if isinstance(answer, ConfigRecord) and name in answer and (theirs := wire.value(answer, name, int)) != ours:
+            fix = "; data.classes says how many classes there are, for all" if name == "outputs" else ""
+            raise wire.BadMessage(
+                f"the data of client {partition} have {theirs} {name}, the federation has {ours}{fix}"
+            )

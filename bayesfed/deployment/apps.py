@@ -39,6 +39,7 @@ from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.deployment.told import log_whole, told
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.problem.build import origins
 from bayesfed.runs.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
@@ -116,6 +117,9 @@ def _answered(message: Message, context: Context) -> Message:
     try:
         return _served(context).serve(message, context)
     except Exception as error:
+        if isinstance(error, InputError) and error.field == "data.path" and error.value is None:
+            fix = "the run's data are each node's own file: name it in --node-config 'partition-id=0 data-path=\"/data/mine.npz\"'"
+            error = InputError("data-path", None, fix)
         log_whole(message.metadata.message_type, error)
         return error_reply(message, told(error))
 
@@ -140,11 +144,11 @@ def _served(context: Context) -> SimulationApp:
     config = client_config(context)
     given = context.node_config.get("sites")
     root = Path(str(given)).expanduser() if given else _root("BAYESFED_SITES", "sites")
-    return _app(json.dumps(config), str(root / experiment_key(config, _run(context))))
+    return _app(json.dumps(config), str(root / experiment_key(config, _run(context))), origins(config))
 
 
 @lru_cache(maxsize=2)
-def _app(config: str, sites: str) -> SimulationApp:
+def _app(config: str, sites: str, made_of: tuple[object, ...]) -> SimulationApp:
     return client_app(json.loads(config), sites)
 
 

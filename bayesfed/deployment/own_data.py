@@ -18,6 +18,7 @@ class Whole(Partitioner):
 
     name = "whole"
     default_clients = 1
+    alone = True
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         return [np.arange(num_examples)]

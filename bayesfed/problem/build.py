@@ -13,14 +13,17 @@ import torch
 from omegaconf import DictConfig
 
 from bayesfed.errors import InputError, number
+from bayesfed.foreign import plain_text
 from bayesfed.problem.client_tests import client_tests
-from bayesfed.problem.configured import construct, naming, plain
+from bayesfed.problem.configured import construct, locate, naming, plain
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
 from bayesfed.problem.examples import Examples
+from bayesfed.problem.labels import coded
 from bayesfed.problem.likelihood import Categorical, Likelihood
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.problem.problem import Problem, check_model
+from bayesfed.problem.ranges import check_ranges, warn_of_sizes
 from bayesfed.problem.scaling import fit_scaling
 from bayesfed.problem.shift import ClientShift, Shift
 from bayesfed.seeding import numpy_generator
@@ -50,10 +53,13 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     likelihood = construct("likelihood", configs["likelihood"], Likelihood)  # type: ignore[type-abstract]
     with naming("data"):
         data = source.load(seed)
-    y, test_y, num_classes = _targets(data, likelihood)
+    y, test_y, num_classes, names = _targets(data, likelihood, partitioner)
     train, validated = _training_rows(data, y, source.fraction, seed, validation, num_classes is not None)
-    with naming("data"):
+    with naming("data"), np.errstate(over="ignore", invalid="ignore"):  # said by check_ranges
         scaling = fit_scaling(source.scaling, data.x, train, data.maximum)
+    if data.own:
+        check_ranges(data, scaling, source.scaling, likelihood, cfg.get("dtype", "float32"))
+        warn_of_sizes(data, scaling, likelihood, train)
     num_outputs = num_classes if num_classes is not None else likelihood.num_outputs(y)
     input_shape = tuple(data.x.shape[1:])
     check_model(configs["model"], input_shape, num_outputs)
@@ -62,7 +68,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     )
     shifts_of(clients=1)  # says what can't be shifted before the split takes its time
     with naming("partition"):
-        parts, owner = _partition(data, y, num_classes is not None, train, partitioner, seed)
+        parts, owner, client_names = _partition(data, y, num_classes is not None, train, partitioner, seed)
     shifts = shifts_of(clients=len(parts))
 
     x_rows, y_rows = torch.from_numpy(data.x), torch.from_numpy(y)
@@ -105,7 +111,23 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         model=configs["model"],
         likelihood_config=configs["likelihood"],
         client_tests=own,
+        classes=names,
+        client_names=client_names,
+        split_by_data=data.client is not None and partitioner.needs_values != "client",
     )
+
+
+def origins(cfg: Mapping[str, Any] | DictConfig) -> tuple[object, ...]:
+    """What a problem is made of besides its configuration: the classes that are named there, and the state of the files they read.
+
+    Hashable; two are equal as long as :func:`build_problem` would give the same again.
+
+    Raises:
+        InputError: as :func:`build_problem` on the options of the data.
+    """
+    configs = {group: plain(group, cfg) for group in ("data", "partition", "likelihood")}
+    source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
+    return (*(locate(group, config, object) for group, config in configs.items()), source.stamps())
 
 
 def _seen(counts: np.ndarray, shift: ClientShift | None) -> np.ndarray:
@@ -124,22 +146,21 @@ def _maximum(shift: Shift, data: Loaded, train: np.ndarray) -> float:
     return float(data.x[train].max())
 
 
-def _targets(data: Loaded, likelihood: Likelihood) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Checked targets of both sets, and the number of classes (None for regression)."""
-    y, test_y = likelihood.targets(data.y), likelihood.targets(data.test_y)
+def _targets(
+    data: Loaded, likelihood: Likelihood, partitioner: Partitioner
+) -> tuple[np.ndarray, np.ndarray, int | None, list[str] | None]:
+    """Checked targets of both sets, the number of classes (None for regression) and their names (None: 0..C-1)."""
+    if isinstance(likelihood, Categorical) and data.num_classes is None:
+        return coded(data.y, data.test_y, data.classes, likelihood, alone=partitioner.alone)
     if not isinstance(likelihood, Categorical):
-        return y, test_y, None
-    if data.num_classes is not None:
-        return y, test_y, data.num_classes
-    num_classes = max(likelihood.num_outputs(y), likelihood.num_outputs(test_y))
-    if num_classes > len(y) + len(test_y):
-        fix = (
-            f"needs labels 0..C-1, the largest is {num_classes - 1} in {len(y)} rows: number the classes consecutively"
-        )
-        raise InputError("likelihood", likelihood.name, fix)
-    if num_classes < 2:
-        raise InputError("likelihood", likelihood.name, "needs at least two classes, all labels are 0")
-    return y, test_y, num_classes
+        if data.classes is not None:
+            raise InputError(
+                "data.classes", data.classes, f"likelihood={likelihood.name} has no classes; leave it null"
+            )
+        for y in (data.y, data.test_y):
+            if y.dtype.kind == "U":
+                raise InputError(*data.target, f"column must hold numbers for likelihood={likelihood.name}, holds text")
+    return likelihood.targets(data.y), likelihood.targets(data.test_y), data.num_classes, None
 
 
 def _training_rows(
@@ -164,12 +185,13 @@ def _training_rows(
 
 def _partition(
     data: Loaded, y: np.ndarray, classes: bool, train: np.ndarray, partitioner: Partitioner, seed: int
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+) -> tuple[list[np.ndarray], np.ndarray | None, list[str] | None]:
     """Rows of each client that has any; by client column if there is one, else by the partitioner.
 
-    With a client column also the client (position among those kept; -1: none) of every row of the data.
+    With a client column also the client (position among those kept; -1: none) of every row of the data, and the clients' names, if these
+    are not 0..K-1.
     """
-    owner = None
+    owner = names = None
     grouped = partitioner.needs_values == "client"
     if data.client is None or grouped:
         if grouped and data.client is None:
@@ -191,16 +213,24 @@ def _partition(
     kept = [part for part in parts if len(part)]
     if not kept:
         raise InputError("partition", partitioner.name, "gave no client any example")
+    called: list[str] = []
+    if data.client is not None:
+        groups = [np.unique(data.client[part]) for part in parts] if grouped else [[name] for name in ids]
+        called = [plain_text("+".join(map(str, group)), 60) for group in groups]
     if len(kept) < len(parts):
-        text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out; {len(kept)} remain"
+        absent = ", ".join(name for name, part in zip(called, parts, strict=False) if not len(part))
+        named = f" ({plain_text(absent, 200)})" if absent else ""
+        text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out{named}; {len(kept)} remain"
         log.warning(text)
     if data.client is not None:
-        names, codes = np.unique(data.client, return_inverse=True)
-        client_of = np.full(len(names), -1)
+        names = [name for name, part in zip(called, parts, strict=True) if len(part)]
+        names = None if names == [str(k) for k in range(len(kept))] else names
+        distinct, codes = np.unique(data.client, return_inverse=True)
+        client_of = np.full(len(distinct), -1)
         for k, part in enumerate(kept):
             client_of[codes[part]] = k
         owner = client_of[codes]
-    return kept, owner
+    return kept, owner, names
 
 
 def _values(kind: str, data: Loaded, y: np.ndarray, train: np.ndarray) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,9 @@ class Problem:
         client_tests: what client k's own test distribution is, at position k; may be empty.
         model: ``_target_``, ``name`` and options of the model.
         likelihood_config: ``_target_``, ``name`` and options of the likelihood.
+        classes: names of the C classes in the order of the outputs; None = 0..C-1 (or a regression).
+        client_names: of each client, as the data call it; None = 0..K-1.
+        split_by_data: whether the data's client column decided who holds what, and not the partitioner.
     """
 
     clients: list[Examples]
@@ -50,13 +54,26 @@ class Problem:
     model: dict[str, Any]
     likelihood_config: dict[str, Any]
     client_tests: list[Examples] = field(default_factory=list)
+    classes: list[str] | None = None
+    client_names: list[str] | None = None
+    split_by_data: bool = False
 
     def build_model(self, seed: int) -> nn.Module:
         """The model in float32 on the CPU; drawn from ``seed`` alone, torch's global generator is left as it was."""
         return _build_model(self.model, self.input_shape, self.num_outputs, derive(seed, "init"))
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of ``outputs``."""
+        return {"features": math.prod(self.input_shape), "outputs": self.num_outputs}
+
+    def named(self, client: int) -> dict[str, str]:
+        """What a record that gives a client's number says besides: its ``name``, if it has one."""
+        return {} if self.client_names is None else {"name": self.client_names[client]}
+
     def description(self) -> dict[str, Any]:
         """Plain JSON from which ``restore_model`` rebuilds model, scaling and likelihood."""
+        named = {} if self.classes is None else {"classes": self.classes}
         return {
             "model": dict(self.model),
             "input_shape": list(self.input_shape),
@@ -64,6 +81,7 @@ class Problem:
             "num_classes": self.num_classes,
             "scaling": self.scaling.description(),
             "likelihood": dict(self.likelihood_config),
+            **named,
         }
 
 

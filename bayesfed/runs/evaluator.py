@@ -126,7 +126,8 @@ class Evaluator:
         for client, (found, tests) in enumerate(zip(scores, self.problem.client_tests, strict=True)):
             if found is not None:
                 line = {f"{name}/{metric}": value for metric, value in found.items()}
-                self._append({"round": round, "client": client, "examples": len(tests), **line})
+                who = {"client": client, **self.problem.named(client)}
+                self._append({"round": round, **who, "examples": len(tests), **line})
 
     def _other_inputs(self) -> Examples | None:
         """Out-of-distribution inputs, if the run is to look at some."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -24,10 +25,18 @@ NAMES = {"mean": "at the posterior mean", "bayes": "Bayesian model average"}
 LINES = {"mean": "--", "bayes": "-"}
 GREY = "#555555"
 MARKERS_UP_TO = 30  # rounds
+MOST_NAMES = 40  # at the ticks of an axis; more get numbers
 DPI = 150
 
 
-def make_figures(run_dir: Path, *, label_counts: np.ndarray | None, reliability: dict[str, Any] | None) -> list[Path]:
+def make_figures(
+    run_dir: Path,
+    *,
+    label_counts: np.ndarray | None,
+    reliability: dict[str, Any] | None,
+    classes: Sequence[str] | None = None,
+    clients: Sequence[str] | None = None,
+) -> list[Path]:
     """Write the figures that apply to a run.
 
     ``learning_curves.png`` (metrics against rounds), ``label_distribution.png`` (who holds which classes),
@@ -38,6 +47,7 @@ def make_figures(run_dir: Path, *, label_counts: np.ndarray | None, reliability:
         run_dir: directory with ``rounds.jsonl`` and ``posterior.safetensors`` (both optional).
         label_counts: (K, C) training examples of each client and class, or None.
         reliability: what ``bayesfed.evaluation.reliability`` gives, or None.
+        classes, clients: their names, where they have some.
 
     Returns:
         the files written.
@@ -46,7 +56,9 @@ def make_figures(run_dir: Path, *, label_counts: np.ndarray | None, reliability:
     rounds = RunDirectory(run_dir).rounds()
     figures = {
         "learning_curves": learning_curves(rounds),
-        "label_distribution": None if label_counts is None else label_distribution(np.asarray(label_counts)),
+        "label_distribution": None
+        if label_counts is None
+        else label_distribution(np.asarray(label_counts), classes, clients),
         "reliability": None if reliability is None else reliability_diagram(reliability),
         "precision": precision_figure(rounds, _final_precision(run_dir / FILE_NAME)),
     }
@@ -91,11 +103,14 @@ def learning_curves(rounds: Sequence[dict[str, Any]]) -> Figure | None:
     return figure
 
 
-def label_distribution(counts: np.ndarray) -> Figure | None:
+def label_distribution(
+    counts: np.ndarray, classes_named: Sequence[str] | None = None, clients_named: Sequence[str] | None = None
+) -> Figure | None:
     """Clients by classes, the shade giving the number of examples, below the clients' sizes; None without examples.
 
     Args:
         counts: (K, C).
+        classes_named, clients_named: names instead of numbers.
     """
     if counts.size == 0 or counts.max() <= 0:
         return None
@@ -115,6 +130,8 @@ def label_distribution(counts: np.ndarray) -> Figure | None:
     axis.set(xlabel="client", ylabel="class")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+    name_ticks(axis.xaxis, clients_named, rotated=True)
+    name_ticks(axis.yaxis, classes_named)
     for positions, draw in ((np.arange(0.5, clients - 1), axis.axvline), (np.arange(0.5, classes - 1), axis.axhline)):
         for position in positions:
             draw(position, color="white", linewidth=1.0 if len(positions) <= 40 else 0.4)
@@ -130,6 +147,14 @@ def label_distribution(counts: np.ndarray) -> Figure | None:
     bar.set_label("training examples of a class (blank: none)")
     bar.outline.set_visible(False)
     return figure
+
+
+def name_ticks(axis: Axis, names: Sequence[str] | None, *, rotated: bool = False) -> None:
+    """Names at positions 0..n-1 of an axis, cut to 16 characters, where there are any and they can be read."""
+    if names is not None and len(names) <= MOST_NAMES:
+        texts = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
+        long = rotated and max(map(len, texts)) * len(texts) > 60
+        axis.set_ticks(range(len(texts)), [text.replace("$", r"\$") for text in texts], rotation=90 if long else 0)
 
 
 def reliability_diagram(reliability: dict[str, Any]) -> Figure:

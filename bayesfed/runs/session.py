@@ -16,7 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from bayesfed.app import Plain, client_app, device_of, plain, problem_of
+from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.checksum import file_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
@@ -61,6 +61,7 @@ class Session:
         self.cfg = cfg
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
+        note_unused_partition(cfg, self.problem)
         self.strategy = build(cfg.strategy, "strategy")
         self.strategy.name = cfg.strategy.name
         self.solver = build(cfg.client, "client")
@@ -71,6 +72,7 @@ class Session:
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
         self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
+        self.strategy.shape = self.problem.shape
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),
@@ -248,7 +250,10 @@ class Session:
         bins = None
         if self.problem.num_classes:
             bins = self.evaluator.reliability(self.round, self._posterior)
-        make_figures(self.directory.path, label_counts=self.problem.label_counts, reliability=bins)
+        make_figures(
+            self.directory.path, label_counts=self.problem.label_counts, reliability=bins,
+            classes=self.problem.classes, clients=self.problem.client_names,
+        )  # fmt: skip
 
     # -- callbacks of the strategy --------------------------------------------------------------------------------------
 
@@ -260,7 +265,12 @@ class Session:
     def client_done(self, round: int, client: int, metrics: dict[str, float] | None, reason: str) -> None:
         """A line in ``clients.jsonl``."""
         self.display.client_done(round, client, metrics is not None)
-        record: dict[str, Any] = {"round": round, "client": client, "accepted": metrics is not None}
+        record: dict[str, Any] = {
+            "round": round,
+            "client": client,
+            **self.problem.named(client),
+            "accepted": metrics is not None,
+        }
         record.update(metrics if metrics is not None else {"reason": reason})
         self.directory.append("clients", record)
         self.profile.client_done(record)

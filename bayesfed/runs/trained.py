@@ -40,6 +40,7 @@ class TrainedRun:
         input_shape: shape of one example.
         scaling: maps inputs in the units of the data source to what the modules expect.
         likelihood: the likelihood the run was trained with.
+        classes: names of the classes in the order of the columns that :meth:`predict` gives; None for a regression.
     """
 
     def __init__(self, run_dir: Path, posterior: Any, model_description: dict[str, Any]):
@@ -50,6 +51,10 @@ class TrainedRun:
         self.model_description = model_description
         self.input_shape = tuple(model_description["input_shape"])
         module, self.scaling, self.likelihood = restore_model(model_description)
+        count = model_description["num_classes"]
+        self.classes: list[str] | None = model_description.get("classes") or (
+            None if count is None else [str(label) for label in range(count)]
+        )
         self._model = FlatModel(module, dtype=posterior.mean.dtype)
         if self._model.dim != posterior.dim:
             raise InputError(
@@ -77,7 +82,7 @@ class TrainedRun:
             seed: of the draws; equal seeds give equal predictions.
 
         Returns:
-            Classification: (N, C) class probabilities. Regression: mean and variance of the target, noise included,
+            Classification: (N, C) probabilities of :attr:`classes`. Regression: mean and variance of the target, noise included,
             each (N,) for one output and (N, D) for D > 1. In the dtype of the run.
 
         Raises:

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bayesfed.app import plain, problem_of
+from bayesfed.app import note_unused_partition, plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
 from bayesfed.lock import alone, check_folder, reason
@@ -25,6 +26,7 @@ MARK = "partition.json"
 SHOWN = 20  # clients in the terminal's table
 HEADERS = {
     "client": "client",
+    "name": "name",
     "examples": "examples",
     "test_examples": "test",
     "classes": "classes",
@@ -54,11 +56,13 @@ def partition(args: Sequence[str]) -> Path:
     check_folder(folder, MARK, "a partition")
     config = plain(cfg)
     problem = problem_of(config)
+    note_unused_partition(cfg, problem)
     records = client_records(problem, System.of(config.get("system")), cfg.seed)
     summary = overview(records)
     kept = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
-    text = json.dumps({"summary": summary, "clients": records, "label_counts": counts, "config": kept}, indent=2)
+    found = {"summary": summary, "clients": records, "label_counts": counts, "config": kept}
+    text = json.dumps(found if problem.classes is None else {**found, "classes": problem.classes}, indent=2)
     with alone(folder, "out"):
         try:
             write_text(folder / MARK, text + "\n")
@@ -91,6 +95,8 @@ def _shown(records: Sequence[dict[str, Any]]) -> Table:
 def _text(name: str, value: Any) -> str:
     if name == "angle":
         return f"{value:+.0f}°"
+    if isinstance(value, str):
+        return escape(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from bayesfed.problem import Examples, Problem
-from bayesfed.runs.figures import DPI, label_distribution
+from bayesfed.runs.figures import DPI, label_distribution, name_ticks
 from bayesfed.seeding import numpy_generator
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -24,8 +25,10 @@ def make_figures(problem: Problem, folder: Path, seed: int) -> list[Path]:
     """Draw what applies; returns the files."""
     sizes = np.array([len(client) for client in problem.clients])
     figures: dict[str, Figure | None] = {
-        "label_distribution": None if problem.label_counts is None else label_distribution(problem.label_counts),
-        "sizes": size_bars(sizes),
+        "label_distribution": None
+        if problem.label_counts is None
+        else label_distribution(problem.label_counts, problem.classes, problem.client_names),
+        "sizes": size_bars(sizes, problem.client_names),
         "samples": samples(problem, seed) if len(problem.input_shape) == 3 else None,
         "targets": target_boxes(problem) if problem.num_classes is None else None,
     }
@@ -40,7 +43,7 @@ def make_figures(problem: Problem, folder: Path, seed: int) -> list[Path]:
     return written
 
 
-def size_bars(sizes: np.ndarray) -> Figure:
+def size_bars(sizes: np.ndarray, names: Sequence[str] | None = None) -> Figure:
     """Examples of each client, largest first, with the mean."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -54,6 +57,7 @@ def size_bars(sizes: np.ndarray) -> Figure:
     axis.set(xlabel="client, largest first", ylabel="training examples", xlim=(-0.6, len(sizes) - 0.4))
     if len(sizes) <= 25:
         axis.set_xticks(range(len(sizes)), [str(k) for k in order])
+        name_ticks(axis.xaxis, None if names is None else [names[k] for k in order], rotated=True)
     else:
         axis.set_xlabel("rank of the client by size")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
@@ -84,9 +88,11 @@ def samples(problem: Problem, seed: int) -> Figure:
         for axis, i in zip(row, order, strict=False):
             _image(axis, images[i], high)
             if problem.num_classes is not None:
-                axis.set_title(str(int(labels[i])), size=7, pad=1.5, color=GREY)
+                label = int(labels[i])
+                title = str(label) if problem.classes is None else problem.classes[label][:12].replace("$", r"\$")
+                axis.set_title(title, size=7, pad=1.5, color=GREY)
         row[0].text(
-            -0.25, 0.5, _caption(client, int(k)), transform=row[0].transAxes, ha="right", va="center", size=7.5,
+            -0.25, 0.5, _caption(client, problem.named(int(k)).get("name", f"client {k}")), transform=row[0].transAxes, ha="right", va="center", size=7.5,
             linespacing=1.3,
         )  # fmt: skip
     return figure
@@ -106,6 +112,7 @@ def target_boxes(problem: Problem) -> Figure:
         box.set(facecolor="#cfe3f1", edgecolor=BLUE)
     axis.set(xlabel="client", ylabel="target")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+    name_ticks(axis.xaxis, problem.client_names, rotated=True)
     _plain(axis)
     return figure
 
@@ -125,8 +132,8 @@ def _image(axis: Axes, image: torch.Tensor, high: float) -> None:
         axis.imshow(pixels[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _caption(client: Examples, number: int) -> str:
-    lines = [f"client {number}", f"{len(client):,} examples"]
+def _caption(client: Examples, name: str) -> str:
+    lines = [name[:20].replace("$", r"\$"), f"{len(client):,} examples"]
     if client.shift is not None:
         told = [f"{client.shift.angle:+.0f}°"] if client.shift.angle else []
         told += [f"contrast {client.shift.contrast:.2f}"] if client.shift.contrast != 1 else []

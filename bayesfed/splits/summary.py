@@ -18,7 +18,7 @@ def client_records(problem: Problem, system: System, seed: int) -> list[dict[str
     """What sets each client apart.
 
     Returns:
-        per client ``client``, ``examples``, ``test_examples`` (its own test distribution); with classes ``classes``,
+        per client ``client``, ``name`` (where the data give one), ``examples``, ``test_examples`` (its own test distribution); with classes ``classes``,
         ``effective_classes`` (e to the entropy of its labels) and ``distance`` (total variation between its labels and all labels,
         0 to 1); with a shift what :meth:`ClientShift.description` says; with a deadline the simulated ``arrival`` in round 1.
     """
@@ -27,7 +27,8 @@ def client_records(problem: Problem, system: System, seed: int) -> list[dict[str
     sizes = [len(client) for client in problem.clients]
     fates = system.fates(seed, range(len(sizes)), 1, sizes) if system.active else {}
     for k, client in enumerate(problem.clients):
-        record: dict[str, Any] = {"client": k, "examples": sizes[k], "test_examples": len(problem.client_tests[k])}
+        record: dict[str, Any] = {"client": k, **problem.named(k), "examples": sizes[k]}
+        record["test_examples"] = len(problem.client_tests[k])
         if counts is not None:
             shares = counts[k] / counts[k].sum()
             held = shares[shares > 0]

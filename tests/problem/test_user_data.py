@@ -71,8 +71,9 @@ def test_a_client_that_lost_every_row_is_dropped_with_a_warning(npz, problem, ca
     client = np.minimum(np.arange(60), 1)  # client 0 holds one row
     data = npz(x=X, y=TARGETS, client=client, x_test=X[:1], y_test=TARGETS[:1])
     result = problem(data={**data, "fraction": 0.25}, likelihood="gaussian")
-    assert caplog.messages == ["1 of 2 clients got no example and are left out; 1 remain"]
+    assert caplog.messages == ["1 of 2 clients got no example and are left out (0); 1 remain"]
     assert [len(examples) for examples in result.clients] == [15]
+    assert result.client_names == ["1"]
 
 
 def test_two_dimensional_targets(npz, problem):

@@ -4,7 +4,9 @@ from bayesfed.problem.data.digits import Digits
 from bayesfed.problem.data.images import Images
 from bayesfed.problem.data.linreg import LinearRegression
 from bayesfed.problem.data.npz import Npz
-from bayesfed.problem.data.parquet import Parquet
 from bayesfed.problem.data.source import Loaded, Source
+from bayesfed.problem.data.table import Table
 
-__all__ = ["Digits", "Images", "LinearRegression", "Loaded", "Npz", "Parquet", "Source"]
+Parquet = Table  # its name in run directories of earlier versions
+
+__all__ = ["Digits", "Images", "LinearRegression", "Loaded", "Npz", "Parquet", "Source", "Table"]

@@ -48,9 +48,17 @@ class Images(Source):
         choice("dataset", dataset, KNOWN)
         self.dataset, self.path = dataset, path
 
-    def load(self, seed: int) -> Loaded:
+    @property
+    def folder(self) -> str | None:
+        """Where the files lie; None: on Hugging Face."""
         root = os.environ.get("BAYESFED_DATA")
-        folder = self.path if self.path is not None else str(Path(root) / self.dataset) if root else None
+        return self.path if self.path is not None else str(Path(root) / self.dataset) if root else None
+
+    def files(self) -> list[Path]:
+        return [] if self.folder is None else [Path(self.folder) / f"{split}.parquet" for split in ("train", "test")]
+
+    def load(self, seed: int) -> Loaded:
+        folder = self.folder
         (x, y), (test_x, test_y) = (
             self._local(Path(folder).expanduser(), split) if folder else self._download(split)
             for split in ("train", "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,8 +11,21 @@ from typing import Any
 import numpy as np
 
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.foreign import plain_text
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.seeding import derive
+
+OURS = {  # flwr-datasets' words
+    "preassigned_num_samples_per_label": "at_least",
+    "num_classes_per_partition": "num_classes_per_client",
+    "num_unique_labels_per_partition": "num_classes_per_client",
+    "num_shards_per_partition": "num_shards_per_client",
+    "class_assignment_mode": "class_assignment",
+    "partition_sizes": "sizes",
+    "num_partitions": "num_clients",
+    "partitions": "clients",
+    "partition": "client",
+}
 
 
 class FlowerPartitioner(Partitioner):
@@ -29,16 +43,23 @@ class FlowerPartitioner(Partitioner):
             columns["value"] = self.values
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # from inside datasets; nothing a user can do
+                warnings.simplefilter("ignore")  # on code that isn't the user's, in names that aren't ours
                 partitioner = self.build(flower, clients, stream)
                 partitioner.dataset = datasets.Dataset.from_dict(columns)
                 # ids make their own number of groups
                 count = clients if self.values is None else partitioner.num_partitions
                 parts = (partitioner.load_partition(k)["index"] for k in range(count))
                 return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
-        except (ValueError, IndexError, TypeError) as error:  # e.g. Dirichlet gives up after ten draws
-            lines = " ".join(str(error).split())
-            raise InputError("partition", self.name, f"flwr-datasets cannot split the data: {lines}") from error
+        except Exception as error:  # the library lets errors of many kinds through
+            fix = f"flwr-datasets cannot split the data: {plain_text(self.reason(error))}"
+            raise InputError("partition", self.name, fix) from error
+
+    def reason(self, error: Exception) -> str:
+        """What flwr-datasets says, in the names of this configuration."""
+        text = " ".join(str(error).split()) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        for theirs, ours in OURS.items():
+            text = re.sub(rf"\b{theirs}\b", ours, text)
+        return text
 
     @abstractmethod
     def build(self, flower: Any, clients: int, seed: int) -> Any:
@@ -70,6 +91,12 @@ class Dirichlet(FlowerPartitioner):
         number("alpha", alpha, above=0)
         integer("min_partition_size", min_partition_size, at_least=0)
         self.alpha, self.min_partition_size, self.self_balancing = float(alpha), min_partition_size, self_balancing
+
+    def reason(self, error: Exception) -> str:
+        if "number of attempts" not in str(error):
+            return super().reason(error)
+        least = f"min_partition_size={self.min_partition_size}"
+        return f"in each of ten draws a client got fewer than {least} examples; use a smaller one, fewer clients or a larger alpha"
 
     def build(self, flower: Any, clients: int, seed: int) -> Any:
         return flower.DirichletPartitioner(
@@ -130,6 +157,12 @@ class Shard(FlowerPartitioner):
         integer("num_shards_per_client", num_shards_per_client, at_least=1)
         self.num_shards_per_client = num_shards_per_client
 
+    def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
+        if clients * self.num_shards_per_client > num_examples:
+            fix = f"{clients} clients need {clients * self.num_shards_per_client} shards, there are only {num_examples} training examples"
+            raise InputError("num_shards_per_client", self.num_shards_per_client, fix)
+        return super().assign(labels, num_examples, clients, seed)
+
     def build(self, flower: Any, clients: int, seed: int) -> Any:
         return flower.ShardPartitioner(
             num_partitions=clients,
@@ -166,7 +199,6 @@ class InnerDirichlet(FlowerPartitioner):
 
     def build(self, flower: Any, clients: int, seed: int) -> Any:
         sizes = self._equal if self.sizes is None else list(self.sizes)
-        warnings.simplefilter("ignore", UserWarning)  # sizes need not use up all examples
         return flower.InnerDirichletPartitioner(
             partition_sizes=sizes, partition_by="label", alpha=self.alpha, shuffle=True, seed=seed
         )

@@ -21,12 +21,14 @@ class Partitioner(ABC):
         needs_labels: whether it works on class labels only.
         needs_values: which value of each example it looks at: ``mean`` (of the inputs), ``target``, ``client`` (the id in the
             data's client column), or nothing.
+        alone: whether the data are one client's, so that others may hold classes it lacks.
     """
 
     name: str
     default_clients = 10
     needs_labels = False
     needs_values = ""
+    alone = False
     values: np.ndarray | None = None  # of the examples to split, while it works
 
     def __init__(self, num_clients: int | None = None):
