@@ -306,7 +306,9 @@ class Trainer:
         )
         extra = self._extra_of(message)
         task = Task(message, method, server, site, stateful, local, dict(settings), extra, state)
-        return replace(task, local=self.pose(task))
+        posed = self.pose(task)
+        self.solver.require(posed)
+        return replace(task, local=posed)
 
     def _extra_of(self, message: Message) -> Record:
         """The further vectors of a message; decoded once for all clients of a round that share them."""

@@ -26,7 +26,7 @@ class Method(ABC, Generic[Posterior]):
         family: of its posterior, see ``bayesfed.families``.
         received: names of further vectors (P,) in replies.
         streams: False if it needs all replies at once, so that no engine may sum them.
-        asks: what it needs of clients of point estimates besides minimising their loss, see ``Solver.lacks``.
+        asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
         posterior: the server's.
         num_clients: K.
         sizes: examples of each client that connected, by partition id.
