@@ -26,6 +26,7 @@ from clients import duals
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
 from clients.optim.undecorated import spare_dynamo
 from clients.sites import DiskSites, Record, SiteStore
+from clients.solution import checked
 
 log = getLogger("bayesfed")
 STATE = "state."  # before the names of what `Trainer.settle` keeps, in a client's record
@@ -321,7 +322,7 @@ class Trainer:
 
     def _solve(self, task: Task) -> LocalSolution:
         with task.local.keyed_dropout(), span("solve"):
-            return self.solver.solve(task.local)
+            return checked(self.solver.solve(task.local), task.local, self.solver)
 
     def _solve_many(self, tasks: list[Task]) -> list[LocalSolution]:
         """The solutions of all tasks; none if they have to be solved one by one."""
@@ -329,7 +330,8 @@ class Trainer:
             return []
         try:
             with span("solve"):
-                return self.solver.solve_many([task.local for task in tasks])
+                solutions = self.solver.solve_many([task.local for task in tasks])
+            return [checked(s, task.local, self.solver) for s, task in zip(solutions, tasks, strict=True)]
         except Exception as error:  # one client's failure must not become that of the others
             log.warning("%d clients are trained one by one: %s: %s", len(tasks), type(error).__name__, error)
             return []

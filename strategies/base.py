@@ -16,6 +16,7 @@ from bayesfed import seeding, wire
 from bayesfed.engine.flower_version import raised
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
+from bayesfed.metrics import plain_numbers
 from bayesfed.profiling import span, timed
 from bayesfed.system import Fate
 from strategies.callbacks import Callbacks
@@ -92,7 +93,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
         self.dtype = initial.dtype
-        self.prepare(initial.detach().cpu())
+        self.prepared(initial.detach().cpu())
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
         self.codec = wire.Codec(wire_format, shapes, self.dtype)
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
@@ -242,7 +243,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
             self.posterior = exact
             raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
-            metrics = self.combine(sums.total, len(tally.replied))
+            metrics = self.combined(sums.total, len(tally.replied), server_round)
             if exact is not self.sent:
                 kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
                 self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
@@ -377,7 +378,11 @@ class FederatedStrategy(Method[Posterior], Strategy):
             return metrics
         checked = self.reader.read(reply, metrics, self.sent.arrays())
         with span("accumulate"):
-            metrics |= self.add(sums.group, checked)
+            added = self.add(sums.group, checked)
+        try:
+            metrics |= plain_numbers(added, f"{type(self).__name__}.accumulate")
+        except ValueError as error:  # the method's fault, and its sums have the reply already
+            raise RunFailed(f"round {server_round}: {error}") from error
         return metrics
 
     def _lose(self, server_round: int, client: int, reason: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from logging import Handler, LogRecord, getLogger
+from logging import ERROR, Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import span, timed
@@ -26,6 +27,7 @@ from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
+from bayesfed.runs.parts import look_at_handler, own_code, part
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets
@@ -56,16 +58,18 @@ class Session:
         self.cfg = cfg
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
-        self.strategy = build(cfg.strategy, "strategy")
+        self.strategy = part(cfg.strategy, "strategy")
         self.strategy.name = cfg.strategy.name
-        self.solver = build(cfg.client, "client")
+        self.solver = part(cfg.client, "client")
+        look_at_handler(cfg.strategy.get("handler", cfg.handler))
         self.logger = build(cfg.logger, "logger")
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
-        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
+        with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
+            self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
             cfg.client.get("schedule_decay", 0.1),
@@ -80,6 +84,7 @@ class Session:
             lambda draw, draws: self.display.evaluating(draw, draws),
         )  # fmt: skip
         self.personalized: dict[str, float] = {}
+        self.reason = ""  # why the run failed
         self.workers = 1
         self.round = 0
         self.seconds = 0.0
@@ -92,7 +97,7 @@ class Session:
             learns = ", ".join(sorted(self.solver.families))
             fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
             raise InputError("client", client, fix)
-        for ability in sorted(self.strategy.asks & self.solver.lacks.keys(), reverse=True):
+        for ability in sorted(frozenset(self.strategy.asks) & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         stragglers = System.of(self.config.get("system")).stragglers
@@ -182,8 +187,13 @@ class Session:
             except KeyboardInterrupt:
                 status = "interrupted"
                 raise
-            except OSError as error:
-                raise RunFailed(f"{self.directory.path}: {error}") from error
+            except Exception as error:
+                own = isinstance(error, RunFailed | OSError)
+                self.reason = plain_text(error if own else f"{type(error).__name__}: {error}")
+                structured.emit(log.makeRecord(log.name, ERROR, "", 0, f"failed: {self.reason}", (), None))
+                if isinstance(error, OSError):
+                    raise RunFailed(f"{self.directory.path}: {error}") from error
+                raise
             finally:
                 log.removeHandler(shown)
                 log.removeHandler(structured)
@@ -316,6 +326,7 @@ class Session:
             "seed": self.cfg.seed,
             "rounds": self.round,
             "status": status,
+            **({"reason": self.reason} if self.reason else {}),
             "parameters": self.num_parameters,
             "clients": self.num_clients,
             "evaluated_on": self.problem.evaluated_on,
