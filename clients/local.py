@@ -217,6 +217,14 @@ class LocalSolution:
 
 
 # for ``Solver.lacks``
+_SAY = "client=sgd, or declare it in the solver's `lacks`"
+UNDECLARED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "path": ("does not declare control variates, samples or counts of its steps", _SAY),
+        "fixed": ("does not declare that it keeps the server's precision, a fixed covariance", _SAY),
+        "proximal": ("does not declare proximal terms and duals of point estimates", _SAY),
+    }
+)
 NO_PATH = "has no control variates, samples or counts of its steps", "client=sgd or client=adam"
 LEARNS = "learns its precision and can't keep the server's, a fixed covariance", "client=adam or client=sgd"
 
@@ -233,14 +241,14 @@ class Solver(ABC):
         stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
         lacks: what it cannot do (``path``: control variates, samples or counts of its steps; ``fixed``: keep the server's
             precision, with expectations at the mean; ``proximal``: proximal terms and duals of point estimates), each as a
-            clause and what to use instead, see :meth:`refusal`.
+            clause and what to use instead, see :meth:`refusal`. All of it, until a class declares what it can: ``lacks = {}`` is everything.
     """
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
     learns_precision: ClassVar[bool] = True
     stepwise: ClassVar[bool] = True
-    lacks: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    lacks: Mapping[str, tuple[str, str]] = UNDECLARED
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -47,6 +48,7 @@ class PointSolver(BatchingSolver):
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
     learns_precision: ClassVar[bool] = False
+    lacks = MappingProxyType({})
 
     def __init__(
         self,
