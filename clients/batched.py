@@ -117,6 +117,8 @@ class BatchingSolver(Solver):
         """:meth:`solve` for several clients at once, given by number of steps, most first; :func:`can_batch` holds."""
 
     def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        for problem in problems:
+            self.require(problem)
         if not can_batch(problems):
             return super().solve_many(problems)
         steps = [p.steps(self.epochs, self.batch_size) for p in problems]

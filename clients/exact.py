@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ class ExactSolver(Solver):
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
     stepwise: ClassVar[bool] = False
-    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {"path": ("takes no gradient steps", "client=sgd or client=adam")}
+    lacks = MappingProxyType({"path": ("takes no gradient steps", "client=sgd or client=adam")})
 
     def check(self, model: str, likelihood: str) -> None:
         if model != "linear" or likelihood != "gaussian":
@@ -35,8 +35,7 @@ class ExactSolver(Solver):
             )
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
-        if problem.asks_for_gradients:
-            raise self.refusal("path", "exact")
+        self.require(problem)
         with span("data"):
             loss = LocalLoss(problem)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)

@@ -27,6 +27,7 @@ from clients import duals
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
 from clients.optim.undecorated import spare_dynamo
 from clients.sites import DiskSites, Record, SiteStore
+from clients.solution import checked
 
 log = getLogger("bayesfed")
 STATE = "state."  # before the names of what `Trainer.settle` keeps, in a client's record
@@ -308,7 +309,9 @@ class Trainer:
         )
         extra = self._extra_of(message)
         task = Task(message, method, server, site, stateful, local, dict(settings), extra, state)
-        return replace(task, local=self.pose(task))
+        posed = self.pose(task)
+        self.solver.require(posed)
+        return replace(task, local=posed)
 
     def _extra_of(self, message: Message) -> Record:
         """The further vectors of a message; decoded once for all clients of a round that share them."""
@@ -321,7 +324,7 @@ class Trainer:
 
     def _solve(self, task: Task) -> LocalSolution:
         with task.local.keyed_dropout(), span("solve"):
-            return self.solver.solve(task.local)
+            return checked(self.solver.solve(task.local), task.local, self.solver)
 
     def _solve_many(self, tasks: list[Task]) -> list[LocalSolution]:
         """The solutions of all tasks; none if they have to be solved one by one."""
@@ -329,7 +332,8 @@ class Trainer:
             return []
         try:
             with span("solve"):
-                return self.solver.solve_many([task.local for task in tasks])
+                solutions = self.solver.solve_many([task.local for task in tasks])
+            return [checked(s, task.local, self.solver) for s, task in zip(solutions, tasks, strict=True)]
         except Exception as error:  # one client's failure must not become that of the others
             log.warning("%d clients are trained one by one: %s: %s", len(tasks), type(error).__name__, error)
             return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients import batched_ivon
 from clients.batched import BatchingSolver
-from clients.local import LocalProblem, LocalSolution, check_gradients, check_training
+from clients.local import LEARNS, NO_PATH, LocalProblem, LocalSolution, check_gradients, check_training
 from clients.optim import IVON
 from clients.optim.undecorated import bare_step
 
@@ -25,6 +26,8 @@ class IVONSolver(BatchingSolver):
     IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms. Its fixed
     point is ``S_k = S_g + (N_k/tau E[hess lbar_k] - V_k)/rho``: ``h`` is the curvature *in excess of* the server's precision.
     In round 1 it starts at the network initialisation with ``h = hess_init``, later at ``(m_g, h = 0)``.
+
+    The curvature is estimated from samples of the posterior, so IVON can't keep the server's precision: such problems are refused.
 
     Uploads mean and precision (2P numbers; P + 1 for the isotropic family).
 
@@ -55,6 +58,7 @@ class IVONSolver(BatchingSolver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal", "isotropic"})
+    lacks = MappingProxyType({"path": NO_PATH, "fixed": LEARNS})
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class IVONSolver(BatchingSolver):
         self.amp, self.antithetic, self.compile, self.native = amp, antithetic, compile, native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        self.require(problem)
         model, server = problem.model, problem.server
         model.load(problem.start())
         model.module.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from bayesfed.families import DiagonalGaussian
@@ -47,4 +48,4 @@ class LaplaceSolver(PointSolver):
         metrics = dict(solution.metrics)
         metrics["gradient-evaluations"] += gradients
         posterior = DiagonalGaussian.from_mean_precision(solution.posterior.mean, precision)
-        return LocalSolution(posterior, metrics, solution.memory)
+        return replace(solution, posterior=posterior, metrics=metrics)

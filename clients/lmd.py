@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -29,7 +29,8 @@ class LMDSolver(Solver):
         G/tau + v_k - V_k z + rho S (z - z_g)
 
     and all of it goes into the sign, so that the fixed point is that of the local problem. In round 1 it starts at the network
-    initialisation, later at ``z_g``, each time with an empty momentum. The precision stays the server's, so sites only hold first natural parameters and
+    initialisation, later at ``z_g``, each time with an empty momentum. The precision stays the server's (and is without effect on the
+    gradient where ``learn_precision`` is off: expectations are then taken at the medians), so sites only hold first natural parameters and
     ``strategy.prior_precision`` sets both sigma and (times tau) the strength of the prior.
 
     Uploads log-medians and the precision, 2P + 1 numbers. No Gaussian is fitted: strategies of other Gaussian families refuse this client.
@@ -57,10 +58,13 @@ class LMDSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"lognormal", "point"})
-    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "proximal": ("has no proximal term and no dual for point estimates", _INSTEAD),
-        "path": ("has no control variates, samples or step counts for point estimates", _INSTEAD),
-    }
+    learns_precision: ClassVar[bool] = False
+    lacks = MappingProxyType(
+        {
+            "proximal": ("has no proximal term and no dual for point estimates", _INSTEAD),
+            "path": ("has no control variates, samples or step counts for point estimates", _INSTEAD),
+        }
+    )
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class LMDSolver(Solver):
         self.native = native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        self.require(problem)
         model, server = problem.model, problem.server
         model.load(problem.start())
         model.module.train()
@@ -136,15 +141,13 @@ class LMDSolver(Solver):
         model, server, weight = problem.model, problem.server, problem.data_weight
         generator = problem.generator("noise", problem.device)
         if not isinstance(server, LogNormal):
-            if problem.site is not None or problem.proximal or problem.asks_for_gradients:
-                raise self.refusal("path" if problem.asks_for_gradients else "proximal", "lmd")
             decay = 0.1 if self.decay is None else self.decay
             return self._build(model.parameters, lr=self.lr, sigma=self.sigma, decay=decay, generator=generator)
         site = problem.site_terms()
         optimizer = self._build(
             model.parameters,
             lr=self.lr,
-            sigma=float(server.precision) ** -0.5,
+            sigma=float(server.precision) ** -0.5 if problem.learn_precision else 0.0,  # no noise: at the medians
             decay=self.decay or 0.0,
             generator=generator,
             prior_log_median=server.log_median.view(2, -1),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -83,6 +84,17 @@ class LocalProblem:
     def asks_for_gradients(self) -> bool:
         """Whether only a solver that takes gradient steps can serve this problem."""
         return self.linear is not None or self.keep_gradient or self.observer is not None or self.unsquared
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What it needs of a solver beyond the loss's minimum, in the words of ``Solver.lacks``."""
+        point = isinstance(self.server, PointMass)
+        needed = {
+            "path": self.asks_for_gradients,
+            "proximal": point and (self.site is not None or self.proximal > 0),
+            "fixed": not point and not self.learn_precision,
+        }
+        return frozenset(ability for ability, asked in needed.items() if asked)
 
     @property
     def num_examples(self) -> int:
@@ -205,6 +217,19 @@ class LocalSolution:
     gradient: Tensor | None = None
 
 
+# for ``Solver.lacks``
+_SAY = "client=sgd, or declare it in the solver's `lacks`"
+UNDECLARED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "path": ("does not declare control variates, samples or counts of its steps", _SAY),
+        "fixed": ("does not declare that it keeps the server's precision, a fixed covariance", _SAY),
+        "proximal": ("does not declare proximal terms and duals of point estimates", _SAY),
+    }
+)
+NO_PATH = "has no control variates, samples or counts of its steps", "client=sgd or client=adam"
+LEARNS = "learns its precision and can't keep the server's, a fixed covariance", "client=adam or client=sgd"
+
+
 class Solver(ABC):
     """Solves a client's local problem.
 
@@ -215,15 +240,16 @@ class Solver(ABC):
         batches: whether :meth:`solve_many` can be faster than one client after the other.
         learns_precision: whether it returns another precision than the server's where ``learn_precision`` says so.
         stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
-        lacks: what it cannot do for point estimates (``proximal``: proximal terms and duals; ``path``: control variates,
-            samples or counts of its steps), each as a clause and what to use instead, see :meth:`refusal`.
+        lacks: what it cannot do (``path``: control variates, samples or counts of its steps; ``fixed``: keep the server's
+            precision, with expectations at the mean; ``proximal``: proximal terms and duals of point estimates), each as a
+            clause and what to use instead, see :meth:`refusal`. All of it, until a class declares what it can: ``lacks = {}`` is everything.
     """
 
     families: ClassVar[frozenset[str]]
     batches: ClassVar[bool] = False
     learns_precision: ClassVar[bool] = True
     stepwise: ClassVar[bool] = True
-    lacks: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    lacks: Mapping[str, tuple[str, str]] = UNDECLARED
 
     @abstractmethod
     def solve(self, problem: LocalProblem) -> LocalSolution:
@@ -244,6 +270,18 @@ class Solver(ABC):
         """The error for a ``strategy`` that needs what the solver, called ``client``, ``lacks``."""
         missing, instead = self.lacks[ability]
         return InputError("client", client, f"{missing}, which {strategy} needs; use {instead}")
+
+    def require(self, problem: LocalProblem) -> None:
+        """Raise InputError if ``problem`` asks for what the solver does not declare: handlers call it before they solve."""
+        client, family = type(self).__name__, problem.server.name
+        if family not in self.families:
+            raise InputError(
+                "client", client, f"solves for {', '.join(sorted(self.families))}, not for family {family}"
+            )
+        for ability in sorted(problem.asks & self.lacks.keys(), reverse=True):
+            raise self.refusal(ability, client)
+        if problem.work < 1 and not self.stepwise:
+            raise InputError("client", client, "has no steps to leave out, which system.stragglers needs")
 
     def check(self, model: str, likelihood: str) -> None:  # noqa: B027 - most solvers take any model
         """Raise InputError if the solver can't work with this model and likelihood."""

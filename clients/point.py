@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bayesfed.errors import choice, number
+from bayesfed.errors import InputError, choice, number
 from bayesfed.families import PointMass
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import each, span
@@ -47,6 +48,7 @@ class PointSolver(BatchingSolver):
 
     families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
     learns_precision: ClassVar[bool] = False
+    lacks = MappingProxyType({})
 
     def __init__(
         self,
@@ -204,10 +206,13 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
         if problem.site is not None:
             offset += problem.site.first.to(offset) / problem.loss_scale
         return slope, offset if problem.linear is None else offset + problem.linear
+    if problem.unsquared and server.precision.dim():
+        raise InputError("strategy.family", server.name, "must be isotropic or point with strategy.reference_quirks")
     anchor = 0.0 if problem.unsquared else problem.rho
     slope = anchor * server.precision
     offset = -anchor * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]
-    return slope / problem.data_weight, offset / problem.data_weight
+    offset = offset / problem.data_weight
+    return slope / problem.data_weight, offset if problem.linear is None else offset + problem.linear

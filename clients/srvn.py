@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Solver, check_gradients
+from clients.local import LEARNS, NO_PATH, LocalProblem, LocalSolution, Solver, check_gradients
 from clients.optim import SRVN
 from clients.optim.srvn_update import (
     factor_from_precision,
@@ -40,7 +41,8 @@ class SRVNSolver(Solver):
     (metric ``reduced``, steps), so that C never breaks down.
 
     ``curvature=hessian``: exact Hessians over all of the client's data each step, in float64 (small models); the covariance is first
-    scaled down to where the step is stable. ``curvature=stein``: from the gradients of mini-batches alone, with
+    scaled down to where the step is stable. Where ``learn_precision`` is off, expectations are taken at the mean, C only scales the steps,
+    and the server's precision is returned. ``curvature=stein``: from the gradients of mini-batches alone, with
     :class:`clients.optim.SRVN` in the model's dtype. Uploads mean and precision, P + P^2 or 2P numbers.
 
     Args:
@@ -63,6 +65,7 @@ class SRVNSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"full", "diagonal"})
+    lacks = MappingProxyType({"path": NO_PATH})
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class SRVNSolver(Solver):
         integer("mc_samples", mc_samples, at_least=0)
         if curvature == "stein" and mc_samples == 0:
             raise InputError("mc_samples", 0, "must be >= 1 with curvature=stein")
+        if curvature == "stein":
+            self.lacks = MappingProxyType({"path": NO_PATH, "fixed": LEARNS})
         number("hess_init", hess_init, above=0)
         number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
         number("min_precision", min_precision, at_least=0, at_most=0.99)
@@ -102,13 +107,16 @@ class SRVNSolver(Solver):
         self.local_schedule, self.native = local_schedule, native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
-        curvature = self.curvature or ("hessian" if problem.server.name == "full" else "stein")
+        self.require(problem)
+        by_hessians = problem.server.name == "full" or not problem.learn_precision
+        curvature = self.curvature or ("hessian" if by_hessians else "stein")
         return self._with_hessians(problem) if curvature == "hessian" else self._with_gradients(problem)
 
     def _with_hessians(self, problem: LocalProblem) -> LocalSolution:
         """Expected gradients and Hessians of the whole local loss, float64."""
         if problem.model.dim > LARGEST_DENSE:
-            fix = f"forms dense Hessians, too large for {problem.model.dim:,} parameters; use curvature=stein"
+            instead = "curvature=stein" if problem.learn_precision else "client=adam"
+            fix = f"forms dense Hessians, too large for {problem.model.dim:,} parameters; use {instead}"
             raise InputError("client.curvature", "hessian", fix)
         with span("data"):
             loss = LocalLoss(problem)
@@ -119,6 +127,7 @@ class SRVNSolver(Solver):
         rho, tau, diagonal = problem.rho, problem.temperature, problem.server.name == "diagonal"
         generator = problem.generator("noise", problem.device)
         steps = problem.budget(self.epochs)
+        samples = self.mc_samples if problem.learn_precision else 0
         rates = Schedule(self.local_schedule, steps)
         lr = 1.0 if self.lr is None else self.lr
         rate_covariance = lr if self.lr_covariance is None else self.lr_covariance
@@ -128,7 +137,7 @@ class SRVNSolver(Solver):
 
         for step in range(steps):
             with span("sampling"):
-                points = self._points(mean, factor, generator)
+                points = self._points(mean, factor, samples, generator)
             with span("gradient"):
                 gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
                 hessian = self._hessian(loss, points, diagonal) / tau
@@ -151,8 +160,9 @@ class SRVNSolver(Solver):
                 mean = mean - rate_mean * short * change
 
         value = float(loss.loss(mean)) / problem.num_examples
-        posterior = family.from_mean_precision(mean, precision_from_factor(factor))
-        used = steps * max(self.mc_samples, 1)
+        precision = precision_from_factor(factor) if problem.learn_precision else server.precision
+        posterior = family.from_mean_precision(mean, precision)
+        used = steps * max(samples, 1)
         metrics = {
             "loss": value,
             "reduced": float(reduced),
@@ -160,11 +170,12 @@ class SRVNSolver(Solver):
         }
         return LocalSolution(posterior.to(problem.dtype), metrics)
 
-    def _points(self, mean: Tensor, factor: Tensor, generator: torch.Generator) -> Tensor:
+    @staticmethod
+    def _points(mean: Tensor, factor: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         """Samples of q, (n, P); the mean alone for the delta method."""
-        if not self.mc_samples:
+        if not samples:
             return mean[None]
-        noise = torch.empty(self.mc_samples, len(mean), dtype=mean.dtype, device=mean.device)
+        noise = torch.empty(samples, len(mean), dtype=mean.dtype, device=mean.device)
         noise.normal_(generator=generator)
         return mean + (noise * factor if factor.ndim == 1 else noise @ factor.mT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from bayesfed.errors import choice, integer, number
 from bayesfed.families import FullGaussian
 from bayesfed.profiling import span
 from bayesfed.schedule import Schedule
-from clients.local import LocalProblem, LocalSolution, Solver
+from clients.local import NO_PATH, LocalProblem, LocalSolution, Solver
 from clients.quadratic import LocalLoss
 
 
@@ -24,6 +25,7 @@ class VONSolver(Solver):
         m <-  m - a/rho S^-1 { g + v_k - V_k m + rho S_g (m - m_g) }
 
     so ``a = b = 1`` is Newton's method. Expectations are Monte-Carlo over ``m + L^-T z``, or the delta method (0 samples).
+    Where ``learn_precision`` is off, expectations are taken at the mean, S only scales the steps, and the server's precision is returned.
     O(P^2) memory and O(P^3) time a step. Uploads mean and precision, P + P^2 numbers.
 
     Args:
@@ -39,6 +41,7 @@ class VONSolver(Solver):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"full"})
+    lacks = MappingProxyType({"path": NO_PATH})
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class VONSolver(Solver):
         self.local_schedule = local_schedule
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        self.require(problem)
         with span("data"):
             loss = LocalLoss(problem)
         server = FullGaussian.from_arrays(problem.server.arrays()).to(torch.float64)
@@ -69,13 +73,14 @@ class VONSolver(Solver):
         rho, tau = problem.rho, problem.temperature
         generator = problem.generator("noise", problem.device)
         steps = problem.budget(self.epochs)
+        samples = self.mc_samples if problem.learn_precision else 0
         rates = Schedule(self.local_schedule, steps)
         posterior = FullGaussian(problem.start().to(torch.float64), server.precision)
 
         for step in range(steps):
             mean, precision = posterior.mean, posterior.precision
             with span("sampling"):
-                points = posterior.sample(self.mc_samples, generator) if self.mc_samples else mean[None]
+                points = posterior.sample(samples, generator) if samples else mean[None]
             with span("gradient"):
                 gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
                 curvature = torch.stack([loss.hessian(point) for point in points]).mean(0) / tau
@@ -90,7 +95,8 @@ class VONSolver(Solver):
                 posterior = FullGaussian(mean - self.lr * problem.lr_factor * rates(step) * newton, precision)
 
         value = float(loss.loss(posterior.mean)) / problem.num_examples
-        posterior = FullGaussian.from_mean_precision(posterior.mean, posterior.precision)
-        points_used = steps * max(self.mc_samples, 1)
+        precision = posterior.precision if problem.learn_precision else server.precision
+        posterior = FullGaussian.from_mean_precision(posterior.mean, precision)
+        points_used = steps * max(samples, 1)
         metrics = {"loss": value, "gradient-evaluations": points_used * loss.gradients_per_point}
         return LocalSolution(posterior.to(problem.dtype), metrics)

@@ -16,6 +16,7 @@ from torch import Tensor
 from bayesfed import seeding, wire
 from bayesfed.errors import RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
+from bayesfed.metrics import plain_numbers
 from bayesfed.profiling import span, timed
 from bayesfed.system import Fate
 from strategies.callbacks import Callbacks
@@ -95,7 +96,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         integer("num_clients", num_clients, at_least=1)
         self.num_clients, self.seed = num_clients, seed
         self.dtype = initial.dtype
-        self.prepare(initial.detach().cpu())
+        self.prepared(initial.detach().cpu())
         shapes = {name: tuple(value.shape) for name, value in self.posterior.arrays().items()}
         self.codec = wire.Codec(wire_format, shapes, self.dtype)
         self._extra_out = wire.Codec(wire_format, dict.fromkeys(self.extra(), (initial.numel(),)), self.dtype)
@@ -229,7 +230,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
             try:
                 if isinstance(found, ValueError):
                     raise found
-                metrics = self._add(sums, found)
+                metrics = self._add(sums, found, server_round)
             except ValueError as error:  # wire.BadMessage, or what a method can't add
                 refusal = str(error)
                 if isinstance(error, wire.Diverged):
@@ -247,7 +248,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
             self.posterior = exact
             raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
         with span("combine"):
-            metrics = self.combine(sums.total, len(tally.replied))
+            metrics = self.combined(sums.total, len(tally.replied), server_round)
             if exact is not self.sent:
                 kept = self.codec.keep_rounding(self.posterior.arrays(), exact.arrays(), self.sent.arrays())
                 self.posterior = cast(Posterior, type(self.posterior).from_arrays(kept))
@@ -377,18 +378,22 @@ class FederatedStrategy(Method[Posterior], Strategy):
         Raises:
             wire.BadMessage, ValueError: what is wrong with it.
         """
-        return self._add(sums, self._read(reply, server_round))
+        return self._add(sums, self._read(reply, server_round), server_round)
 
     @timed("read")
     def _read(self, reply: Message, server_round: int, client: int | None = None) -> Read[Posterior]:
         """A reply (of ``client``), checked: see :meth:`strategies.reading.Reader.checked`."""
         return self.reader.checked(reply, server_round, client, self.sent.arrays(), self._folds)
 
-    def _add(self, sums: GroupSums, read: Read[Posterior]) -> dict[str, float]:
+    def _add(self, sums: GroupSums, read: Read[Posterior], server_round: int) -> dict[str, float]:
         """Add a reply to ``sums``; its metrics and the method's."""
         if read.reply is not None:
             with span("accumulate"):
-                return read.metrics | self.add(sums.group, read.reply)
+                added = self.add(sums.group, read.reply)
+            try:
+                return read.metrics | plain_numbers(added, f"{type(self).__name__}.accumulate")
+            except ValueError as error:  # the method's fault, and its sums have the reply already
+                raise RunFailed(f"round {server_round}: {error}") from error
         if read.sums is not None:  # of its whole group, checked and made by this run's own worker
             shapes = {name: tuple(value.shape) for name, value in sums.total.items()}
             sums.add_whole(wire.unpack(read.sums, shapes, torch.float64, copy=False))

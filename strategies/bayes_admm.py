@@ -87,6 +87,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         self.prior_precision, self.temperature = float(prior_precision), float(temperature)
         self.init_precision = float(prior_precision if init_precision is None else init_precision)
         self.covariance, self.absent, self.precision_floor = covariance, absent, float(precision_floor)
+        self.asks = frozenset({"fixed"} if covariance == "fixed" else ())
 
     # -- state --------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class FedLap(PVI):
             fraction=fraction, min_replies=min_replies, timeout=timeout,
         )  # fmt: skip
         self.reference_quirks = reference_quirks
-        self.asks = frozenset({"path"} if reference_quirks else ())
+        self.asks |= {"path"} if reference_quirks else set()
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """PVI's, and the quirk."""

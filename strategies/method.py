@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
+import torch
 from torch import Tensor
 
-from bayesfed.errors import RunFailed
-from bayesfed.families import PointMass
+from bayesfed.errors import InputError, RunFailed
+from bayesfed.families import FAMILIES, PointMass
+from bayesfed.metrics import plain_numbers
 from strategies.reading import Posterior, Reply
 from strategies.replies import Sums
 
@@ -26,8 +28,9 @@ class Method(ABC, Generic[Posterior]):
         family: of its posterior, see ``bayesfed.families``.
         received: names of further vectors (P,) in replies.
         streams: False if it needs all replies at once, so that no engine may sum them.
-        asks: what it needs of clients of point estimates besides minimising their loss, see ``Solver.lacks``.
+        asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
         posterior: the server's.
+        dtype: of models and server.
         num_clients: K.
         sizes: examples of each client that connected, by partition id.
     """
@@ -38,12 +41,27 @@ class Method(ABC, Generic[Posterior]):
     streams: ClassVar[bool] = True
     asks: frozenset[str] = frozenset()
     posterior: Posterior
+    dtype: torch.dtype
     num_clients: int
     sizes: dict[int, int]
 
     @abstractmethod
     def prepare(self, initial: Tensor) -> None:
         """Set ``self.posterior`` (and sums) before round 1 from the network initialisation (P,)."""
+
+    def prepared(self, initial: Tensor) -> None:
+        """:meth:`prepare`, and the posterior it left is seen to be one.
+
+        Raises:
+            InputError: it is not, or the constructor did not call the base class's.
+        """
+        if not hasattr(self, "fraction"):
+            raise InputError("strategy", type(self).__name__, "its constructor must call super().__init__()")
+        self.prepare(initial)
+        try:
+            self.posterior = _sound(getattr(self, "posterior", None), self.family, initial.numel(), initial.dtype)
+        except ValueError as error:
+            raise InputError("strategy", self.name, f"after prepare() the server's {error}") from error
 
     @abstractmethod
     def local_settings(self) -> dict[str, float | bool | str]:
@@ -77,6 +95,28 @@ class Method(ABC, Generic[Posterior]):
     def combine(self, sums: Sums, replies: int) -> dict[str, float]:
         """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
 
+    def combined(self, sums: Sums, replies: int, server_round: int) -> dict[str, float]:
+        """:meth:`combine`, its numbers as Python's, and the posterior it left is seen to be one before anything is written.
+
+        Raises:
+            RunFailed: it is not, or the numbers are none.
+        """
+        dim = self.posterior.dim
+        found = self.combine(sums, replies)
+        try:
+            metrics = plain_numbers(found, f"{type(self).__name__}.combine")
+        except ValueError as error:
+            raise RunFailed(f"round {server_round}: {error}") from error
+        try:
+            self.posterior = _sound(self.posterior, self.family, dim, self.dtype)
+        except ValueError as error:
+            raise RunFailed(
+                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming repeats the same "
+                f"steps and diverges again: start a new run with smaller steps (client.lr, strategy.damping, ...), or mend "
+                f"{type(self).__name__}.combine"
+            ) from error
+        return metrics
+
     def tensors(self) -> dict[str, Tensor]:
         """Server state besides the posterior, for checkpoints."""
         return {}
@@ -102,3 +142,22 @@ class Method(ABC, Generic[Posterior]):
     def size_scale(self) -> float:
         """``K/N``: with this weight the clients' summed losses average to the pooled mean loss."""
         return self.num_clients / self.num_examples
+
+
+def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
+    """A server's posterior in ``dtype``.
+
+    Raises:
+        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is not finite ...".
+    """
+    kind = FAMILIES[family]
+    if type(posterior) is not kind:
+        raise ValueError(
+            f"posterior is of type {type(posterior).__name__}, for family={family} it must be {kind.__name__}"
+        )
+    arrays = posterior.arrays()
+    for name, shape in kind.array_shapes(dim).items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}")
+    kind.from_arrays(arrays)
+    return posterior if posterior.mean.dtype == dtype else posterior.to(dtype)

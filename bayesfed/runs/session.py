@@ -7,7 +7,7 @@ import os
 import time
 from functools import cached_property
 from itertools import count
-from logging import Handler, LogRecord, getLogger
+from logging import ERROR, Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
+from bayesfed.runs.parts import look_at_handler, own_code, part
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets
@@ -62,16 +63,18 @@ class Session:
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
         note_unused_partition(cfg, self.problem)
-        self.strategy = build(cfg.strategy, "strategy")
+        self.strategy = part(cfg.strategy, "strategy")
         self.strategy.name = cfg.strategy.name
-        self.solver = build(cfg.client, "client")
+        self.solver = part(cfg.client, "client")
+        look_at_handler(cfg.strategy.get("handler", cfg.handler))
         self.logger = build(cfg.logger, "logger")
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
-        self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
+        with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
+            self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         self.strategy.shape = self.problem.shape
         horizon = Schedule(
             cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
@@ -101,7 +104,7 @@ class Session:
             learns = ", ".join(sorted(self.solver.families))
             fix = f"solves for these families: {learns}; strategy={self.cfg.strategy.name} has family {family}"
             raise InputError("client", client, fix)
-        for ability in sorted(self.strategy.asks & self.solver.lacks.keys(), reverse=True):
+        for ability in sorted(frozenset(self.strategy.asks) & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         stragglers = System.of(self.config.get("system")).stragglers
@@ -217,11 +220,12 @@ class Session:
                     kind = "mean" if self.strategy.family == "point" else "bayes"
                     self.personalized = self.evaluator.personalized(self.round, answers, kind)
                 status = "finished"
-            except OSError as error:
-                status, self.reason = "failed", reason_of(error)
-                raise RunFailed(f"{self.directory.path}: {error}") from error
             except BaseException as error:
                 status, self.reason = status_after(error), reason_of(error)
+                if status == "failed":
+                    structured.emit(log.makeRecord(log.name, ERROR, "", 0, f"failed: {self.reason}", (), None))
+                if isinstance(error, OSError):
+                    raise RunFailed(f"{self.directory.path}: {error}") from error
                 raise
             finally:
                 log.removeHandler(shown)
