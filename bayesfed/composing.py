@@ -92,7 +92,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     try:
         with _hydra():
             cfg = hydra.compose(ROOT, overrides=[*map(readable, overrides)], return_hydra_config=True)
-        OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+        OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True)
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error

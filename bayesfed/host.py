@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +24,16 @@ def cores() -> int:
         quota, period = map(int, QUOTA.read_text().split())
         allowed = min(allowed, max(1, math.ceil(quota / period)))
     return allowed
+
+
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Put Python's ``random`` back as it was: Rich draws from it when it is imported, Ray when it starts."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def own_packages() -> None:

@@ -143,4 +143,7 @@ def _run(context: Context) -> str:
 
 
 def _root(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / ".bayesfed" / name)
+    try:
+        return Path(os.environ.get(variable) or Path.home() / ".bayesfed" / name)
+    except RuntimeError as error:
+        raise InputError(variable, "", "set it to a folder: there is no home folder") from error

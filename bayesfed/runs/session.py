@@ -26,6 +26,7 @@ from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
+from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets
@@ -59,7 +60,7 @@ class Session:
         self.strategy = build(cfg.strategy, "strategy")
         self.strategy.name = cfg.strategy.name
         self.solver = build(cfg.client, "client")
-        self.logger = build(cfg.logger, "logger")
+        self.logger = Guarded(build(cfg.logger, "logger"), cfg.logger.name)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
