@@ -34,5 +34,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module(_LAZY[name]), name)
+        from bayesfed.host import same_random
+
+        with same_random():
+            return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'bayesfed' has no attribute '{name}'")

@@ -21,6 +21,7 @@ from bayesfed.arithmetic import set_arithmetic
 from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
 from bayesfed.groups import build
+from bayesfed.host import own_packages
 from bayesfed.problem import Problem, build_problem
 from bayesfed.problem.build import origins
 from bayesfed.wire import DTYPES
@@ -71,6 +72,7 @@ def device_of(config: Plain) -> torch.device:
 @lru_cache(maxsize=2)
 @profiling.timed("start-up")
 def _trainer(text: str, sites: str, app: str) -> Any:
+    own_packages()
     config = json.loads(text)
     cfg = OmegaConf.create(config)
     return get_class(cfg.strategy.get("handler", cfg.handler))(

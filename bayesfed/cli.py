@@ -1,7 +1,7 @@
 """The ``bayesfed`` command.
 
 ``bayesfed [run] key=value ...`` composes the configuration and runs it. Anything with a dash option (``-m``, ``--cfg job``,
-``--help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
+``--hydra-help``, shell completion) goes through ``hydra.main`` and behaves as Hydra documents. ``bayesfed profile key=value ...`` runs
 and says where the time went. ``bayesfed compare key=a,b ...`` runs all combinations and compares the methods.
 ``bayesfed partition key=value ...`` shows who would hold what. ``bayesfed deploy SUPERLINK key=value ...`` runs on real clients.
 ``bayesfed status RUN_DIR`` and ``bayesfed list [FOLDER]`` say how runs stand.
@@ -12,17 +12,21 @@ Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (res
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
+from bayesfed.foreign import plain_text
+from bayesfed.help import VERBS, help_text
 
-VERBS = ("run", "profile", "compare", "partition", "deploy", "status", "list")
+HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args and "=" not in args[0] and not args[0].startswith(("-", "+", "~")):
         verb = args.pop(0)
         try:
-            choice("command", verb, VERBS)
+            choice("command", verb, ["help", *VERBS])
+            if verb == "help" or HELP.intersection(args):
+                named = verb if verb != "help" else next(iter(args), None)
+                choice("command", named or "help", ["help", *VERBS])
+                sys.exit(_say(help_text(named if named != "help" else None)))
             if verb == "compare":
                 sys.exit(_compared(args))
             if verb == "partition":
@@ -47,11 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args = _profiled(args)
         except InputError as error:
             sys.exit(_report(error))
+    if HELP.intersection(args):
+        sys.exit(_say(help_text("run" if any("=" in arg for arg in args) else None)))
     if args[:1] == ["--version"]:
         print(f"bayesfed {__version__}")
         return
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    for name in ("flwr", "bayesfed"):  # also where Hydra's sweeps show INFO: the display has said it
+        logging.getLogger(name).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     if any(arg.startswith("-") for arg in args):
         sys.exit(_hydra(args))
@@ -171,44 +182,88 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _say(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _hydra(args: list[str]) -> int:
-    """Dash options: sweeps, printing the configuration, help, completion."""
+    """Dash options: sweeps, printing the configuration, completion."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from bayesfed.config import compose_config, conf_dir, search_path, with_tuned
+    from bayesfed.composing import ROOT, conf_dir, explain
+    from bayesfed.config import compose_config, refuse_chdir, with_tuned
+    from bayesfed.overrides import parse, readable
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
 
-    @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
-    def job(cfg: DictConfig) -> None:
+    @hydra.main(config_path=str(conf_dir()), config_name=ROOT, version_base="1.3")
+    def job(cfg: DictConfig) -> float:
         settings = HydraConfig.get()
-        codes.append(guarded(list(settings.overrides.task), settings.runtime.output_dir))
+        codes.append(_job(list(settings.overrides.task), settings.runtime.output_dir))
         if codes[-1] == 130:
             raise KeyboardInterrupt
+        return math.inf if codes[-1] else _nll(settings.runtime.output_dir)
 
     overrides = [arg for arg in args if not arg.startswith("-") and "=" in arg]
     sweep = any(arg in ("-m", "--multirun") for arg in args)
     shown = any(arg in ("--cfg", "-c") or arg.startswith("--cfg=") for arg in args)
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here
     try:
+        for override in parse(overrides):
+            if override.key_or_group == "hydra.job.chdir":
+                refuse_chdir(override.value())
+            if override.key_or_group == "hydra.sweeper.direction" and override.value() != "minimize":
+                fix = "a job's value is its NLL, which is minimised; leave it out"
+                raise InputError("hydra.sweeper.direction", override.value(), fix)
         if shown and not sweep:  # show what would run, tuned values included
             compose_config(overrides)  # or why it would not
             args = [*[a for a in args if a not in overrides], *with_tuned(overrides)]
-        local = search_path()
-        sys.argv = [sys.argv[0], *args, *([f"hydra.searchpath={local}"] if local else [])]
+        sys.argv = [sys.argv[0], *(arg if arg.startswith("-") else readable(arg) for arg in args)]
         job()
     except InputError as error:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _report(InputError("override", " ".join(overrides), str(error).splitlines()[0]))
+        return _report(explain(error, overrides))
     except BrokenPipeError:
         raise
     except OSError as error:  # Hydra can't make the sweep's folder
         return _report(InputError("hydra.sweep.dir", error.filename, f"can't be written ({error.strerror})"))
     except KeyboardInterrupt:
         return 130
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
     return max(codes, default=0)
+
+
+def _job(overrides: Sequence[str], directory: str) -> int:
+    """A job of a sweep: one that crashes leaves its traceback in its folder, and the others go on."""
+    try:
+        return guarded(overrides, directory)
+    except Exception as error:
+        file = Path(directory) / "traceback.txt"
+        file.write_text(traceback.format_exc())
+        reason = plain_text(f"{type(error).__name__}: {error}")
+        print(f"failed: {' '.join(overrides)}: {reason} (traceback in {file})", file=sys.stderr)
+        return 1
+
+
+def _nll(directory: str) -> float:
+    """What a sweeper that searches minimises; infinite where a run has none."""
+    from bayesfed.runs.directory import RunDirectory
+    from bayesfed.runs.targets import prediction
+
+    rounds = RunDirectory(Path(directory)).rounds()
+    value = rounds[-1].get(f"{prediction(rounds, 'nll')}/nll") if rounds else None
+    return value if value is not None and math.isfinite(value) else math.inf

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from bayesfed.composing import ROOT, compose, conf_dir, options, run_dir_of, without_values
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
+from bayesfed.host import own_packages
+from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
@@ -79,20 +73,6 @@ class RunSchema:
     limits: LimitsSchema = field(default_factory=LimitsSchema)
 
 
-def conf_dir() -> Path:
-    """The folder ``conf``: beside the package in a checkout or app bundle, inside it in a wheel."""
-    for base in (Path(str(resources.files("bayesfed"))), Path(__file__).resolve().parent.parent):
-        if (base / "conf" / "config.yaml").is_file():
-            return base / "conf"
-    raise FileNotFoundError("bayesfed's conf folder is missing from the installation")
-
-
-def search_path() -> list[str]:
-    """A ``conf`` folder in the working directory adds to (and goes before) the built-in groups."""
-    local = Path.cwd() / "conf"
-    return [f"file://{local}"] if local.is_dir() and local.resolve() != conf_dir().resolve() else []
-
-
 def import_from_here() -> None:
     """Let a strategy or solver of the user's be imported from the working directory, after everything installed."""
     here = str(Path.cwd())
@@ -114,11 +94,13 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
         InputError: an unknown key, group or value.
     """
     import_from_here()
+    own_packages()
     given, overrides = list(overrides), with_tuned(overrides)
-    cfg = _compose(overrides)
+    cfg = _with_whole_paths(compose(overrides))
+    refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
-    run_dir = os.path.expanduser(run_dir or _resolved_run_dir(cfg))
+    run_dir = os.path.expanduser(run_dir or run_dir_of(cfg))
     with read_write(cfg.hydra):
         cfg.hydra.run.dir = run_dir
     if isinstance(cfg.resume, str):
@@ -140,7 +122,7 @@ def with_defaults(stored: DictConfig) -> DictConfig:
     Raises:
         InputError: it doesn't go together with them.
     """
-    known = OmegaConf.load(conf_dir() / "config.yaml")
+    known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
     kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
     try:
         cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
@@ -165,15 +147,14 @@ def _with_whole_paths(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _resolved_run_dir(cfg: DictConfig) -> str:
-    """``hydra.run.dir`` with ``${hydra:...}`` resolved, which Hydra leaves to its own main function."""
-    hydra = HydraConfig.instance()
-    before = hydra.cfg
-    hydra.set_config(cfg)
-    try:
-        return str(cfg.hydra.run.dir)
-    finally:
-        hydra.cfg = before
+def refuse_chdir(chdir: object) -> None:
+    """Refuse ``hydra.job.chdir=true``: relative paths would mean other files.
+
+    Raises:
+        InputError: it is true.
+    """
+    if chdir:
+        raise InputError("hydra.job.chdir", chdir, "bayesfed stays in the folder where it was started; leave it out")
 
 
 def _run_name(experiment: str, overrides: Sequence[str]) -> str:
@@ -182,13 +163,13 @@ def _run_name(experiment: str, overrides: Sequence[str]) -> str:
     return "+".join([experiment, *(str(name) for name in chosen.values())])
 
 
-OmegaConf.register_new_resolver("run_name", _run_name, replace=True)  # for conf/config.yaml
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)  # for conf/bayesfed.yaml
 
 
 def with_tuned(overrides: Sequence[str]) -> list[str]:
     """``overrides`` preceded by the fitting client and the experiment's tuned values for strategy and client."""
     overrides = list(overrides)
-    first = _compose(overrides)
+    first = compose(overrides)
     tuned = OmegaConf.to_container(first.tuned)
     assert isinstance(tuned, dict)
     strategy = first.strategy.name
@@ -196,7 +177,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     preferred = settings.pop("client", None)
     extra = _as_overrides("strategy", settings)
     if extra:  # the tuned values may choose the family
-        first = _compose([*extra, *overrides])
+        first = compose([*extra, *overrides])
     family = tuned.get(f"{strategy}/{first.strategy.get('family')}") or {}
     extra += _as_overrides("strategy", family)
     client = first.client.name
@@ -208,18 +189,6 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     for group in ("data", "partition", "model", "likelihood"):
         extra += _as_overrides(group, tuned.get(f"{group}/{first[group].name}") or {})
     return extra + overrides
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's parse of ``overrides``.
-
-    Raises:
-        InputError: bad syntax.
-    """
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise InputError("override", " ".join(overrides), str(error).splitlines()[0]) from error
 
 
 def _default_client(cfg: DictConfig, learning_asked: bool) -> str:
@@ -249,68 +218,6 @@ def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     return [f"{group}.{key}={text(value)}" for key, value in settings.items()]
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra's compose API on ``conf``; also inside a job of a sweep, where ``hydra.main`` holds the one global instance."""
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="bayesfed"):
-            yield
-    finally:
-        GlobalHydra.instance().hydra = outer
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    try:
-        with _hydra():
-            return _with_whole_paths(compose("config", overrides=_searched(overrides), return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
-
-
-def _searched(overrides: Sequence[str]) -> list[str]:
-    """``overrides``, and where the user's own configuration lies."""
-    local = search_path()
-    if not local or any("searchpath" in o for o in overrides):
-        return list(overrides)
-    return [*overrides, f"hydra.searchpath={local}"]
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> InputError:
-    """Turn Hydra's report into one line with the nearest valid name."""
-    text = str(error)
-    if match := re.search(r"Could not find '([\w/]+)'", text) or re.search(r"In '.*': Could not find '([\w/]+)'", text):
-        group, _, name = match[1].rpartition("/")
-        valid = _options(group)
-        return InputError(group, name, f"no such option; {did_you_mean(name, valid)}valid: {', '.join(valid)}")
-    if match := re.search(r"Could not override '([\w./@]+)'", text):
-        key = match[1]
-        given = next((o for o in overrides if o.lstrip("+~").split("=")[0] == key), key)
-        value = given.partition("=")[2]
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(_plain(overrides), parent) if parent else _plain(overrides)
-        names = [str(k) for k in node if not str(k).startswith("_")] if OmegaConf.is_config(node) else []
-        if not parent or not names:
-            names = ["experiment", *(str(k) for k in _plain([]))]
-            leaf = key.partition(".")[0]
-        return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return InputError("override", " ".join(overrides) or "(none)", "; ".join(lines[:2]))
-
-
-def _plain(overrides: Sequence[str]) -> DictConfig:
-    """The configuration with only the group choices among ``overrides`` (for listing valid keys)."""
-    groups = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "experiment", "hydra.searchpath")]
-    with _hydra():
-        return compose("config", overrides=_searched(groups))
-
-
-def _options(group: str) -> list[str]:
-    folders = [conf_dir(), Path.cwd() / "conf"]
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 # -- validation -----------------------------------------------------------------------------------------------------------
@@ -353,7 +260,7 @@ def validate(cfg: DictConfig) -> None:
         number("eval.target_accuracy", target, at_least=0, at_most=100)
     ood = cfg.eval.get("ood")
     if ood is not None:
-        choice("eval.ood", ood, [*BUILT_IN, *_options("data")])
+        choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
     number("limits.mean_norm", cfg.limits.mean_norm, above=0)
@@ -368,4 +275,4 @@ def validate(cfg: DictConfig) -> None:
 
 def named_group(group: str, name: str) -> dict[str, Any]:
     """The built-in (or local) settings of ``group=name``, as plain values."""
-    return plain_section(_plain([f"{group}={name}"])[group])
+    return plain_section(without_values([f"{group}={name}"], GROUPS)[group])

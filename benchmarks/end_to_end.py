@@ -242,7 +242,9 @@ def in_turns(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, floa
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = os.cpu_count() or 1
+    from bayesfed.host import cores as allowed_cores
+
+    cores = allowed_cores()
     parser.add_argument("--rounds", type=int, default=50, help="communication rounds (default: 50)")
     parser.add_argument("--workers", type=int, default=cores, help=f"Ray workers (default: {cores})")
     parser.add_argument("--turn", type=int, default=10, help="rounds of one before the other goes on (default: 10)")

@@ -151,7 +151,9 @@ def positive(text: str) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = os.cpu_count() or 1
+    from bayesfed.host import cores as allowed_cores
+
+    cores = allowed_cores()
     parser.add_argument("--clients", type=positive, default=10, help="clients in each round (default: 10)")
     parser.add_argument("--params", type=positive, default=178_110, help="parameters of the model (default: 178110)")
     parser.add_argument("--rounds", type=positive, default=30, help="rounds measured (default: 30)")

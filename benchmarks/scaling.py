@@ -156,7 +156,9 @@ def in_child(case: Case, args: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = os.cpu_count() or 1
+    from bayesfed.host import cores as allowed_cores
+
+    cores = allowed_cores()
     parser.add_argument("--cases", default="a,b,c", help="which of a, b, c (default: a,b,c)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds measured (default: 3)")
     parser.add_argument("--workers", type=int, default=cores, help=f"Ray workers (default: {cores})")

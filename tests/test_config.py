@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bayesfed.config import compose_config, conf_dir, validate
+from bayesfed.composing import conf_dir
+from bayesfed.config import compose_config, validate
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.groups import build, fits
 
@@ -194,5 +195,5 @@ def test_an_error_survives_pickling():
 
 
 def test_the_folder_of_a_checkout():
-    assert (conf_dir() / "config.yaml").is_file()
+    assert (conf_dir() / "bayesfed.yaml").is_file()
     assert Path(conf_dir()).name == "conf"

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bayesfed.app import plain
 from bayesfed.compare.child import PATIENCE, finished, work
 from bayesfed.compare.grid import Run
+from bayesfed.host import cores
 
 POLL = 0.3  # seconds between looks at the runs' progress
 
@@ -57,7 +58,7 @@ def default_jobs(runs: Sequence[Run]) -> int:
     """One run a core; one at a time where an engine uses all cores itself."""
     if any(run.cfg.engine.name != "inline" for run in runs):
         return 1
-    return len(os.sched_getaffinity(0))
+    return cores()
 
 
 class Runner:

@@ -15,8 +15,10 @@ from bayesfed import seeding
 from bayesfed.compare.grid import Options, Run
 from bayesfed.compare.results import HIGHER_IS_BETTER, Trace
 from bayesfed.compare.runner import Outcome, Runner
-from bayesfed.config import compose_config, conf_dir, parse
+from bayesfed.composing import conf_dirs
+from bayesfed.config import compose_config
 from bayesfed.errors import InputError
+from bayesfed.overrides import parse
 from bayesfed.runs.directory import RunDirectory
 
 VALIDATION = 0.2  # of the training data, where the configuration keeps none
@@ -188,7 +190,7 @@ def _entries(name: str) -> dict[str, str]:
 
 
 def _file(name: str) -> Path | None:
-    for folder in (Path.cwd() / "conf", conf_dir()):
+    for folder in conf_dirs():
         path = folder / "tune" / f"{name}.yaml"
         if path.is_file():
             return path

@@ -158,4 +158,7 @@ def _run(context: Context) -> str:
 
 
 def _root(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable) or f"~/.bayesfed/{name}").expanduser()
+    try:
+        return Path(os.environ.get(variable) or f"~/.bayesfed/{name}").expanduser()
+    except RuntimeError as error:
+        raise InputError(variable, "", "set it to a folder: there is no home folder") from error

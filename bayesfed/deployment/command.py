@@ -86,7 +86,7 @@ def run_config(overrides: Sequence[str]) -> dict[str, Any]:
     """
     parsed = parse(overrides)
     keys = [override.key_or_group for override in parsed]
-    folders = [str(override.value()) for override in parsed if override.key_or_group in ("hydra.run.dir", "resume")]
+    folders = [str(o.value()) for o, key in zip(parsed, keys, strict=True) if key in ("hydra.run.dir", "resume")]
     if len(folders) > 1:
         raise InputError("resume", folders[1], "give either hydra.run.dir (a new run) or resume (one that goes on)")
     kept = [o for o, key in zip(overrides, keys, strict=True) if key not in ("hydra.run.dir", "resume")]

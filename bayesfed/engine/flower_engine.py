@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bayesfed import profiling
 from bayesfed.errors import InputError, RunFailed, integer, number
+from bayesfed.host import cores
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session
@@ -57,7 +58,15 @@ class FlowerEngine:
             RunFailed: the child failed.
         """
         path = str(session.directory.path.resolve())
-        command = [sys.executable, "-m", "bayesfed.engine.flower_engine", path, str(time.time() - _seconds_so_far())]
+        # -P: the working directory doesn't come first, or a folder `strategies` in it would hide ours
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "bayesfed.engine.flower_engine",
+            path,
+            str(time.time() - _seconds_so_far()),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
         kept = tuple(fd for fd in (session.directory.lock,) if fd >= 0)  # locked as long as either of the two lives
@@ -78,9 +87,9 @@ class FlowerEngine:
 
         with profiling.span("start-up"), profiling.span("load"):
             session = resume_session(directory)
-        cores = os.cpu_count() or 1
-        cpus = 1.0 if self.num_workers is None else max(1, cores // self.num_workers)
-        session.workers = max(1, int(cores / cpus))
+        allowed = cores()
+        cpus = 1.0 if self.num_workers is None else max(1, allowed // self.num_workers)
+        session.workers = max(1, int(allowed / cpus))
         resources = {"num_cpus": cpus, "num_gpus": self.num_gpus}
         simulate(session.server_app(), session.client_app(), session.num_clients, resources)
 

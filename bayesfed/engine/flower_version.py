@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from logging import getLogger
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -11,6 +12,7 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from bayesfed.foreign import plain_text
+from bayesfed.host import cores
 
 CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 AWAY = (
@@ -57,4 +59,6 @@ def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: di
     """Run both apps on Flower's simulation runtime (its successor ``flwr run`` wants an app bundle and a SuperLink)."""
     from flwr.simulation import run_simulation
 
-    run_simulation(server, client, num_nodes, backend_config={"client_resources": resources})
+    getLogger("flwr").addFilter(lambda record: "DEPRECATED FEATURE" not in record.getMessage())  # nothing a user can do
+    backend = {"client_resources": resources, "init_args": {"num_cpus": cores()}}
+    run_simulation(server, client, num_nodes, backend_config=backend)

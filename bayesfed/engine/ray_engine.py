@@ -15,6 +15,7 @@ from bayesfed.engine.flower_version import node_context
 from bayesfed.engine.ray_grid import RayGrid
 from bayesfed.engine.ray_worker import keep_freed_memory
 from bayesfed.errors import InputError, integer, number
+from bayesfed.host import cores, same_random
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session
@@ -24,7 +25,7 @@ class RayEngine:
     """``engine=ray``.
 
     Args:
-        num_workers: actors; None is one per core, or as many as the GPUs allow if ``num_gpus`` > 0.
+        num_workers: actors; None is one per core that this process may use, or as many as the GPUs allow if ``num_gpus`` > 0.
         num_gpus: GPU share of each actor, e.g. 0.5.
         address: an existing cluster (``auto``, ``host:port`` or ``ray://host:port``); None starts Ray on this machine.
         clients_per_batch: clients trained side by side; None chooses (:mod:`bayesfed.engine.batching`).
@@ -74,9 +75,10 @@ class RayEngine:
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
         if self.address is None:
             # a worker needs a CPU slot each, and a slot more than there are cores costs nothing
-            options |= {"num_cpus": max(os.cpu_count() or 1, self.num_workers or 1), "include_dashboard": False}
+            options |= {"num_cpus": max(cores(), self.num_workers or 1), "include_dashboard": False}
         try:
-            ray.init(address=self.address or "local", **options)
+            with same_random():
+                ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError("engine.address", self.address, f"can't join Ray: {str(error).splitlines()[0]}") from error
         RayEngine._started = self.address is None

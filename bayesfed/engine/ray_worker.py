@@ -86,7 +86,8 @@ class Worker:
     """A process that keeps the ClientApp, and with it data, model and site store, between rounds."""
 
     def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
-        sys.path.extend(entry for entry in path if entry not in sys.path)
+        # as in the server's process: Ray puts the working directory first, and a folder `strategies` in it would hide ours
+        sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
         from bayesfed.arithmetic import set_arithmetic
 
         set_arithmetic()

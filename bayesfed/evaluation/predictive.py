@@ -12,7 +12,6 @@ There the batches of inputs are shared out among the cores, one torch thread eac
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch.func import functional_call, vmap
 
 from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classification_scores, regression_scores
+from bayesfed.host import cores
 from bayesfed.problem.flat import FlatModel
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
@@ -135,7 +135,7 @@ def together(device: torch.device, requested: int | None = None) -> int:
 
 def _cores(device: torch.device) -> int:
     """How many batches to evaluate side by side."""
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+    return cores() if device.type == "cpu" else 1
 
 
 def outputs(

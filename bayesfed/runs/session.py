@@ -31,6 +31,7 @@ from bayesfed.runs.evaluator import Evaluator
 from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
+from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.parts import look_at_handler, own_code, part
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
@@ -67,7 +68,7 @@ class Session:
         self.strategy.name = cfg.strategy.name
         self.solver = part(cfg.client, "client")
         look_at_handler(cfg.strategy.get("handler", cfg.handler))
-        self.logger = build(cfg.logger, "logger")
+        self.logger = Guarded(build(cfg.logger, "logger"), cfg.logger.name)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)

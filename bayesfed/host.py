@@ -1,0 +1,51 @@
+"""What bayesfed takes from the machine and the process it runs in."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from bayesfed.errors import InputError
+
+HOME = Path(__file__).resolve().parent.parent  # where the packages bayesfed, strategies and clients lie
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, e.g. "150000 100000" for 1.5 cores
+
+
+def cores() -> int:
+    """CPU cores that this process may use: those of the machine, less what affinity (taskset, Slurm) and container take away."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no container, or no limit ("max")
+        quota, period = map(int, QUOTA.read_text().split())
+        allowed = min(allowed, max(1, math.ceil(quota / period)))
+    return allowed
+
+
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Put Python's ``random`` back as it was: Rich draws from it when it is imported, Ray when it starts."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def own_packages() -> None:
+    """Check that ``strategies`` and ``clients`` are bayesfed's, not folders of the user's project that come first in ``sys.path``.
+
+    Raises:
+        InputError: naming the folder that hides one of them.
+    """
+    for name in ("strategies", "clients"):
+        module = sys.modules.get(name)
+        spec = module.__spec__ if module is not None else find_spec(name)
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if found != HOME / name / "__init__.py":
+            fix = f"hides bayesfed's own package `{name}` ({HOME / name}); rename yours, or start where Python doesn't find it first"
+            raise InputError(f"package {name}", found.parent if found and found.stem == "__init__" else found, fix)
