@@ -25,7 +25,7 @@ from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import provenance, write_text
-from bayesfed.runs.display import console
+from bayesfed.runs.display import Fitted, console
 
 TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
 MARK = "compare.json"  # says that a folder is a comparison's
@@ -168,7 +168,7 @@ def _values(chosen: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in chosen.items()) or "the configuration's own values"
 
 
-def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
+def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Fitted:
     header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=_plain)
     wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
     tests = {
@@ -184,7 +184,7 @@ def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
     for row, line in zip(part, body, strict=True):
         tested = {} if row.group.method == baseline else tests
         shown.add_row(*(line[i] + (f"\n[dim]p {line[tested[i]]}[/dim]" if i in tested else "") for i in wanted))
-    return shown
+    return Fitted(shown)
 
 
 def _plain(text: str) -> str:

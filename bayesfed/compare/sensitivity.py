@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from bayesfed.compare.results import HIGHER_IS_BETTER
 from bayesfed.compare.table import Row, by_setting
+from bayesfed.runs.display import fixed
 
 LABELS = {"accuracy": "accuracy (%)", "nll": "NLL", "rmse": "RMSE"}
 
@@ -46,7 +47,7 @@ def shade(axis: Axes, values: np.ndarray, up: bool, best: np.ndarray) -> None:
         red, green, blue, _ = image.to_rgba(values[i, j])
         bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
         axis.text(
-            j, i, f"{values[i, j]:.{1 if up else 3}f}", ha="center", va="center",
+            j, i, fixed(values[i, j], 1 if up else 3), ha="center", va="center",
             color="#010101" if bright else "#ffffff", weight="bold" if best[i, j] else "normal",
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from bayesfed.compare.results import CLIENTS, COSTS, HIGHER_IS_BETTER, METRICS, Group
+from bayesfed.runs.display import fixed
 
 HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
 CLIENT_HEADERS = {"mean": "client mean", "worst10": "worst 10 %", "spread": "client spread"}
@@ -243,11 +244,13 @@ def test_of(baseline: str) -> str:
 
 
 def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:
-    """``91.20 ± 0.31``."""
+    """``91.20 ± 0.31``; ``1.717e+11 ± 2.3e+10`` where decimals say nothing."""
     if not math.isfinite(found.mean):
         return "–"
-    text = f"{found.mean:.{DIGITS[metric]}f}"
-    return text + (f"{plus_minus}{found.std:.{DIGITS[metric]}f}" if math.isfinite(found.std) else "")
+    text = fixed(found.mean, digits := DIGITS[metric])
+    if not math.isfinite(found.std):
+        return text
+    return text + plus_minus + (f"{found.std:.{digits}f}" if text == f"{found.mean:.{digits}f}" else f"{found.std:.2g}")
 
 
 def short_p(p: float) -> str:
