@@ -233,6 +233,11 @@ def caption(table: Sequence[Row], baseline: str) -> str:
     )
 
 
+def below(header: Sequence[str]) -> dict[int, int]:
+    """Position of each metric's p by the metric's, where columns are few: the one stands below the other."""
+    return {i: header.index(p) for i, name in enumerate(header) if (p := p_header(name)) in header}
+
+
 def p_header(header: str) -> str:
     """The column of the test that belongs to a metric's."""
     return f"p {header.split()[0]}"
