@@ -16,8 +16,14 @@ from bayesfed import cli
 from bayesfed.output import Output
 from bayesfed.runs.display import Display
 
-QUICK = ["experiment=digits_het10", "model.hidden=[8]", "client.epochs=1", "eval.samples=2", "rounds=2", "figures=false"]
-BAYESFED = [sys.executable, "-c", "from bayesfed.cli import main; main()"]
+QUICK = [
+    "experiment=digits_het10",
+    "model.hidden=[8]",
+    "client.epochs=1",
+    "eval.samples=2",
+    "rounds=2",
+    "figures=false",
+]
 
 
 class Broken(io.StringIO):
@@ -36,7 +42,9 @@ class Broken(io.StringIO):
 
 def bayesfed(args: list[str], folder: Path, prefix: str = "", suffix: str = "", **environment: str):
     """The command in a shell, with what the shell does to its output."""
-    words = " ".join([f"{prefix}'{sys.executable}' -c 'from bayesfed.cli import main; main()'", *(f"'{a}'" for a in args), suffix])
+    words = " ".join(
+        [f"{prefix}'{sys.executable}' -c 'from bayesfed.cli import main; main()'", *(f"'{a}'" for a in args), suffix]
+    )
     settings = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", **environment}
     command = ["bash", "-o", "pipefail", "-c", words]
     return subprocess.run(
@@ -47,15 +55,12 @@ def bayesfed(args: list[str], folder: Path, prefix: str = "", suffix: str = "", 
 ENDS = {
     "pipe": ("2>&1 | head -1", {}),
     "full disk": (">/dev/full 2>/dev/full", {}),
-    "closed": (">&- 2>&-", {}),
-    "all closed": ("<&- >&- 2>&-", {}),
-    "ascii": ("", {"PYTHONIOENCODING": "ascii"}),
-    "C": ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}),
-    "dumb": ("", {"TERM": "dumb"}),
+    "closed": ("<&- >&- 2>&-", {}),
+    "ascii": ("", {"PYTHONIOENCODING": "ascii", "TERM": "dumb"}),
 }
 
 
-@pytest.mark.parametrize("name", ["pipe", "full disk", "all closed", "ascii", "dumb"])
+@pytest.mark.parametrize("name", ENDS)
 def test_a_run_ends_well_whatever_happens_to_its_output(tmp_path, name):
     suffix, environment = ENDS[name]
     done = bayesfed([*QUICK, "hydra.run.dir=run"], tmp_path, suffix=suffix, **environment)
@@ -69,7 +74,7 @@ def test_a_run_ends_well_whatever_happens_to_its_output(tmp_path, name):
         assert b" - digits, 10 clients - " in done.stdout  # the title's dots
 
 
-@pytest.mark.parametrize("name", ["pipe", "ascii", "closed"])
+@pytest.mark.parametrize("name", ["pipe", "ascii"])
 def test_a_comparison_ends_well_too(tmp_path, name):
     suffix, environment = ENDS[name]
     args = ["compare", *QUICK[:-2], "rounds=1", "strategy=fedavg", "seed=1,2", "jobs=1", "out=c"]
@@ -82,17 +87,14 @@ def test_a_comparison_ends_well_too(tmp_path, name):
         assert b" +- " in done.stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["--cfg", "job"], ["list", "."]])
-@pytest.mark.parametrize("suffix", ["| head -0", ">/dev/full", ">&-"])
-def test_what_only_prints_ends_well(tmp_path, args, suffix):
-    done = bayesfed(args, tmp_path, suffix=suffix)
-    assert done.returncode == 0
+@pytest.mark.parametrize(
+    ("args", "suffix", "code"),
+    [("--help", "| head -0", 0), ("--version", ">/dev/full", 0), ("rounds=-1", ">&- 2>&-", 2)],
+)
+def test_what_only_prints_keeps_its_exit_code(tmp_path, args, suffix, code):
+    done = bayesfed([args], tmp_path, suffix=suffix)
+    assert done.returncode == code
     assert done.stderr == b""
-
-
-@pytest.mark.parametrize("args", [["rounds=-1"], ["no_such_verb"], ["partition", "rounds=-1"], ["compare", "-x"]])
-def test_bad_input_keeps_its_exit_code_without_a_stderr(tmp_path, args):
-    assert bayesfed(args, tmp_path, suffix=">&- 2>&-").returncode == 2
 
 
 def test_a_full_disk_below_the_run_directory_stays_an_error(tmp_path):

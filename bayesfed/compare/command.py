@@ -170,7 +170,9 @@ def _values(chosen: dict[str, str]) -> str:
 
 
 def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Fitted:
-    header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=lambda text: _plain(plain_text(text)))
+    header, body = tables.cells(
+        part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=lambda text: _plain(plain_text(text))
+    )
     wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
     tests = tables.below(header)
     caption = f"p: {tables.test_of(baseline)}" if tests else None

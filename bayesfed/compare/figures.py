@@ -270,7 +270,10 @@ def _figure(height: float = 3.3) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, axis: Axes, names: Sequence[str]) -> None:
-    handles, labels = axis.get_lines(), [label(name) for name in names]  # given: by itself it leaves out a name such as _mine
+    handles, labels = (
+        axis.get_lines(),
+        [label(name) for name in names],
+    )  # given: by itself it leaves out a name such as _mine
     longest = max(len(label) for label in labels)
     columns = max(1, min(len(labels), 52 // (longest + 5)))
     figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(labels) / columns) - 1))

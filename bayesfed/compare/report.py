@@ -16,7 +16,7 @@ STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1b1f24; --soft: #5c6570; --line: #dfe3e8;
   --mark: #e8f1f8; --bad: #a33a00; }
 @media (max-width: 40rem) { th, td { padding: .4rem .4rem; } table { font-size: .84rem; }
-  th:first-child, td:first-child { min-width: 5rem; max-width: 7rem; } }
+  th:first-child, td:first-child { min-width: 6.2rem; max-width: 7rem; } }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1c2024; --ink: #e8eaed; --soft: #a4adb6;
   --line: #343a41; --mark: #1f3342; --bad: #ff9a66; } }
 * { box-sizing: border-box; }
@@ -32,7 +32,7 @@ td { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; font-size: .82rem; line-height: 1.25; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card);
-  white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; max-width: 18rem; }
+  white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; max-width: 18rem; }
 td small { display: block; color: var(--soft); font-size: .8rem; }
 .words td { white-space: normal; overflow-wrap: anywhere; text-align: left; } .words th { text-align: left; }
 td b { background: var(--mark); border-radius: 5px; padding: .1rem .35rem; margin: 0 -.35rem; }
@@ -117,7 +117,7 @@ def inline_svg(picture: Picture) -> str:
 
 
 def _table(part: Sequence[Row], baseline: str) -> str:
-    header, body = cells(part, baseline, bold=lambda text: f"<b>{text}</b>", escape=lambda text: _text(text, 300))
+    header, body = cells(part, baseline, bold=lambda text: f"<b>{text}</b>", escape=lambda text: _text(text, 100))
     tests = below(header)
     shown = [i for i in range(len(header)) if i not in tests.values()]
     lines = ["<tr>" + "".join(f"<th>{_text(header[i])}</th>" for i in shown) + "</tr>"]

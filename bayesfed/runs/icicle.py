@@ -76,7 +76,9 @@ def icicle(profile: Mapping[str, Any]) -> Figure:
         heights += [panel.rows * ROW] if panel.legend is None else [panel.rows * ROW, LEGEND]
     figure = Figure(figsize=(WIDTH, sum(heights) + AXIS * len(panels) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"where the time of the server and of its clients went, engine={label(profile['engine'])}", fontsize=10)
+    figure.suptitle(
+        f"where the time of the server and of its clients went, engine={label(profile['engine'])}", fontsize=10
+    )
     axes = iter(figure.subplots(len(heights), 1, height_ratios=heights))
     placed = []
     for panel in panels:
