@@ -25,13 +25,18 @@ from bayesfed import __version__
 from bayesfed.errors import InputError, RunFailed, choice
 from bayesfed.foreign import plain_text
 from bayesfed.help import VERBS, help_text
+from bayesfed.output import steady
 
 HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes above."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    with steady():
+        _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: list[str]) -> None:
     if args and "=" not in args[0] and not args[0].startswith(("-", "+", "~")):
         verb = args.pop(0)
         try:
@@ -89,11 +94,10 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
         return 1
     print(_outcome(result.summary), f"results in {result.run_dir}", sep="\n")
     if cfg.profile:
-        from rich.console import Console
-
+        from bayesfed.runs.display import console
         from bayesfed.runs.profile import load_profile, table
 
-        Console().print(table(load_profile(result.run_dir)))
+        console().print(table(load_profile(result.run_dir)))
     return 0
 
 
@@ -109,8 +113,6 @@ def _compared(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; start the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
     except OSError as error:  # the disk is full, or the folder went away
         print(f"failed: {error}; start the same command again to go on", file=sys.stderr)
         return 1
@@ -161,12 +163,16 @@ def _resume(where: str | None) -> str:
 
 
 def _outcome(summary: dict) -> str:
-    names = {"accuracy": "accuracy {:.2f} %", "rmse": "RMSE {:.4f}", "nll": "NLL {:.4f}", "ece": "ECE {:.2f} %"}
+    from bayesfed.runs.display import fixed
+
+    names = {"accuracy": ("accuracy", 2, " %"), "rmse": ("RMSE", 4, ""), "nll": ("NLL", 4, ""), "ece": ("ECE", 2, " %")}
     parts = []
     kinds = [("mean", "at the mean"), ("bayes", "model-averaged")]
     for kind, label in [("mean", "point estimate")] if summary.get("family") == "point" else kinds:
         found = [
-            text.format(summary[f"{kind}/{k}"]) for k, text in names.items() if summary.get(f"{kind}/{k}") is not None
+            f"{name} {fixed(summary[f'{kind}/{k}'], digits)}{unit}"
+            for k, (name, digits, unit) in names.items()
+            if summary.get(f"{kind}/{k}") is not None
         ]
         if found:
             parts.append(f"{label}: " + ", ".join(found))
@@ -233,8 +239,6 @@ def _hydra(args: list[str]) -> int:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report(explain(error, overrides))
-    except BrokenPipeError:
-        raise
     except OSError as error:  # Hydra can't make the sweep's folder
         return _report(InputError("hydra.sweep.dir", error.filename, f"can't be written ({error.strerror})"))
     except KeyboardInterrupt:

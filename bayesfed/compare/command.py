@@ -21,9 +21,10 @@ from bayesfed.compare.grid import Options, Run
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
+from bayesfed.foreign import plain_text
 from bayesfed.lock import alone, check_folder
 from bayesfed.runs.directory import provenance, write_text
-from bayesfed.runs.display import console
+from bayesfed.runs.display import Fitted, console
 
 TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
 MARK = "compare.json"  # says that a folder is a comparison's
@@ -139,7 +140,7 @@ def _write(
         out.print(f"note: {note}", markup=False)
     failed = [group for group in groups if group.failed]
     for group in failed:
-        out.print(f"{group.method} ({group.setting}): {group.status}", markup=False, style="red")
+        out.print(plain_text(f"{group.method} ({group.setting}): {group.status}", 1000), markup=False, style="red")
     out.print(f"report in {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
@@ -148,15 +149,15 @@ def _values(chosen: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in chosen.items()) or "the configuration's own values"
 
 
-def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
-    header, body = tables.cells(part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=_plain)
+def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Fitted:
+    header, body = tables.cells(
+        part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=lambda text: _plain(plain_text(text))
+    )
     wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
-    tests = {
-        i: header.index(p) for i in wanted if (p := tables.p_header(header[i])) in header
-    }  # p goes below the metric
+    tests = tables.below(header)
     caption = f"p: {tables.test_of(baseline)}" if tests else None
     shown = Table(
-        title=_plain(setting), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
+        title=_plain(plain_text(setting)), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
         caption=caption and _plain(caption), caption_justify="left",
     )  # fmt: skip
     for i in wanted:
@@ -164,7 +165,7 @@ def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Table:
     for row, line in zip(part, body, strict=True):
         tested = {} if row.group.method == baseline else tests
         shown.add_row(*(line[i] + (f"\n[dim]p {line[tested[i]]}[/dim]" if i in tested else "") for i in wanted))
-    return shown
+    return Fitted(shown)
 
 
 def _plain(text: str) -> str:

@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from bayesfed.compare.results import HIGHER_IS_BETTER, Group
 from bayesfed.compare.sensitivity import sensitivities, shade
 from bayesfed.compare.table import Row, by_setting
+from bayesfed.runs.figures import label
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
@@ -91,16 +92,16 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
 def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> Figure | None:
     """``metric`` against a cost; None if no run has both."""
     figure, axis = _figure()
-    drawn = 0
+    drawn: list[str] = []
     for group in groups:
         x, values = band(group, metric, AXES[cost][0])
         if not len(x):
             continue
-        drawn += 1
+        drawn.append(group.method)
         style = styles[group.method]
         mean = values.mean(0)
         x = x * SCALE.get(cost, 1.0)
-        axis.plot(x, mean, label=group.method, markevery=max(1, len(x) // 8), markersize=4, linewidth=1.6, **style)
+        axis.plot(x, mean, markevery=max(1, len(x) // 8), markersize=4, linewidth=1.6, **style)
         if len(values) > 1:
             std = values.std(0, ddof=1)
             axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
@@ -116,7 +117,7 @@ def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> F
             axis.xaxis.set_major_formatter(EngFormatter())
     if metric in ("nll", "rmse") and _wide([line.get_ydata() for line in axis.get_lines()], 10):
         axis.set_yscale("log")
-    _legend(figure, axis)
+    _legend(figure, axis, drawn)
     return figure
 
 
@@ -152,8 +153,7 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
         axis.errorbar(
             found.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
         )
-    axis.set_yticks(range(len(shown)), [row.group.method for row in shown])
-    axis.set_ylim(len(shown) - 0.5, -0.5)
+    _methods(axis, shown)
     axis.set_xlabel(NAMES[metric])
     return figure
 
@@ -169,10 +169,9 @@ def clients_apart(part: Sequence[Row], styles: Styles) -> Figure | None:
         axis.plot([worst, mean], [place, place], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
         axis.plot(mean, place, "|", color=colour, markersize=15, markeredgewidth=2)
         axis.plot(worst, place, "o", color=colour, markersize=6)
-    axis.set_yticks(range(len(shown)), [row.group.method for row in shown])
-    axis.set_ylim(len(shown) - 0.5, -0.5)
+    _methods(axis, shown)
     metric = "accuracy" if any("accuracy" in row.metrics for row in shown) else "rmse"
-    axis.set_xlabel(f"{NAMES[metric]}: client mean (bar), worst 10 % of clients (dot)")
+    axis.set_xlabel(f"{NAMES[metric]}: client mean (bar),\nworst 10 % of clients (dot)")
     return figure
 
 
@@ -186,13 +185,15 @@ def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figur
     for place, (row, value) in enumerate(zip(part, values, strict=True)):
         if math.isfinite(value):
             axis.barh(place, value, color=styles[row.group.method]["color"], height=0.62)
-        axis.text(
-            value if math.isfinite(value) else 0, place, f" {value:,.4g}" if math.isfinite(value) else " not reached by all seeds",
-            va="center", size=8.5,
+        axis.annotate(
+            f"{value:,.4g}" if math.isfinite(value) else "not reached by all seeds", (value if math.isfinite(value) else 0, place),
+            xytext=(4, 0), textcoords="offset points", va="center", size=8.5,
         )  # fmt: skip
-    axis.set_xlim(0, 1.25 * max(finite))
-    axis.set_yticks(range(len(part)), [row.group.method for row in part])
-    axis.set_ylim(len(part) - 0.5, -0.5)
+    axis.set_xlim(0, 1.4 * max(finite))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=cost == "rounds"))
+    if cost == "gradients":
+        axis.xaxis.set_major_formatter(EngFormatter())
+    _methods(axis, part)
     axis.set_xlabel(f"{TARGET[cost]} to {target:g} % accuracy")
     axis.grid(axis="y", visible=False)
     return figure
@@ -212,7 +213,7 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     up = metric in HIGHER_IS_BETTER
     best = np.array([[getattr(found.get((m, s)), "best", False) for s in settings] for m in methods])
     shade(axis, values, up, best)
-    axis.set_yticks(range(len(methods)), methods)
+    axis.set_yticks(range(len(methods)), [label(method, width=18) for method in methods])
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -268,12 +269,21 @@ def _figure(height: float = 3.3) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
+def _legend(figure: Figure, axis: Axes, names: Sequence[str]) -> None:
+    handles, labels = (
+        axis.get_lines(),
+        [label(name) for name in names],
+    )  # given: by itself it leaves out a name such as _mine
     longest = max(len(label) for label in labels)
     columns = max(1, min(len(labels), 52 // (longest + 5)))
     figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(labels) / columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
+
+
+def _methods(axis: Axes, part: Sequence[Row]) -> None:
+    """A row for each method, from above."""
+    axis.set_yticks(range(len(part)), [label(row.group.method, width=18) for row in part])
+    axis.set_ylim(len(part) - 0.5, -0.5)
 
 
 def _wide(columns: Sequence[object], factor: float) -> bool:
@@ -283,9 +293,8 @@ def _wide(columns: Sequence[object], factor: float) -> bool:
 
 def _wrapped(setting: str) -> str:
     experiment, *swept = setting.split(" ")
-    return "\n".join(
-        [experiment, *(item.rpartition("=")[0].rpartition(".")[2] + "=" + item.rpartition("=")[2] for item in swept)]
-    )
+    pairs = (item.rpartition("=")[0].rpartition(".")[2] + "=" + item.rpartition("=")[2] for item in swept)
+    return "\n".join(label(line, 28, width=14) for line in (experiment, *pairs))
 
 
 def _save(figure: Figure, folder: Path, name: str, setting: str, title: str) -> Picture:

@@ -9,25 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bayesfed.compare.figures import GRID, INK, Picture
-from bayesfed.compare.table import Row, by_setting, caption, cells
+from bayesfed.compare.table import Row, below, by_setting, caption, cells
+from bayesfed.foreign import plain_text
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1b1f24; --soft: #5c6570; --line: #dfe3e8;
   --mark: #e8f1f8; --bad: #a33a00; }
+@media (max-width: 40rem) { th, td { padding: .4rem .4rem; } table { font-size: .84rem; }
+  th:first-child, td:first-child { min-width: 6.2rem; max-width: 7rem; } }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1c2024; --ink: #e8eaed; --soft: #a4adb6;
   --line: #343a41; --mark: #1f3342; --bad: #ff9a66; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.25rem clamp(.9rem, 3vw, 2.5rem) 4rem; background: var(--ground);
+body { margin: 0 auto; max-width: 86rem; padding: 1.25rem clamp(.75rem, 2.5vw, 2rem) 4rem; background: var(--ground);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: .5rem 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; overflow-wrap: anywhere; }
-p, figcaption { color: var(--soft); margin: .4rem 0; }
+p, figcaption { color: var(--soft); margin: .4rem 0; max-width: 64rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .55rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
-th { color: var(--soft); font-weight: 600; font-size: .84rem; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
+th { color: var(--soft); font-weight: 600; font-size: .82rem; line-height: 1.25; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card);
+  white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; max-width: 18rem; }
+td small { display: block; color: var(--soft); font-size: .8rem; }
+.words td { white-space: normal; overflow-wrap: anywhere; text-align: left; } .words th { text-align: left; }
 td b { background: var(--mark); border-radius: 5px; padding: .1rem .35rem; margin: 0 -.35rem; }
 .small { font-size: .88rem; }
 .figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); margin-top: 1rem; }
@@ -37,7 +44,7 @@ figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: .88rem; }
 .bad { color: var(--bad); }
 details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; }
 """
 
 
@@ -83,7 +90,7 @@ def report(table: Sequence[Row], pictures: Sequence[Picture], about: About) -> s
         parts += [f"<h2>{_text(setting)}</h2>", _table(part, about.baseline)]
         parts.append(f"<p class=small>{_text(caption(part, about.baseline))}</p>")
         parts.append(_gallery([p for p in pictures if p.setting == setting]))
-    parts += ["<h2>How it was made</h2>", *_tuning(about.tuning), f"<pre>{_text(about.command)}</pre>"]
+    parts += ["<h2>How it was made</h2>", *_tuning(about.tuning), f"<pre>{_text(about.command, 10_000)}</pre>"]
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items() if version)
     parts.append(f"<p class=small>{_text(versions)}</p>")
     return (
@@ -110,9 +117,14 @@ def inline_svg(picture: Picture) -> str:
 
 
 def _table(part: Sequence[Row], baseline: str) -> str:
-    header, body = cells(part, baseline, bold=lambda text: f"<b>{text}</b>", escape=_text)
-    lines = ["<tr>" + "".join(f"<th>{_text(name)}</th>" for name in header) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in body]
+    header, body = cells(part, baseline, bold=lambda text: f"<b>{text}</b>", escape=lambda text: _text(text, 100))
+    tests = below(header)
+    shown = [i for i in range(len(header)) if i not in tests.values()]
+    lines = ["<tr>" + "".join(f"<th>{_text(header[i])}</th>" for i in shown) + "</tr>"]
+    for row, line in zip(part, body, strict=True):
+        tested = {} if row.group.method == baseline else tests
+        cell = (line[i] + (f"<small>p {line[tested[i]]}</small>" if i in tested else "") for i in shown)
+        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in cell) + "</tr>")
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"
 
 
@@ -133,8 +145,8 @@ def _tuning(chosen: Sequence[tuple[str, str, str, float]]) -> list[str]:
         for setting, method, values, score in chosen
     )
     head = "<tr><th>method</th><th>setting</th><th>chosen on the validation split</th><th>score there</th></tr>"
-    return [f"<div class=scroll><table>{head}{lines}</table></div>"]
+    return [f"<div class='scroll words'><table>{head}{lines}</table></div>"]
 
 
-def _text(text: str) -> str:
-    return html.escape(str(text))
+def _text(text: str, limit: int = 2000) -> str:
+    return html.escape(plain_text(text, limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 
 from bayesfed.compare.results import HIGHER_IS_BETTER
 from bayesfed.compare.table import Row, by_setting
+from bayesfed.runs.display import fixed
+from bayesfed.runs.figures import label
 
 LABELS = {"accuracy": "accuracy (%)", "nll": "NLL", "rmse": "RMSE"}
 
@@ -33,7 +36,7 @@ def sensitivities(table: Sequence[Row]) -> Iterator[tuple[str, str, str, Figure]
                 continue
             for metric in LABELS:
                 if any(metric in row.metrics and math.isfinite(row.metrics[metric].mean) for _, row in rows):
-                    stem = "_".join(["sensitivity", name.replace("/", "_"), metric])
+                    stem = "_".join(["sensitivity", re.sub(r"[^\w.=-]+", "_", name)[:60], metric])
                     stem = f"{number:02d}_{stem}" if len(settings) > 1 else stem
                     title = f"{name}: {LABELS[metric]} by {' and '.join(axes)}"
                     yield stem, setting, title, _map(rows, axes, metric)
@@ -46,7 +49,7 @@ def shade(axis: Axes, values: np.ndarray, up: bool, best: np.ndarray) -> None:
         red, green, blue, _ = image.to_rgba(values[i, j])
         bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
         axis.text(
-            j, i, f"{values[i, j]:.{1 if up else 3}f}", ha="center", va="center",
+            j, i, fixed(values[i, j], 1 if up else 3), ha="center", va="center",
             color="#010101" if bright else "#ffffff", weight="bold" if best[i, j] else "normal",
         )  # fmt: skip
 
@@ -71,13 +74,13 @@ def _map(rows: Sequence[tuple[dict[str, str], Row]], axes: tuple[str, str], metr
             values[down.index(pairs[axes[0]]), across.index(pairs[axes[1]])] = row.metrics[metric].mean
     up = metric in HIGHER_IS_BETTER
     best = values == (np.nanmax(values) if up else np.nanmin(values))
-    figure = Figure(figsize=(1.9 + 0.85 * len(across), 1.5 + 0.42 * len(down)), layout="constrained")
+    figure = Figure(figsize=(max(1.9 + 0.85 * len(across), 4.0), 1.5 + 0.42 * len(down)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     shade(axis, values, up, best)
-    axis.set_yticks(range(len(down)), down)
-    axis.set_xticks(range(len(across)), across)
-    axis.set(xlabel=axes[1], ylabel=axes[0])
+    axis.set_yticks(range(len(down)), [label(value, 20) for value in down])
+    axis.set_xticks(range(len(across)), [label(value, 20, width=10) for value in across])
+    axis.set(xlabel=label(axes[1]), ylabel=label(axes[0], 20))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     failed = any(not row.group.traces for _, row in rows)

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 
 from bayesfed.compare.results import CLIENTS, COSTS, HIGHER_IS_BETTER, METRICS, Group
+from bayesfed.foreign import plain_text
+from bayesfed.runs.display import fixed
 
 HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
 CLIENT_HEADERS = {"mean": "client mean", "worst10": "worst 10 %", "spread": "client spread"}
@@ -120,14 +122,14 @@ def to_csv(table: Sequence[Row], target: float | None = None) -> str:
     for row in table:
         group = row.group
         cells: dict[str, str | int] = {
-            "experiment": group.setting,
-            "method": group.method,
+            "experiment": plain_text(group.setting, 2000),
+            "method": plain_text(group.method, 2000),
             "seeds": len(group.traces),
             "bytes_total": _whole(row.costs["bytes"]),
             "gradient_evaluations": _whole(row.costs["gradients"]),
             "seconds_mean": _number(row.costs["seconds"], 4),
             "seed_list": " ".join(str(trace.seed) for trace in group.traces),
-            "status": group.status,
+            "status": plain_text(group.status, 2000),
         }
         for metric in ("accuracy", "nll", "ece", *extra):
             found = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
@@ -145,10 +147,14 @@ def to_markdown(table: Sequence[Row], baseline: str) -> str:
     """``table.md``: a table for each setting, best means in bold."""
     text = ""
     for setting, part in by_setting(table):
-        header, body = cells(part, baseline, bold=lambda s: f"**{s}**")
+        header, body = cells(part, baseline, bold=lambda s: f"**{s}**", escape=_markdown)
         lines = [header, ["---", *("---:" for _ in header[1:])], *body]
-        text += f"### {setting}\n\n" + "".join(f"| {' | '.join(_bar(c) for c in line)} |\n" for line in lines) + "\n"
-    return text + caption(table, baseline) + "\n"
+        text += (
+            f"### {_markdown(setting)}\n\n"
+            + "".join(f"| {' | '.join(_bar(c) for c in line)} |\n" for line in lines)
+            + "\n"
+        )
+    return text + _markdown(caption(table, baseline)) + "\n"
 
 
 def to_latex(table: Sequence[Row], baseline: str) -> str:
@@ -232,6 +238,11 @@ def caption(table: Sequence[Row], baseline: str) -> str:
     )
 
 
+def below(header: Sequence[str]) -> dict[int, int]:
+    """Position of each metric's p by the metric's, where columns are few: the one stands below the other."""
+    return {i: header.index(p) for i, name in enumerate(header) if (p := p_header(name)) in header}
+
+
 def p_header(header: str) -> str:
     """The column of the test that belongs to a metric's."""
     return f"p {header.split()[0]}"
@@ -243,11 +254,13 @@ def test_of(baseline: str) -> str:
 
 
 def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:
-    """``91.20 ± 0.31``."""
+    """``91.20 ± 0.31``; ``1.717e+11 ± 2.3e+10`` where decimals say nothing."""
     if not math.isfinite(found.mean):
         return "–"
-    text = f"{found.mean:.{DIGITS[metric]}f}"
-    return text + (f"{plus_minus}{found.std:.{DIGITS[metric]}f}" if math.isfinite(found.std) else "")
+    text = fixed(found.mean, digits := DIGITS[metric])
+    if not math.isfinite(found.std):
+        return text
+    return text + plus_minus + (f"{found.std:.{digits}f}" if text == f"{found.mean:.{digits}f}" else f"{found.std:.2g}")
 
 
 def short_p(p: float) -> str:
@@ -300,6 +313,11 @@ def _whole(value: float) -> str:
     return str(round(value)) if math.isfinite(value) else ""
 
 
+def _markdown(text: str) -> str:
+    """Markdown may hold HTML."""
+    return plain_text(text, 2000).replace("<", "&lt;")
+
+
 def _bar(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -307,4 +325,4 @@ def _bar(text: str) -> str:
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-    return "".join(special.get(c, c) for c in text)
+    return "".join(special.get(c, c) for c in plain_text(text, 2000))

@@ -7,36 +7,46 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bayesfed.output import Output
+
 VISIBLE_ROUNDS = 10
 UNLIMITED = 10_000  # columns
 SILENCE = 15.0  # seconds without a line after which an evaluation says that it goes on, where there is no live table
+LARGE = 1e5  # from here on decimals of a number say nothing
 SMOOTHING = 0.2  # weight of the newest round in the estimate of the time left
 
 
 class Metric(NamedTuple):
-    """How a metric of ``rounds.jsonl`` is shown."""
+    """How a metric of ``rounds.jsonl`` is shown: with ``digits`` decimals, None = four significant digits."""
 
     key: str
     header: str
     unit: str
-    spec: str
+    digits: int | None
+
+    def text(self, value: float) -> str:
+        """``value`` without its unit."""
+        return f"{value:.4g}" if self.digits is None else fixed(value, self.digits)
 
 
 METRICS = (
-    Metric("accuracy", "acc. %", " %", ".1f"),
-    Metric("rmse", "RMSE", "", ".4g"),
-    Metric("nll", "NLL", "", ".3f"),
-    Metric("ece", "ECE %", " %", ".1f"),
+    Metric("accuracy", "acc. %", " %", 1),
+    Metric("rmse", "RMSE", "", None),
+    Metric("nll", "NLL", "", 3),
+    Metric("ece", "ECE %", " %", 1),
 )
 
 
@@ -74,16 +84,17 @@ class Display:
         self._seconds: float | None = None
         self._since = self._spoke = clock()
         self._live: Live | None = None
+        self._out: Any = Output(sys.stdout)  # a pipe that closes ends the display, not the run
 
     def __enter__(self) -> Self:
         self._since = self._spoke = self._clock()
         if self._enabled and is_interactive():
             self._live = Live(
-                console=Console(file=sys.stdout), get_renderable=self.render, refresh_per_second=4, transient=False
+                console=Console(file=self._out), get_renderable=self.render, refresh_per_second=4, transient=False
             )
             self._live.start()
         elif self._enabled and self._title:
-            print(self._title, flush=True)
+            self._print(self._title)
         return self
 
     def __exit__(
@@ -142,7 +153,8 @@ class Display:
 
     def _print(self, line: str) -> None:
         self._spoke = self._clock()
-        print(line, flush=True)
+        self._out.write(f"{line}\n")
+        self._out.flush()
 
     def render(self) -> RenderableType:
         """The table of the last rounds and the progress bar."""
@@ -159,11 +171,11 @@ class Display:
             table.add_column("clients", justify="right", no_wrap=True)
             table.add_column("time", justify="right", style="dim", no_wrap=True)
             for record in records:
-                cells = [_cell(record, f"{kind}/{m.key}", m.spec) for m in metrics for kind in self._kinds]
+                cells = [_cell(record, f"{kind}/{m.key}", m) for m in metrics for kind in self._kinds]
                 replies, _, failed = _clients(record).partition(" ")
                 clients = Text(replies, style="yellow" if failed else "")
                 table.add_row(str(record.get("round", "")), *cells, clients, _seconds(record.get("seconds/round")))
-            parts.append(table)
+            parts.append(Fitted(table))
         parts.append(self._progress())
         return Group(*parts)
 
@@ -176,14 +188,14 @@ class Display:
     def _position(self) -> str:
         return f"round {min(self._round, self._rounds)}/{self._rounds}"
 
-    def _progress(self) -> Table:
+    def _progress(self) -> Fitted:
         running = self._finished < self._rounds
         part = min(self._done / max(self._sampled, 1), 1.0) if running else 0.0
         left = self.time_left()
         line = Table.grid(padding=(0, 2))
         cells: list[RenderableType] = [
             self._position(),
-            ProgressBar(total=max(self._rounds, 1), completed=self._finished + part, width=30),
+            ProgressBar(total=max(self._rounds, 1), completed=self._finished + part, width=20),
         ]
         if self._evaluating:
             cells.append(self._evaluating)
@@ -196,7 +208,36 @@ class Display:
         if running and left is not None:
             cells.append(f"{duration(left)} left")
         line.add_row(*cells)
-        return line
+        return Fitted(line, [1, *range(len(cells) - 1, 1, -1)])  # the bar first
+
+
+class Fitted:
+    """A table without the columns that are too many for the terminal.
+
+    Args:
+        table: all of it.
+        order: positions of the columns in the order in which they go; by default from the right, and two stay.
+    """
+
+    def __init__(self, table: Table, order: Sequence[int] | None = None):
+        self.table, self.order = table, range(len(table.columns) - 1, 1, -1) if order is None else order
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, gone = copy(self.table), set[int]()
+        room = options.update(max_width=UNLIMITED)
+        for position in self.order:
+            if Measurement.get(console, room, shown).maximum <= options.max_width:
+                break
+            gone.add(position)
+            left = [column for i, column in enumerate(self.table.columns) if i not in gone]
+            shown.columns = [replace(column, _index=i) for i, column in enumerate(left)]
+        yield shown
+
+
+def fixed(value: float, digits: int) -> str:
+    """``value`` with ``digits`` decimals; with four significant digits where that gave a long row of them, or zeros only."""
+    size = abs(value)
+    return f"{value:.4g}" if size >= LARGE or 0 < size < 0.5 * 10.0**-digits else f"{value:.{digits}f}"
 
 
 def console() -> Console:
@@ -222,7 +263,7 @@ def plain_line(record: dict[str, Any], rounds: int, kinds: Sequence[str] = ("mea
     shown += [("bayes/nll", "bayes nll", METRICS[2])] if "bayes" in kinds else []
     for key, name, metric in shown:
         if record.get(key) is not None:
-            parts.append(f"{name} {record[key]:{metric.spec}}{metric.unit}")
+            parts.append(f"{name} {metric.text(record[key])}{metric.unit}")
     if _clients(record):
         parts.append(f"clients {_clients(record)}")
     if record.get("seconds/round") is not None:
@@ -245,9 +286,9 @@ def _seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value < 120 else duration(value)
 
 
-def _cell(record: dict[str, Any], key: str, spec: str) -> str:
+def _cell(record: dict[str, Any], key: str, metric: Metric) -> str:
     value = record.get(key)
-    return "" if value is None else f"{value:{spec}}"
+    return "" if value is None else metric.text(value)
 
 
 def _clients(record: dict[str, Any]) -> str:

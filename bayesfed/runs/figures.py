@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from bayesfed.foreign import plain_text
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
 
@@ -138,13 +141,15 @@ def label_distribution(
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     sizes.tick_params(axis="x", length=0)
-    if clients <= 15 and classes <= 20:
+    room = 75 // clients  # characters in a cell
+    if clients <= 15 and classes <= 20 and len(str(by_class.max())) < room:
         dark = by_class > 0.5 * by_class.max()
-        for label, client in np.argwhere(by_class > 0):
-            colour = "white" if dark[label, client] else "black"
-            axis.text(client, label, f"{by_class[label, client]:g}", ha="center", va="center", size=7, color=colour)
-    bar = figure.colorbar(image, ax=[sizes, axis], pad=0.02, aspect=30)
-    bar.set_label("training examples of a class (blank: none)")
+        for row, client in np.argwhere(by_class > 0):
+            colour = "white" if dark[row, client] else "black"
+            axis.text(client, row, str(by_class[row, client]), ha="center", va="center", size=7, color=colour)
+    ticks = MaxNLocator(nbins=6, integer=True)
+    bar = figure.colorbar(image, ax=[sizes, axis], pad=0.02, aspect=30, ticks=ticks)
+    bar.set_label("training examples\nof a class (blank: none)")  # two lines: two classes make a low figure
     bar.outline.set_visible(False)
     return figure
 
@@ -220,13 +225,32 @@ def precision_figure(rounds: Sequence[dict[str, Any]], final: np.ndarray | None)
         edges = np.logspace(exponents.min(), exponents.max(), int(np.clip(math.sqrt(final.size), 10, 60)) + 1)
         edges[0], edges[-1] = min(edges[0], final.min()), max(edges[-1], final.max())  # rounding must lose nobody
         axes[1].hist(final, bins=edges.tolist(), color=COLOURS["mean"])
-        axes[1].set(xscale="log", yscale="log", xlabel="final precision of a parameter", ylabel="parameters")
+        axes[1].set(yscale="log", xlabel="final precision of a parameter", ylabel="parameters")
+        if final.max() > 3 * final.min():  # within a decade a log scale labels its minor ticks, one over the other
+            axes[1].set_xscale("log")
+        else:
+            axes[1].xaxis.set_major_locator(MaxNLocator(nbins=4))
     if guarded:
         axes[-1].bar(guard_x, guard_y, color=COLOURS["bayes"], width=0.8)
         axes[-1].set(xlabel="round", ylabel="entries raised by the guard")
         axes[-1].xaxis.set_major_locator(_whole_numbers())
         axes[-1].yaxis.set_major_locator(_whole_numbers())
     return figure
+
+
+def label(text: object, limit: int = 32, width: int | None = None) -> str:
+    """Somebody's ``text`` as a label: at most ``limit`` characters, its middle left out, in lines of ``width`` characters.
+
+    No mathematics between dollars.     Characters that the font lacks would be equal boxes; they stand as escapes.
+    """
+    font = get_font(findfont(FontProperties()))
+    whole = plain_text(text, 10_000)
+    whole = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode("ascii") for c in whole)
+    if len(whole) > limit:
+        head = (2 * limit) // 3
+        whole = f"{whole[:head]}…{whole[head + 1 - limit :]}"
+    lines = wrap(whole, width) if width is not None else [whole]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def series(rounds: Sequence[dict[str, Any]], key: str, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:

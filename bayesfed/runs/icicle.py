@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from bayesfed.profiling import Node
+from bayesfed.runs.figures import label
 from bayesfed.runs.profile import CATEGORY_OF, IDLE, LABELS
 
 # Paul Tol's muted palette, told apart with any colour vision; waiting and what has no category are grey, idle is hatched
@@ -75,7 +76,9 @@ def icicle(profile: Mapping[str, Any]) -> Figure:
         heights += [panel.rows * ROW] if panel.legend is None else [panel.rows * ROW, LEGEND]
     figure = Figure(figsize=(WIDTH, sum(heights) + AXIS * len(panels) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"where the time of the server and of its clients went, engine={profile['engine']}", fontsize=10)
+    figure.suptitle(
+        f"where the time of the server and of its clients went, engine={label(profile['engine'])}", fontsize=10
+    )
     axes = iter(figure.subplots(len(heights), 1, height_ratios=heights))
     placed = []
     for panel in panels:
@@ -127,8 +130,8 @@ def _children(axis: Axes, parent: Node, around: str, left: float, row: int) -> N
     """Boxes for the spans in ``parent`` side by side from ``left`` on, and theirs below them."""
     for name in sorted(parent.children, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
         node, category = parent.children[name], CATEGORY_OF.get(name, around)
-        label = IDLE[name] if around == "idle" else NAMES.get(name, name)
-        _box(axis, node, label, category, left, row)
+        known = IDLE if around == "idle" else NAMES  # other names came with the clients' replies
+        _box(axis, node, known.get(name) or label(name), category, left, row)
         _children(axis, node, category, left, row + 1)
         left += node.seconds
 
@@ -160,8 +163,8 @@ def _legend(axis: Axes, categories: Mapping[str, Any]) -> None:
     axis.set_axis_off()
     patches = []
     for name, row in categories.items():
-        label = f"{LABELS[name]} {row['share']:.1%}"
-        patch = Patch(facecolor=COLOURS[name], edgecolor=EDGE, linewidth=0.4, label=label)
+        share = f"{LABELS[name]} {row['share']:.1%}"
+        patch = Patch(facecolor=COLOURS[name], edgecolor=EDGE, linewidth=0.4, label=share)
         if name == "idle":
             patch.set(hatch="////", edgecolor=HATCH)
         patches.append(patch)

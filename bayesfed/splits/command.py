@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from bayesfed.config import compose_config
 from bayesfed.errors import InputError
 from bayesfed.lock import alone, check_folder, reason
 from bayesfed.runs.directory import write_text
+from bayesfed.runs.display import Fitted, console
 from bayesfed.splits.figures import make_figures
 from bayesfed.splits.summary import client_records, overview, to_csv
 from bayesfed.system import System
@@ -70,15 +70,15 @@ def partition(args: Sequence[str]) -> Path:
             pictures = make_figures(problem, folder, cfg.seed)
         except OSError as error:
             raise InputError("out", folder, f"can't be written ({reason(error)})") from error
-    console = Console()
-    console.print(_shown(records))
-    console.print(_told(summary), markup=False, highlight=False, soft_wrap=True)
+    out = console()
+    out.print(_shown(records))
+    out.print(_told(summary), markup=False, highlight=False, soft_wrap=True)
     names = ", ".join(path.name for path in pictures)
-    console.print(f"{names}, clients.csv in {folder}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{names}, clients.csv in {folder}", markup=False, highlight=False, soft_wrap=True)
     return folder
 
 
-def _shown(records: Sequence[dict[str, Any]]) -> Table:
+def _shown(records: Sequence[dict[str, Any]]) -> Fitted:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     columns = [name for name in HEADERS if name in records[0]]
     off = {"angle": 0.0, "contrast": 1.0}  # a column that says nothing is left out
@@ -89,7 +89,7 @@ def _shown(records: Sequence[dict[str, Any]]) -> Table:
         table.add_row(*(_text(name, record[name]) for name in columns))
     if len(records) > SHOWN:
         table.add_row("…", *[""] * (len(columns) - 1))
-    return table
+    return Fitted(table)
 
 
 def _text(name: str, value: Any) -> str:
