@@ -17,10 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.foreign import plain_text
 from bayesfed.groups import build, check_types, plain_section, resolve
 from bayesfed.problem.shift import Shift
 from bayesfed.system import System
@@ -232,9 +234,30 @@ def _hydra() -> Iterator[None]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     try:
         with _hydra():
-            return compose("config", overrides=_searched(overrides), return_hydra_config=True)
+            cfg = compose("config", overrides=_searched(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
+    except YAMLError as error:
+        raise unreadable(error) from error
+    for group in GROUPS:
+        chosen = cfg.hydra.runtime.choices.get(group)
+        if not isinstance(cfg.get(group), DictConfig):
+            raise InputError(
+                group, chosen, "its YAML file holds no mapping: it needs _target_ and the options of that class"
+            )
+        with open_dict(cfg):
+            cfg[group].setdefault("name", chosen)
+    return cfg
+
+
+def unreadable(error: YAMLError) -> InputError:
+    """A YAML file with a mistake in it, as one line with file and line number."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    file = getattr(mark, "name", None) or getattr(error, "name", "conf")
+    where = f", line {mark.line + 1}" if mark else ""
+    return InputError(
+        "conf", f"{file}{where}", f"is no valid YAML: {plain_text(getattr(error, 'problem', None) or error)}"
+    )
 
 
 def _searched(overrides: Sequence[str]) -> list[str]:
@@ -328,7 +351,9 @@ def validate(cfg: DictConfig) -> None:
     for group in GROUPS:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):
-        build(cfg[group], group)
+        build(cfg[group], group, cfg.seed)
+    handler = cfg.strategy.get("handler", cfg.get("handler"))
+    resolve({"_target_": handler}, "handler")
 
 
 def named_group(group: str, name: str) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 from bayesfed.app import Plain, client_app, device_of, plain, problem_of
 from bayesfed.arithmetic import arithmetic
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.model_check import check_forward
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import RunDirectory, provenance
@@ -56,14 +58,15 @@ class Session:
         self.cfg = cfg
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
-        self.strategy = build(cfg.strategy, "strategy")
+        self.strategy = build(cfg.strategy, "strategy", cfg.seed)
         self.strategy.name = cfg.strategy.name
-        self.solver = build(cfg.client, "client")
-        self.logger = build(cfg.logger, "logger")
+        self.solver = build(cfg.client, "client", cfg.seed)
+        self.logger = build(cfg.logger, "logger", cfg.seed)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
+        check_forward(self.problem, cfg.seed, DTYPES[cfg.dtype], device_of(self.config))
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
         self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         horizon = Schedule(
@@ -95,6 +98,7 @@ class Session:
         for ability in sorted(self.strategy.asks & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        noise_precision(self.problem.likelihood)  # or there is no way to evaluate
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:
             fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"
@@ -171,7 +175,7 @@ class Session:
                 if not self.directory.rounds():
                     self._finish_round(0, {})
                 if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round
-                    save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
+                    self._save_posterior()
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 if self.cfg.eval.get("personalized"):
@@ -267,7 +271,7 @@ class Session:
         if last or (every and round % every == 0):
             if every:
                 self._checkpoint()
-            save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
+            self._save_posterior()
         self.logger.log(record)
         self.display.end_round(record)
         if round:  # what a deployed run, which has no display, says of itself
@@ -275,6 +279,10 @@ class Session:
             log.info(
                 "round %d of %d: %d of %d clients replied, %.1f s", round, self.cfg.rounds, replied, sampled, seconds
             )
+
+    def _save_posterior(self) -> None:
+        path, description = self.directory.posterior_path, self.problem.description()
+        save_posterior(path, self.strategy.posterior, description, self.model.fixed)
 
     @property
     def _posterior(self) -> Any:

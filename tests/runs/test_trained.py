@@ -23,7 +23,7 @@ from bayesfed.seeding import torch_generator
 def make_run(tmp_path, monkeypatch):
     """Writes a run directory of a linear model on 2 inputs, scaled by (x - 1) * 0.5."""
 
-    def restore(description):
+    def restore(description, seed):
         module = nn.Linear(2, description["outputs"], bias=False)
         likelihood = SimpleNamespace(name=description["likelihood"], precision=4.0)
         return module, lambda x, dtype: (x.to(dtype) - 1) * 0.5, likelihood
