@@ -156,27 +156,26 @@ class TrainedRun:
 
 def _numbers(x: Any, expected: str) -> Tensor:
     """``x`` as a tensor of real numbers on the CPU."""
-    kind = type(x).__name__
+    kind, fix = type(x).__name__, f"{expected} and hold numbers"
     try:
         if isinstance(x, Tensor):
             rows = x.detach().cpu()
-            rows = rows.to_dense() if rows.layout != torch.strided else rows
+            rows = rows if rows.layout == torch.strided else rows.to_dense()
         else:
             array = np.asarray(x)
             kind = f"{kind} of {array.dtype}"
+            if array.dtype == object:
+                fix += "; convert what it holds, as with x.astype(float)"
             if array.dtype.kind not in "biuf":
-                whose = "; convert its columns to numbers, as with x.astype(float)" if array.dtype.kind == "O" else ""
-                raise InputError("x", kind, f"{expected} and hold real numbers{whose}")
-            if (array.dtype.kind == "u" and array.itemsize > 1) or (array.dtype.kind == "f" and array.itemsize > 8):
+                raise TypeError(kind)
+            if (array.dtype.kind == "u" and array.itemsize > 1) or array.dtype.itemsize > 8:  # torch has none of these
                 array = array.astype(np.float64)
             # torch wants its own byte order, no negative strides, and memory that may be written
             rows = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError("x", kind, f"{expected} and hold numbers") from error
-    if rows.is_complex():
-        raise InputError("x", f"{kind} of {rows.dtype}", f"{expected} and hold real numbers")
+        if rows.is_complex():
+            raise TypeError(kind)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("x", kind, fix) from error
     return rows
 
 
