@@ -175,12 +175,15 @@ def called(group: str, target: type, arguments: Mapping[str, Any]) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What a stranger's code raised, and where, in one line."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    place = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in last)
+    """What a stranger's code raised, and the last line of it that was at work, in one line."""
     text = " ".join(str(error).split())
-    told = isinstance(error, SyntaxError | ImportError)  # those say where
-    return plain_text(f"{type(error).__name__}{': ' if text else ''}{text}") + ("" if told else place)
+    told = plain_text(f"{type(error).__name__}{': ' if text else ''}{text}")
+    if isinstance(error, SyntaxError | ImportError):  # these say where
+        return told
+    ours = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    frames = [f for f in frames if not f.filename.startswith((ours, "<frozen"))]
+    return told + "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in frames[-1:])
 
 
 def build(section: DictConfig, group: str, seed: int = 0) -> Any:
