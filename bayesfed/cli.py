@@ -170,8 +170,9 @@ def _hydra(args: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    from bayesfed.config import compose_config, conf_dir, search_path, with_tuned
+    from bayesfed.config import compose_config, conf_dir, search_path, unreadable, with_tuned
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
@@ -197,6 +198,8 @@ def _hydra(args: list[str]) -> int:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report(InputError("override", " ".join(overrides), str(error).splitlines()[0]))
+    except YAMLError as error:
+        return _report(unreadable(error))
     except KeyboardInterrupt:
         return 130
     return max(codes, default=0)
