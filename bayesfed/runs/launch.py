@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.app import device_of
+from bayesfed.arithmetic import ordinary_tensors
 from bayesfed.config import RESUMABLE, compose_config, parse, validate
 from bayesfed.errors import InputError
 from bayesfed.families import Gaussian, PointMass
@@ -60,6 +61,7 @@ def run(overrides: Sequence[str] = ()) -> RunResult:
     return run_config(compose_config(overrides), overrides, began)
 
 
+@ordinary_tensors()
 def run_config(cfg: DictConfig, overrides: Sequence[str], began: float) -> RunResult:
     """Run a composed configuration.
 
