@@ -206,6 +206,14 @@ def test_resuming_keeps_the_frozen_layer(own):
         assert torch.equal(value, load_file(resumed.run_dir / "posterior.safetensors")[name]), name
 
 
+@pytest.mark.parametrize("model", ["FrozenLayer", "ConstantBuffers", "KeepsFeatures"])
+def test_clients_side_by_side_train_the_same_model(own, model):
+    alone, together = own(model, to="a"), own(model, "engine.clients_per_batch=5", to="b")
+    held = [load_file(result.run_dir / "posterior.safetensors") for result in (alone, together)]
+    for name, value in held[0].items():
+        torch.testing.assert_close(held[1][name], value, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"])
 def test_copies_of_a_trained_run_predict_alike(own, again):
     trained = bayesfed.load(own("FrozenLayer", "strategy=bayes_admm", "client.epochs=1").run_dir)
