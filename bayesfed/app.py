@@ -77,8 +77,8 @@ def _trainer(text: str, sites: str, app: str) -> Any:
     cfg = OmegaConf.create(config)
     return get_class(cfg.strategy.get("handler", cfg.handler))(
         name=cfg.strategy.name,
-        family=build(cfg.strategy, "strategy").family,
-        solver=build(cfg.client, "client"),
+        family=build(cfg.strategy, "strategy", cfg.seed).family,
+        solver=build(cfg.client, "client", cfg.seed),
         problem=problem_of(config),
         sites=Path(sites),
         seed=cfg.seed,
@@ -92,7 +92,7 @@ def _trainer(text: str, sites: str, app: str) -> Any:
 def _strategy(text: str, sites: str, app: str) -> Any:
     """The strategy, to sum replies where they are made."""
     cfg, trainer = OmegaConf.create(json.loads(text)), _trainer(text, sites, app)
-    strategy = build(cfg.strategy, "strategy")
+    strategy = build(cfg.strategy, "strategy", cfg.seed)
     strategy.setup(
         trainer.initial.cpu(), len(trainer.problem.clients), cfg.seed, cfg.get("wire", "full"), cfg.get("limits")
     )

@@ -203,8 +203,9 @@ def _hydra(args: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    from bayesfed.composing import ROOT, conf_dir, explain
+    from bayesfed.composing import ROOT, conf_dir, explain, unreadable
     from bayesfed.config import compose_config, refuse_chdir, with_tuned
     from bayesfed.overrides import parse, readable
 
@@ -239,6 +240,8 @@ def _hydra(args: list[str]) -> int:
         return _report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return _report(explain(error, overrides))
+    except YAMLError as error:
+        return _report(unreadable(error))
     except OSError as error:  # Hydra can't make the sweep's folder
         return _report(InputError("hydra.sweep.dir", error.filename, f"can't be written ({error.strerror})"))
     except KeyboardInterrupt:

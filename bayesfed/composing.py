@@ -22,8 +22,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bayesfed.errors import InputError, did_you_mean
+from bayesfed.foreign import plain_text
 from bayesfed.overrides import given_for, readable
 
 ROOT = "bayesfed"  # conf/bayesfed.yaml; not config.yaml, which the user's own Hydra application may have in its conf folder
@@ -96,6 +98,17 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
+    except YAMLError as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: YAMLError) -> InputError:
+    """A YAML file with a mistake in it, as one line with file and line number."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    file = getattr(mark, "name", None) or getattr(error, "name", "conf")
+    where = f", line {mark.line + 1}" if mark else ""
+    problem = plain_text(getattr(error, "problem", None) or error)
+    return InputError("conf", f"{file}{where}", f"is no valid YAML: {problem}")
 
 
 def run_dir_of(cfg: DictConfig) -> str:

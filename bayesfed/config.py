@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed.composing import ROOT, compose, conf_dir, options, run_dir_of, without_values
+from bayesfed import composing
+from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
@@ -96,7 +97,7 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     import_from_here()
     own_packages()
     given, overrides = list(overrides), with_tuned(overrides)
-    cfg = _with_whole_paths(compose(overrides))
+    cfg = _with_whole_paths(_compose(overrides))
     refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
@@ -113,6 +114,19 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
             "strategy.covariance", "learned", f"client={cfg.client.name} keeps the server's precision; use a client that "
             "learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
         )  # fmt: skip
+    return cfg
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes, each group with a ``name``: that of its file, where the file gives none."""
+    cfg = composing.compose(overrides)
+    for group in GROUPS:
+        chosen = cfg.hydra.runtime.choices.get(group)
+        if not isinstance(cfg.get(group), DictConfig):
+            fix = "its YAML file holds no mapping: it needs _target_ and the options of that class"
+            raise InputError(group, chosen, fix)
+        with open_dict(cfg):
+            cfg[group].setdefault("name", chosen)
     return cfg
 
 
@@ -169,7 +183,7 @@ OmegaConf.register_new_resolver("run_name", _run_name, replace=True)  # for conf
 def with_tuned(overrides: Sequence[str]) -> list[str]:
     """``overrides`` preceded by the fitting client and the experiment's tuned values for strategy and client."""
     overrides = list(overrides)
-    first = compose(overrides)
+    first = _compose(overrides)
     tuned = OmegaConf.to_container(first.tuned)
     assert isinstance(tuned, dict)
     strategy = first.strategy.name
@@ -177,7 +191,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     preferred = settings.pop("client", None)
     extra = _as_overrides("strategy", settings)
     if extra:  # the tuned values may choose the family
-        first = compose([*extra, *overrides])
+        first = _compose([*extra, *overrides])
     family = tuned.get(f"{strategy}/{first.strategy.get('family')}") or {}
     extra += _as_overrides("strategy", family)
     client = first.client.name
@@ -270,7 +284,9 @@ def validate(cfg: DictConfig) -> None:
     for group in GROUPS:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):
-        build(cfg[group], group)
+        build(cfg[group], group, cfg.seed)
+    handler = cfg.strategy.get("handler", cfg.get("handler"))
+    resolve({"_target_": handler}, "handler")
 
 
 def named_group(group: str, name: str) -> dict[str, Any]:

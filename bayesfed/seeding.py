@@ -8,9 +8,15 @@ in which replies arrive; and a resumed run needs no generator state.
 from __future__ import annotations
 
 import hashlib
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+_GLOBAL = threading.RLock()  # the global generators are one per process
 
 
 def derive(seed: int, *key: int | str) -> int:
@@ -29,3 +35,22 @@ def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cp
 def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
     """A NumPy generator for the stream named by ``key``."""
     return np.random.default_rng(derive(seed, *key))
+
+
+@contextmanager
+def global_generators(seed: int, *key: int | str) -> Iterator[None]:
+    """Let what draws from the global generators of Python, NumPy and torch (on the CPU) draw the stream named by ``key`` in the block.
+
+    Other people's constructors do. Afterwards the generators are as they were.
+    """
+    derived = derive(seed, *key)
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others draw from
+        try:
+            random.seed(derived)
+            np.random.seed(derived % 2**32)  # noqa: NPY002
+            torch.default_generator.manual_seed(derived)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

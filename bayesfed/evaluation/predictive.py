@@ -11,6 +11,7 @@ There the batches of inputs are shared out among the cores, one torch thread eac
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bayesfed.errors import InputError, integer
@@ -69,6 +70,9 @@ class InputBatches:
         self._slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         self._kept: list[Tensor] = []
         self._keep = True
+
+    def __len__(self) -> int:
+        return len(self._slices)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for position, rows in enumerate(self._slices):
@@ -138,6 +142,19 @@ def _cores(device: torch.device) -> int:
     return cores() if device.type == "cpu" else 1
 
 
+def _replicas(module: nn.Module, count: int) -> list[nn.Module]:
+    """``module`` and copies that share its parameters and buffers: a forward may keep what it computes in attributes.
+
+    Fewer than ``count`` if it can't be copied.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    try:
+        copies = [copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}) for _ in range(count - 1)]
+    except Exception:  # a stranger's attributes may be of any kind
+        copies = []
+    return [module, *copies]
+
+
 def outputs(
     model: FlatModel,
     draws: Iterable[Tensor],
@@ -159,11 +176,17 @@ def outputs(
     def one(theta: Tensor, x: Tensor) -> Tensor:
         return functional_call(model.module, model.named(theta), (x,))
 
-    def at_the_last(batch: tuple[slice, Tensor]) -> Tensor:
-        with torch.no_grad():  # a thread's own setting
-            return function(model(batch[1]).to("cpu", torch.float64))
+    modules = _replicas(model.module, min(_cores(model.vector.device), len(inputs)))
 
-    with ThreadPoolExecutor(_cores(model.vector.device)) as pool:
+    def at_the_last(batch: tuple[slice, Tensor]) -> Tensor:
+        module = modules.pop()  # as many as there are threads
+        try:
+            with torch.no_grad():  # a thread's own setting
+                return function(module(batch[1]).to("cpu", torch.float64))
+        finally:
+            modules.append(module)
+
+    with ThreadPoolExecutor(len(modules)) as pool:
         chunk = list(islice(thetas, size))
         while chunk:
             if len(chunk) == 1:
@@ -253,11 +276,12 @@ def noise_precision(likelihood: Any) -> float | None:
     Raises:
         InputError: for a likelihood whose predictive isn't known here.
     """
-    if likelihood.name == "categorical":
+    name = getattr(likelihood, "name", type(likelihood).__name__)
+    if name == "categorical":
         return None
-    if likelihood.name == "gaussian":
+    if name == "gaussian":
         return float(likelihood.precision)
-    raise InputError("likelihood", likelihood.name, "has no predictive distribution; valid: categorical, gaussian")
+    raise InputError("likelihood", name, "has no predictive distribution; valid: categorical, gaussian")
 
 
 def evaluate(

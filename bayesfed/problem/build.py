@@ -22,11 +22,11 @@ from bayesfed.problem.examples import Examples
 from bayesfed.problem.labels import coded
 from bayesfed.problem.likelihood import Categorical, Likelihood
 from bayesfed.problem.partition.partitioner import Partitioner
-from bayesfed.problem.problem import Problem, check_model
+from bayesfed.problem.problem import Problem, build_model
 from bayesfed.problem.ranges import check_ranges, warn_of_sizes
 from bayesfed.problem.scaling import fit_scaling
 from bayesfed.problem.shift import ClientShift, Shift
-from bayesfed.seeding import numpy_generator
+from bayesfed.seeding import global_generators, numpy_generator
 
 log = getLogger("bayesfed")
 
@@ -48,10 +48,10 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         raise InputError("eval.validation", validation, "must be below 1")
     configs = {group: plain(group, cfg) for group in ("data", "partition", "model", "likelihood")}
     shift = Shift.of(plain("shift", cfg) if cfg.get("shift") else None)
-    source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
-    partitioner = construct("partition", configs["partition"], Partitioner)  # type: ignore[type-abstract]
-    likelihood = construct("likelihood", configs["likelihood"], Likelihood)  # type: ignore[type-abstract]
-    with naming("data"):
+    source = construct("data", configs["data"], Source, seed)  # type: ignore[type-abstract]
+    partitioner = construct("partition", configs["partition"], Partitioner, seed)  # type: ignore[type-abstract]
+    likelihood = construct("likelihood", configs["likelihood"], Likelihood, seed)  # type: ignore[type-abstract]
+    with naming("data"), global_generators(seed, "data"):
         data = source.load(seed)
     y, test_y, num_classes, names = _targets(data, likelihood, partitioner)
     train, validated = _training_rows(data, y, source.fraction, seed, validation, num_classes is not None)
@@ -62,12 +62,12 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         warn_of_sizes(data, scaling, likelihood, train)
     num_outputs = num_classes if num_classes is not None else likelihood.num_outputs(y)
     input_shape = tuple(data.x.shape[1:])
-    check_model(configs["model"], input_shape, num_outputs)
+    build_model(configs["model"], input_shape, num_outputs, seed)  # refuses bad options before the split takes its time
     shifts_of = partial(
         shift.draw, seed, shape=input_shape, num_classes=num_classes, maximum=_maximum(shift, data, train)
     )
     shifts_of(clients=1)  # says what can't be shifted before the split takes its time
-    with naming("partition"):
+    with naming("partition"), global_generators(seed, "partition"):
         parts, owner, client_names = _partition(data, y, num_classes is not None, train, partitioner, seed)
     shifts = shifts_of(clients=len(parts))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed.errors import InputError, did_you_mean
+from bayesfed.groups import called, resolve
+from bayesfed.seeding import global_generators
 
 T = TypeVar("T")
 
@@ -47,32 +48,33 @@ def locate(group: str, config: Mapping[str, Any], kind: type[T]) -> type[T]:
     Raises:
         InputError: if it does not exist or is not a ``kind``.
     """
-    target = config.get("_target_")
-    if not isinstance(target, str):
-        raise InputError(f"{group}._target_", target, "must be the dotted path of a class")
-    try:
-        found = get_class(target)
-    except Exception as error:  # importing a user's module may raise anything
-        raise InputError(f"{group}._target_", target, f"cannot be imported ({str(error).splitlines()[0]})") from error
+    found = resolve(config, group)
     if not issubclass(found, kind):
-        raise InputError(f"{group}._target_", target, f"must be a subclass of {kind.__module__}.{kind.__name__}")
+        fix = f"must be a subclass of {kind.__module__}.{kind.__name__}"
+        raise InputError(f"{group}._target_", config["_target_"], fix)
     return found
 
 
-def construct(group: str, config: Mapping[str, Any], kind: type[T], **given: Any) -> T:
+def construct(group: str, config: Mapping[str, Any], kind: type[T], seed: int | None = None, **given: Any) -> T:
     """Build the class of ``config['_target_']`` from the other keys (``name`` left out) and ``given``.
 
+    Args:
+        seed: of what the constructor draws from global generators; None leaves these alone.
+
     Raises:
-        InputError: naming ``group.option``, also for options the class does not have.
+        InputError: naming ``group.option``, also for options the class does not have, and for whatever the constructor raises.
     """
     found = locate(group, config, kind)
     options = {key: value for key, value in config.items() if key not in ("_target_", "name")}
     parameters = inspect.signature(found).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if not set(given) <= set(parameters):
+            fix = f"its constructor must take {' and '.join(given)}"
+            raise InputError(f"{group}._target_", config["_target_"], fix)
         known = sorted(set(parameters) - set(given))
         for key in options:
             if key not in known:
                 fix = f"no such option: {did_you_mean(key, known)}valid: {', '.join(known) or 'none'}"
                 raise InputError(f"{group}.{key}", options[key], fix)
-    with naming(group):
-        return found(**options, **given)
+    with naming(group), nullcontext() if seed is None else global_generators(seed, group):
+        return called(group, found, {**options, **given})

@@ -22,6 +22,15 @@ class FlatModel:
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         module = module.to(device=device, dtype=dtype)
         quicken(module)
+        self._attach(module)
+
+    def __getstate__(self) -> dict[str, nn.Module]:
+        return {"module": self.module}
+
+    def __setstate__(self, state: dict[str, nn.Module]) -> None:  # copies and pickles of views are views no more
+        self._attach(state["module"])
+
+    def _attach(self, module: nn.Module) -> None:
         self.module = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
@@ -36,6 +45,12 @@ class FlatModel:
     def dim(self) -> int:
         """The number of parameters P."""
         return self.vector.numel()
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers by name: all other state, which no training changes (``bayesfed.problem.model_check``)."""
+        frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
+        return frozen | dict(self.module.named_buffers())
 
     @torch.no_grad()
     def load(self, vector: Tensor) -> None:

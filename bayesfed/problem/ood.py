@@ -14,7 +14,7 @@ from bayesfed.problem.configured import construct, naming
 from bayesfed.problem.data.source import Source
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.problem import Problem
-from bayesfed.seeding import torch_generator
+from bayesfed.seeding import global_generators, torch_generator
 
 
 def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any] | None = None) -> Examples:
@@ -33,8 +33,8 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
     if problem.num_classes is None:
         raise InputError("eval.ood", kind, "predictive entropy needs classes, this is a regression")
     if data is not None:
-        with naming("eval.ood"):
-            loaded = construct("data", data, Source).load(seed)  # type: ignore[type-abstract]
+        with naming("eval.ood"), global_generators(seed, "data"):
+            loaded = construct("data", data, Source, seed).load(seed)  # type: ignore[type-abstract]
         shape = tuple(loaded.test_x.shape[1:])
         if shape != problem.input_shape:
             fix = f"its inputs have shape {shape}, the model takes {problem.input_shape}; use noise or inverted"

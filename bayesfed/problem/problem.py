@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from bayesfed.arithmetic import ordinary_tensors
 from bayesfed.problem.configured import construct
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.likelihood import Likelihood
+from bayesfed.problem.model_check import check_state
 from bayesfed.problem.scaling import Scaling
-from bayesfed.seeding import derive
-
-_INIT_LOCK = threading.Lock()  # torch draws initial parameters from one global generator
+from bayesfed.seeding import global_generators
 
 
 @dataclass(eq=False)
@@ -59,8 +58,12 @@ class Problem:
     split_by_data: bool = False
 
     def build_model(self, seed: int) -> nn.Module:
-        """The model in float32 on the CPU; drawn from ``seed`` alone, torch's global generator is left as it was."""
-        return _build_model(self.model, self.input_shape, self.num_outputs, derive(seed, "init"))
+        """The model in float32 on the CPU; drawn from ``seed`` alone, the global generators are left as they were.
+
+        Raises:
+            InputError: an option is no good, or the model has state that can't be kept.
+        """
+        return build_model(self.model, self.input_shape, self.num_outputs, seed)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -85,33 +88,25 @@ class Problem:
         }
 
 
-def restore_model(description: dict[str, Any]) -> tuple[nn.Module, Scaling, Likelihood]:
-    """Model (with arbitrary parameters), scaling and likelihood of ``Problem.description()``.
+def restore_model(description: dict[str, Any], seed: int = 0) -> tuple[nn.Module, Scaling, Likelihood]:
+    """Model, scaling and likelihood of ``Problem.description()``; what isn't saved of the model is as in the run with ``seed``.
 
     Raises:
         InputError: if the description names a class that does not exist or is no model or likelihood.
     """
-    shape = tuple(description["input_shape"])
-    model = _build_model(description["model"], shape, description["num_outputs"], 0)
-    likelihood = construct("likelihood", description["likelihood"], Likelihood)  # type: ignore[type-abstract]
+    model = build_model(description["model"], tuple(description["input_shape"]), description["num_outputs"], seed)
+    likelihood = construct("likelihood", description["likelihood"], Likelihood, seed)  # type: ignore[type-abstract]
     return model, Scaling.from_description(description["scaling"]), likelihood
 
 
-def check_model(config: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> None:
-    """Build the model without memory or random numbers, to refuse bad options and shapes before any work.
-
-    Raises:
-        InputError: naming the option, or ``model`` if it does not fit the data.
-    """
-    with torch.device("meta"):
-        _construct_model(config, input_shape, num_outputs)
-
-
-def _build_model(config: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int, seed: int) -> nn.Module:
-    with _INIT_LOCK, torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        return _construct_model(config, input_shape, num_outputs).to(dtype=torch.float32)
-
-
-def _construct_model(config: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    return construct("model", config, nn.Module, input_shape=input_shape, num_outputs=num_outputs)
+def build_model(config: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int, seed: int) -> nn.Module:
+    """See :meth:`Problem.build_model`."""
+    with global_generators(seed, "init"), ordinary_tensors():
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # the draws depend on it
+        try:
+            model = construct("model", config, nn.Module, input_shape=input_shape, num_outputs=num_outputs)
+        finally:
+            torch.set_default_dtype(default)
+        check_state(model, config)
+        return model.to(dtype=torch.float32)

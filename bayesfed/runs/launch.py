@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed.app import device_of
+from bayesfed.arithmetic import ordinary_tensors
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.errors import InputError, reason_of
 from bayesfed.families import Gaussian, PointMass
@@ -62,6 +63,7 @@ def run(overrides: Sequence[str] = ()) -> RunResult:
     return run_config(compose_config(overrides), overrides, began)
 
 
+@ordinary_tensors()
 def run_config(cfg: DictConfig, overrides: Sequence[str], began: float, patience: float = 0.0) -> RunResult:
     """Run a composed configuration.
 

@@ -20,9 +20,11 @@ from bayesfed.app import Plain, client_app, device_of, note_unused_partition, pl
 from bayesfed.arithmetic import arithmetic
 from bayesfed.checksum import file_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
+from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.model_check import check_forward
 from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import LOGS, RunDirectory, provenance
@@ -32,7 +34,7 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
-from bayesfed.runs.parts import look_at_handler, own_code, part
+from bayesfed.runs.parts import look_at_handler, own_code
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets
@@ -64,15 +66,16 @@ class Session:
         self.config: Plain = plain(cfg)
         self.problem = problem_of(self.config)
         note_unused_partition(cfg, self.problem)
-        self.strategy = part(cfg.strategy, "strategy")
+        self.strategy = build(cfg.strategy, "strategy", cfg.seed)
         self.strategy.name = cfg.strategy.name
-        self.solver = part(cfg.client, "client")
+        self.solver = build(cfg.client, "client", cfg.seed)
         look_at_handler(cfg.strategy.get("handler", cfg.handler))
-        self.logger = Guarded(build(cfg.logger, "logger"), cfg.logger.name)
+        self.logger = Guarded(build(cfg.logger, "logger", cfg.seed), cfg.logger.name)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._check()
+        check_forward(self.problem, cfg.seed, DTYPES[cfg.dtype], device_of(self.config))
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
         with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
             self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
@@ -108,6 +111,7 @@ class Session:
         for ability in sorted(frozenset(self.strategy.asks) & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        noise_precision(self.problem.likelihood)  # or there is no way to evaluate
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:
             fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"
@@ -213,7 +217,7 @@ class Session:
                 if not self.directory.rounds():
                     self._finish_round(0, {})
                 if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round
-                    save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
+                    self._save_posterior()
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 if self.cfg.eval.get("personalized"):
@@ -319,7 +323,7 @@ class Session:
         if last or (every and round % every == 0):
             if every:
                 self._checkpoint()
-            save_posterior(self.directory.posterior_path, self.strategy.posterior, self.problem.description())
+            self._save_posterior()
         self.logger.log(record)
         self.display.end_round(record)
         if round:  # what a deployed run, which has no display, says of itself
@@ -327,6 +331,10 @@ class Session:
             log.info(
                 "round %d of %d: %d of %d clients replied, %.1f s", round, self.cfg.rounds, replied, sampled, seconds
             )
+
+    def _save_posterior(self) -> None:
+        path, description = self.directory.posterior_path, self.problem.description()
+        save_posterior(path, self.strategy.posterior, description, self.model.fixed)
 
     @property
     def _posterior(self) -> Any:

@@ -1,6 +1,8 @@
 """Predictive distributions against closed forms."""
 
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from bayesfed.evaluation.predictive import (
     class_log_probabilities,
     gaussian_predictive,
     input_batches,
+    outputs,
     parameter_draws,
 )
 from bayesfed.families import DiagonalGaussian, FullGaussian, PointMass
@@ -261,3 +264,25 @@ def test_how_many_draws_together():
     assert predictive.together(torch.device("cpu")) == 1
     assert predictive.together(torch.device("cuda")) == 8
     assert predictive.together(torch.device("cpu"), 3) == 3
+
+
+class KeepsFeatures(torch.nn.Linear):
+    """A forward that keeps what it computes, and reads it back a moment later."""
+
+    def forward(self, x):
+        self.kept = super().forward(x)
+        time.sleep(1e-3)
+        return 1 * self.kept
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_batches_side_by_side_do_not_share_what_a_forward_keeps(monkeypatch, copied):
+    model = FlatModel(KeepsFeatures(3, 2))
+    if not copied:
+        model.module.lock = threading.Lock()  # can't be copied: one batch after the other
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(3, model.dim, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("bayesfed.evaluation.predictive._cores", lambda device: 4)
+    found = list(outputs(model, draws, InputBatches(lambda rows: x[rows], 40, 5)))
+    expected = [x @ theta[:6].view(2, 3).T + theta[6:] for theta in draws]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected).double(), rtol=1e-5, atol=1e-6)

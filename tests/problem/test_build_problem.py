@@ -1,5 +1,6 @@
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from bayesfed.errors import InputError
 from bayesfed.problem import Gaussian, build_problem, restore_model
+from bayesfed.problem.data import Digits
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(file for group in ("data", "partition", "model", "likelihood") for file in (CONF / group).glob("*.yaml"))
@@ -206,3 +208,25 @@ def test_a_missing_group_is_named(config):
     del groups["model"]
     with pytest.raises(InputError, match="no group 'model'"):
         build_problem(groups, 1, 0.0)
+
+
+class Noisy(Digits):
+    """A source that draws from NumPy's global generator."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.shift = np.random.normal()  # noqa: NPY002
+
+    def load(self, seed):
+        data = super().load(seed)
+        noise = np.random.normal(size=data.x.shape).astype(np.float32)  # noqa: NPY002
+        return replace(data, x=data.x + noise + np.float32(self.shift))
+
+
+def test_every_process_loads_the_same_data(config, monkeypatch):
+    groups = config()
+    monkeypatch.setattr("bayesfed.problem.data.Noisy", Noisy, raising=False)
+    groups["data"]["_target_"] = "bayesfed.problem.data.Noisy"
+    first, again, other = (build_problem(groups, seed).clients[0].x for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -2,9 +2,12 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -23,7 +26,7 @@ from bayesfed.seeding import torch_generator
 def make_run(tmp_path, monkeypatch):
     """Writes a run directory of a linear model on 2 inputs, scaled by (x - 1) * 0.5."""
 
-    def restore(description):
+    def restore(description, seed):
         module = nn.Linear(2, description["outputs"], bias=False)
         likelihood = SimpleNamespace(name=description["likelihood"], precision=4.0)
         return module, lambda x, dtype: (x.to(dtype) - 1) * 0.5, likelihood
@@ -124,6 +127,125 @@ def test_sampled_models_are_independent(make_run):
 def test_inputs_that_do_not_fit_are_refused(make_run, x, message):
     with pytest.raises(InputError, match=message):
         make_run().predict(x)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_threads_get_what_one_call_after_the_other_gets(make_run, likelihood):
+    run = make_run(likelihood)
+    inputs = [np.random.default_rng(i).normal(size=(2000, 2)) for i in range(4)]
+    jobs = [(x, samples, seed) for x in inputs for samples, seed in [(0, 0), (8, 0), (8, 1)]]
+
+    def predict(job):
+        x, samples, seed = job
+        found = run.predict(x, samples=samples, seed=seed)
+        return found if isinstance(found, torch.Tensor) else torch.cat(found)
+
+    alone = [predict(job) for job in jobs]
+    mean = run.mean_model().weight.clone()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(predict, jobs * 3))
+        means = [future.result().weight for future in [pool.submit(run.mean_model) for _ in range(8)]]
+    assert all(torch.equal(found, alone[i % len(jobs)]) for i, found in enumerate(together))
+    assert all(torch.equal(found, mean) for found in means)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+HOSTS = {
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "float64": lambda: default_dtype(torch.float64),
+    "meta": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_the_host_switched_on_changes_nothing(make_run, host, dtype):
+    before = make_run(dtype=dtype)
+    expected, drawn = before.predict(X, samples=4), before.sample(2)
+    with HOSTS[host]():
+        run = load(before.run_dir)
+        inside, samples, mean = run.predict(X, samples=4), run.sample(2), run.mean_model()
+    assert torch.equal(inside, expected)
+    assert not inside.is_inference()
+    assert torch.equal(run.predict(X, samples=4), expected)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(samples, drawn, strict=True))
+    for model in [*samples, mean]:  # as good as any for training on
+        assert model.weight.requires_grad
+        model(SCALED.to(dtype)).square().sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        assert model.weight.grad.abs().sum() > 0
+    assert torch.equal(run.predict(X, samples=4), expected)
+
+
+def frozen(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS = {
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "strided": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "Fortran": np.asfortranarray,
+    "big-endian": lambda x: x.astype(">f8"),
+    "big-endian float32": lambda x: x.astype(">f4"),
+    "big-endian int16": lambda x: x.astype(">i2"),
+    "read-only": frozen,
+    "list": lambda x: x.tolist(),
+    "tuples": lambda x: tuple(map(tuple, x.tolist())),
+    "DataFrame": lambda x: pandas.DataFrame(x, columns=["a", "b"]),
+    "reversed DataFrame": lambda x: pandas.DataFrame(x[::-1], columns=["a", "b"])[::-1],
+    "mixed DataFrame": lambda x: pandas.DataFrame({"a": x[:, 0].astype(np.uint8), "b": x[:, 1].astype(np.float32)}),
+    "requires gradients": lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True),
+    "sparse": lambda x: torch.tensor(x).to_sparse(),
+    **{kind: lambda x, kind=kind: x.astype(kind) for kind in ("f2", "f4", "f8", "g", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")},
+    **{f"torch {t}": lambda x, t=t: torch.tensor(x, dtype=t) for t in (torch.float16, torch.bfloat16, torch.uint8, torch.int16)},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numbers_are_taken_however_they_lie(make_run, layout):
+    run = make_run()
+    assert torch.equal(run.predict(LAYOUTS[layout](X.astype(float)), samples=0), run.predict(X, samples=0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_truth_values_are_numbers(make_run):
+    truths = X > 2
+    assert torch.equal(make_run().predict(truths), make_run().predict(truths.astype(float)))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([[1, 2]], dtype=object), np.array([[1 + 1j, 2]]), torch.tensor([[1 + 1j, 2]]), [[1, None]], [[1, 2], [3]],
+        np.array([["a", "b"]]), pandas.DataFrame({"a": [1], "b": ["x"]}), np.array([["2020-01-01"] * 2], dtype="M8[D]"), None, "ab",
+        torch.empty(3, 2, device="meta"),
+    ],
+    ids=lambda x: type(x).__name__,
+)  # fmt: skip
+def test_what_holds_no_numbers_is_refused(make_run, x):
+    with pytest.raises(InputError, match=r"^x=.*: must have shape \(N, 2\) and hold numbers"):
+        make_run().predict(x)
+
+
+def test_numbers_of_samples_may_be_numpys_or_torchs(make_run):
+    run = make_run()
+    for four in (np.int64(4), torch.tensor(4), np.array(4)):
+        assert torch.equal(run.predict(X, samples=four), run.predict(X, samples=4))
+    assert len(run.sample(np.int32(2))) == 2
 
 
 def test_a_negative_number_of_samples_is_refused(make_run):
