@@ -99,7 +99,8 @@ class Session:
             raise InputError("client", client, fix)
         for ability in sorted(frozenset(self.strategy.asks) & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
-        self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        with own_code("client", self.cfg.client["_target_"], "its check"):
+            self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:
             fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"
