@@ -110,6 +110,19 @@ def test_client_that_lacks_what_the_strategy_asks_for(refused):
     assert line == f"error: {asked}\n"
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("strategy=fedlap", "client=ivon"),
+        ("strategy.family=diagonal", "strategy.covariance=fixed", "client=ivon"),
+        ("strategy=pvi", "strategy.family=full", "strategy.covariance=fixed", "client=srvon", "client.curvature=stein"),
+        ("strategy=natural_averaging", "strategy.covariance=fixed", "client=ivon"),
+    ],
+)
+def test_client_that_would_ignore_a_fixed_precision(refused, asked):
+    assert "can't keep the server's, a fixed covariance" in refused("experiment=linreg", *asked)
+
+
 def test_full_covariance_of_a_large_model_says_what_memory_it_takes(refused):
     line = refused("strategy.family=full", "model.hidden=[2300]")  # 172,510 parameters
     assert "strategy.family=full" in line

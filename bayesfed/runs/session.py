@@ -110,7 +110,8 @@ class Session:
             raise InputError("client", client, fix)
         for ability in sorted(frozenset(self.strategy.asks) & self.solver.lacks.keys(), reverse=True):
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
-        self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
+        with own_code("client", self.cfg.client["_target_"], "its check"):
+            self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
         noise_precision(self.problem.likelihood)  # or there is no way to evaluate
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:

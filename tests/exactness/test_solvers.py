@@ -13,6 +13,7 @@ from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
 from clients.local import LocalProblem
 from clients.point import PointSolver
+from clients.srvn import SRVNSolver
 from clients.von import VONSolver
 
 RHO, TAU = 0.5, 0.1
@@ -143,6 +144,31 @@ def test_von_federation_reaches_the_posterior_in_one_round(quadratics, federatio
     mean, precision = data.posterior(1.0)
     assert relative(run.posteriors[1].mean, mean) < 1e-8
     assert relative(run.posteriors[1].precision, precision) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        VONSolver(epochs=25, mc_samples=3, local_schedule="constant"),
+        SRVNSolver(epochs=60, mc_samples=3),
+        PointSolver("sgd", lr=0.05, epochs=1500, batch_size=64),
+    ],
+    ids=["von", "srvon", "sgd"],
+)
+def test_a_federation_of_fixed_precision_is_that_of_the_exact_client(quadratics, federation, relative, solver) -> None:
+    """Round by round; the exact client's goes to the pooled mean (tests/exactness/test_special_cases.py)."""
+    from strategies import BayesADMM
+
+    data = quadratics.random(43, 3, 4)
+    runs = [
+        federation(
+            data.problem(), BayesADMM("full", rho=1.0, damping=0.2, prior_precision=5.0, covariance="fixed"), s
+        ).run(3)
+        for s in (ExactSolver(), solver)
+    ]
+    for exact, found in zip(*(run.posteriors[1:] for run in runs), strict=True):
+        assert relative(found.mean, exact.mean) < 1e-6
+        assert torch.equal(found.precision, exact.precision)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -147,7 +147,7 @@ ACTS: dict[str, Callable[[], Callable[..., Any]]] = {
 def test_a_method_of_a_strategy_that_raises_or_returns_rubbish(attempt, hook, act) -> None:
     outcome = attempt(strategy=subclass(BayesADMM, hook, ACTS[act]()))
     assert isinstance(outcome, Exception)
-    if hook in ("__init__", "prepare", "extra"):
+    if hook in ("__init__", "prepare") or (hook == "extra" and act != "text"):
         assert isinstance(outcome, InputError)
 
 
@@ -181,25 +181,19 @@ def test_a_run_whose_strategy_was_mended_goes_on(attempt, tmp_path) -> None:
     assert "reason" not in result.summary
 
 
-def test_a_posterior_in_another_dtype_is_taken(attempt) -> None:
+def test_a_posterior_in_another_dtype_is_taken() -> None:
     def wide(self, sums, replies):
         found = BayesADMM.combine(self, sums, replies)
         self.posterior = self.posterior.to(torch.float64)
         return found
 
-    plain, mine = attempt(strategy=BayesADMM), None
-    assert plain.posterior.mean.dtype == torch.float32
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("own_classes.strategy", subclass(BayesADMM, "combine", wide))
-        cfg = composed(*BASE)
-        made = subclass(BayesADMM, "combine", wide)(**{key: cfg.strategy[key] for key in KEYS})
-        made.setup(torch.zeros(3), 2)
-        made.begin()
-        sums = made.empty()
-        made.accumulate(sums, made.posterior.to(torch.float64), 1)
-        mine = made.combined(sums, 1, 1)
+    made = subclass(BayesADMM, "combine", wide)("diagonal")
+    made.setup(torch.zeros(3), 2)
+    made.begin()
+    sums = made.empty()
+    made.accumulate(sums, made.posterior.to(torch.float64), 1)
+    assert set(made.combined(sums, 1, 1)) == {"guard/count", "dual/norm", "admm/dual"}
     assert made.posterior.mean.dtype == torch.float32
-    assert set(mine) == {"guard/count", "dual/norm", "admm/dual"}
 
 
 NUMBERS = {
@@ -299,13 +293,13 @@ def test_a_solver_that_changes_a_fixed_precision(attempt, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "KEYS", (*KEYS, "covariance"))
     fixed = composed("strategy.covariance=fixed", *BASE)
     monkeypatch.setattr(sys.modules[__name__], "composed", lambda *overrides: fixed)
-    assert isinstance(attempt(client=ExactSolver), RunResult)
 
     def learns(self, problem):
         return ExactSolver.solve(self, replace(problem, learn_precision=True))
 
     outcome = attempt(client=subclass(ExactSolver, "solve", learns))
-    assert isinstance(outcome, Exception)
+    assert isinstance(outcome, RunFailed)
+    assert "Mine.solve changed the precision, which is fixed" in str(outcome)
 
 
 @pytest.mark.parametrize("act", ACTS)
