@@ -54,7 +54,7 @@ class TrainedRun:
         self.posterior = posterior
         self.model_description = model_description
         self.input_shape = tuple(model_description["input_shape"])
-        count = model_description["num_classes"]
+        count = model_description.get("num_classes")
         self.classes: list[str] | None = model_description.get("classes") or (
             None if count is None else [str(label) for label in range(count)]
         )
