@@ -67,7 +67,8 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in get_args(hint))
     if get_args(hint):
-        return f"a list of {_describe(get_args(hint)[0])}"
+        like = " like [a,b]" if get_args(hint)[0] is str else ""
+        return f"a list of {_describe(get_args(hint)[0])}{like}"
     return names.get(hint, str(hint))
 
 

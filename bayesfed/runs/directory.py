@@ -90,6 +90,8 @@ class RunDirectory:
         assert isinstance(cfg, DictConfig)
         cfg.setdefault("wire", "full")  # runs from before it could be chosen
         cfg.setdefault("limits", {"mean_norm": 1e30, "precision": 1e30, "reply_bytes": None})
+        if cfg.get("data", {}).get("name") in ("npz", "parquet"):
+            cfg.data.setdefault("classes", None)
         return cfg
 
     def rounds(self) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ class TrainedRun:
         self.model_description = model_description
         self.input_shape = tuple(model_description["input_shape"])
         module, self.scaling, self.likelihood = restore_model(model_description)
-        count = model_description["num_classes"]
+        count = model_description.get("num_classes")
         self.classes: list[str] | None = model_description.get("classes") or (
             None if count is None else [str(label) for label in range(count)]
         )
