@@ -141,6 +141,11 @@ def with_defaults(stored: DictConfig) -> DictConfig:
     try:
         cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
+        for group in GROUPS:
+            file = conf_dir() / group / f"{cfg[group].name}.yaml"
+            ours = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+            if ours.get("_target_") == cfg[group].get("_target_"):
+                cfg[group] = OmegaConf.merge(ours, cfg[group])
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error

@@ -120,7 +120,8 @@ def _describe(hint: Any) -> str:
     if origin in _LISTS:
         if origin is tuple and options and options[-1] is not ...:
             return f"a list [{', '.join(map(_describe, options))}]"
-        return f"a list of {_describe(options[0])}" if options else "a list"
+        like = " like [a,b]" if options[:1] == (str,) else ""
+        return f"a list of {_describe(options[0])}{like}" if options else "a list"
     return names.get(hint, str(hint))
 
 

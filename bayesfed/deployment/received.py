@@ -68,4 +68,6 @@ def experiment_key(config: Plain, run: str) -> str:
     lasting["client"] = {
         k: v for k, v in config["client"].items() if k != "schedule_rounds"
     }  # the server's factors count
+    # a run that began before the key existed finds its sites again
+    lasting["data"] = {k: v for k, v in config["data"].items() if (k, v) != ("classes", None)}
     return hashlib.sha256(json.dumps([lasting, run], sort_keys=True).encode()).hexdigest()[:16]

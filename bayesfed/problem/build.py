@@ -160,7 +160,8 @@ def _targets(
         for y in (data.y, data.test_y):
             if y.dtype.kind == "U":
                 raise InputError(*data.target, f"column must hold numbers for likelihood={likelihood.name}, holds text")
-    return likelihood.targets(data.y), likelihood.targets(data.test_y), data.num_classes, None
+    num_classes = data.num_classes if isinstance(likelihood, Categorical) else None
+    return likelihood.targets(data.y), likelihood.targets(data.test_y), num_classes, None
 
 
 def _training_rows(

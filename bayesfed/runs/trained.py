@@ -60,7 +60,9 @@ class TrainedRun:
         )
         with ordinary_tensors():
             seed = 0
-            with suppress(InputError, AttributeError):  # for a file from before fixed tensors were kept; others don't need it
+            with suppress(
+                InputError, AttributeError
+            ):  # for a file from before fixed tensors were kept; others don't need it
                 seed = RunDirectory.open(run_dir).config().seed
             module, self.scaling, self.likelihood = restore_model(model_description, seed)
             self._model = FlatModel(module, dtype=posterior.mean.dtype)

@@ -33,7 +33,7 @@ def message(client: int = 0, posterior: ArrayRecord | None = None, **method) -> 
 
 def test_query_says_who_and_how_many(trainer, context):
     reply = trainer(MemorySites()).query(Message(RecordDict(), 3, "query"), context(2))
-    assert dict(reply.content["client"]) == {"partition-id": 2, "num-examples": 20}
+    assert dict(reply.content["client"]) == {"partition-id": 2, "num-examples": 20, "features": 3, "outputs": 1}
 
 
 def test_the_dual_is_formed_from_the_arrays_on_the_wire(trainer, context):

@@ -7,6 +7,6 @@ from bayesfed.problem.data.npz import Npz
 from bayesfed.problem.data.source import Loaded, Source
 from bayesfed.problem.data.table import Table
 
-Parquet = Table  # its name in run directories of earlier versions
+Parquet = Table  # as stored runs call it, which are compared with what is asked for when they go on
 
 __all__ = ["Digits", "Images", "LinearRegression", "Loaded", "Npz", "Parquet", "Source", "Table"]

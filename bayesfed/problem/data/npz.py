@@ -39,7 +39,7 @@ class Npz(Own):
         fraction: float = 1.0,
         scaling: str = "raw",
         test_fraction: float = 0.2,
-        classes: int | Sequence[str | int] | None = None,
+        classes: int | Sequence[str | int | bool] | None = None,
     ):
         super().__init__(fraction, scaling, test_fraction, classes)
         self.path = existing(path, "a .npz file with arrays x and y")

@@ -39,7 +39,9 @@ class Own(Source):
         InputError: naming the option.
     """
 
-    def __init__(self, fraction: float, scaling: str, test_fraction: float, classes: int | Sequence[str | int] | None):
+    def __init__(
+        self, fraction: float, scaling: str, test_fraction: float, classes: int | Sequence[str | int | bool] | None
+    ):
         super().__init__(fraction=fraction, scaling=scaling)
         number("test_fraction", test_fraction, above=0)
         if test_fraction >= 1:

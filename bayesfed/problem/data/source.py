@@ -70,7 +70,7 @@ class Source(ABC):
 
         Here: all that an attribute names. A source that reads others says so.
         """
-        named = [value for value in vars(self).values() if isinstance(value, str | Path)]
+        named = [value for key, value in vars(self).items() if isinstance(value, str | Path) and key != "scaling"]
         return [Path(name) for name in named if os.path.exists(name)]
 
     def stamps(self) -> tuple[tuple[str, int, int], ...]:

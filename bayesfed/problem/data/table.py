@@ -53,7 +53,7 @@ class Table(Own):
         fraction: float = 1.0,
         scaling: str = "raw",
         test_fraction: float = 0.2,
-        classes: int | Sequence[str | int] | None = None,
+        classes: int | Sequence[str | int | bool] | None = None,
     ):
         super().__init__(fraction, scaling, test_fraction, classes)
         if isinstance(features, str) or (features is not None and len(features) == 0):
