@@ -52,7 +52,8 @@ class IVON(PosteriorOptimizer):
     Args:
         params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius`` and
             vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
-            per group (see :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``.
+            per group (see :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``, and
+            ``clone()`` what you save of a part of the model.
         lr: learning rate, > 0 (0 allowed).
         ess: effective sample size lambda, > 0: the number of examples (over the temperature).
         hess_init: initial h; ``rescale_lr`` uses it even if ``hess`` is given.
@@ -62,7 +63,8 @@ class IVON(PosteriorOptimizer):
         mc_samples: samples per step of the closure form.
         hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
         clip_radius: bound on each entry of u.
-        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise.
+        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise, and its own gradient:
+            no DistributedDataParallel, or ``no_sync()`` (the first step raises RuntimeError otherwise).
         debias: divide the momentum by 1 - beta1^t. (h is never debiased.)
         rescale_lr: multiply lr by hess_init + delta, elementwise if delta is a vector.
         prior_mean: a number, a vector over all parameters, or a list of these per group; default 0.
