@@ -126,10 +126,7 @@ class IVON(PosteriorOptimizer):
         choice("hess_approx", hess_approx, ["price"])
         choice("hess_structure", hess_structure, ["diagonal", "scalar"])
         choice("noise", noise, ["quantile", "normal"])
-        min_precision = number("min_precision", min_precision, at_least=0)
-        if min_precision >= 1:
-            raise InputError("min_precision", min_precision, "must be a number >= 0 and < 1")
-        self.min_precision = min_precision
+        self.min_precision = min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
         self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
         self._groups: list[Group] = []
@@ -208,11 +205,9 @@ class IVON(PosteriorOptimizer):
                 g.released = g.flat.release_gradients() if alone else None
                 if g.released is not None:
                     found = True
-                    if not self._deferred:
-                        taken += g.released
-                        continue
-                    g.gather_released()
-                    taken.append(into)
+                    taken += [into] if self._deferred else g.released
+                    if self._deferred:
+                        g.gather_released()
                     continue
             else:
                 into = g.extra = torch.empty_like(g.gradient) if g.extra is None else g.extra
