@@ -52,7 +52,8 @@ class IVON(PosteriorOptimizer):
     Args:
         params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius`` and
             vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
-            per group (see :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``.
+            per group (see :class:`clients.optim.flat.FlatParameters`), so build the optimizer after ``model.to()``, and
+            ``clone()`` what you save of a part of the model.
         lr: learning rate, > 0 (0 allowed).
         ess: effective sample size lambda, > 0: the number of examples (over the temperature).
         hess_init: initial h; ``rescale_lr`` uses it even if ``hess`` is given.
@@ -62,7 +63,8 @@ class IVON(PosteriorOptimizer):
         mc_samples: samples per step of the closure form.
         hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
         clip_radius: bound on each entry of u.
-        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise.
+        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise, and its own gradient:
+            no DistributedDataParallel, or ``no_sync()`` (the first step raises RuntimeError otherwise).
         debias: divide the momentum by 1 - beta1^t. (h is never debiased.)
         rescale_lr: multiply lr by hess_init + delta, elementwise if delta is a vector.
         prior_mean: a number, a vector over all parameters, or a list of these per group; default 0.
@@ -124,10 +126,7 @@ class IVON(PosteriorOptimizer):
         choice("hess_approx", hess_approx, ["price"])
         choice("hess_structure", hess_structure, ["diagonal", "scalar"])
         choice("noise", noise, ["quantile", "normal"])
-        min_precision = number("min_precision", min_precision, at_least=0)
-        if min_precision >= 1:
-            raise InputError("min_precision", min_precision, "must be a number >= 0 and < 1")
-        self.min_precision = min_precision
+        self.min_precision = min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
         self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
         self._groups: list[Group] = []
@@ -206,11 +205,9 @@ class IVON(PosteriorOptimizer):
                 g.released = g.flat.release_gradients() if alone else None
                 if g.released is not None:
                     found = True
-                    if not self._deferred:
-                        taken += g.released
-                        continue
-                    g.gather_released()
-                    taken.append(into)
+                    taken += [into] if self._deferred else g.released
+                    if self._deferred:
+                        g.gather_released()
                     continue
             else:
                 into = g.extra = torch.empty_like(g.gradient) if g.extra is None else g.extra

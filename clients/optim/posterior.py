@@ -15,12 +15,8 @@ from bayesfed.errors import InputError
 from bayesfed.families.natural import all_finite
 from clients.optim.flat import FlatParameters
 
-_TRANSIENT = (
-    "step",
-    "grad_scale",
-    "found_inf",
-    "_sample_views",
-)  # what schedulers and GradScaler hang on an optimizer; views
+# Schedulers and GradScaler hang these on an optimizer; views are made anew.
+_TRANSIENT = ("step", "grad_scale", "found_inf", "_sample_views")
 
 
 class PosteriorOptimizer(torch.optim.Optimizer):
