@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from itertools import count
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ _numbers = count()
 def write(tmp_path, monkeypatch):
     """``write("model", "class Mine...", "rate: 1")``: module and YAML file of ``model=mine``; gives the module's name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def files(group: str, source: str, yaml: str = "", target: str = "{module}.Mine") -> str:
         module = f"own_classes_{next(_numbers)}"
