@@ -21,6 +21,7 @@ from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
+from bayesfed.runs.reading import MALFORMED, damaged
 from bayesfed.runs.session import Session, status_after
 
 
@@ -158,7 +159,12 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             OmegaConf.update(stored, key, whole_path(value) if key == "data.path" and isinstance(value, str) else value)
         except OmegaConfBaseException as error:
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
-    validate(stored)
+    try:
+        validate(stored)
+    except InputError:
+        raise
+    except (OmegaConfBaseException, *MALFORMED) as error:
+        raise damaged(directory.config_path, reason_of(error)) from error
     if stored.rounds < before:
         fix = (
             f"can only grow when resuming, and this run was started for {before}; leave rounds out, and interrupt the run (Ctrl-C) "
