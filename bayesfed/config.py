@@ -113,7 +113,10 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
         InputError: an unknown key, group or value.
     """
     import_from_here()
-    given, overrides = list(overrides), with_tuned(overrides)
+    given = list(overrides)
+    if any(text.startswith("resume=") and text != "resume=null" for text in given):
+        overrides = [text for text in given if not text.startswith("data.path=")]  # of the stored run's data
+    overrides = with_tuned(overrides)
     cfg = _compose(overrides)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
