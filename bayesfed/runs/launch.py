@@ -16,6 +16,7 @@ from bayesfed.app import device_of
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.errors import InputError, reason_of
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
@@ -161,8 +162,8 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
     try:
         validate(stored)
-    except InputError:
-        raise
+    except InputError as error:  # what it quotes comes from a file
+        raise InputError(plain_text(error.field), plain_text(error.value), plain_text(error.fix, 2000)) from error
     except (OmegaConfBaseException, *MALFORMED) as error:
         raise damaged(directory.config_path, reason_of(error)) from error
     if stored.rounds < before:
