@@ -96,7 +96,10 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     """
     import_from_here()
     own_packages()
-    given, overrides = list(overrides), with_tuned(overrides)
+    given = list(overrides)
+    if any(text.startswith("resume=") and text != "resume=null" for text in given):
+        overrides = [text for text in given if not text.startswith("data.path=")]  # of the stored run's data
+    overrides = with_tuned(overrides)
     cfg = _with_whole_paths(_compose(overrides))
     refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):

@@ -152,8 +152,8 @@ def _records(directory: RunDirectory) -> list[dict[str, Any]]:
         InputError: it is damaged, or holds nothing.
     """
     records = directory.rounds()
-    if not records:
-        raise damaged(directory.path / "rounds.jsonl", "it holds no rounds")
+    if not records or directory.summary().get("rounds", records[-1]["round"]) != records[-1]["round"]:
+        raise damaged(directory.path / "rounds.jsonl", "it lacks the last round")
     return records
 
 

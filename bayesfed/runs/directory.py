@@ -65,9 +65,9 @@ class RunDirectory:
             InputError: for the directory named by ``field``: it can't be written.
         """
         try:
-            values = OmegaConf.create(cfg)
-            values["rounds"] = values.pop("rounds")  # last: a file that was cut off lacks it
-            write_text(self.config_path, OmegaConf.to_yaml(values, resolve=True))
+            values = {key: value for key, value in cfg.items() if key != "rounds"}
+            values["rounds"] = cfg["rounds"]  # last: a file that was cut off lacks it
+            write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(values), resolve=True))
         except OSError as error:
             raise InputError(field, self.path, f"can't be written ({reason(error)})") from error
 

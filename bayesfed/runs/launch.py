@@ -17,11 +17,13 @@ from bayesfed.arithmetic import ordinary_tensors
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.errors import InputError, reason_of
 from bayesfed.families import Gaussian, PointMass
+from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
+from bayesfed.runs.reading import MALFORMED, damaged
 from bayesfed.runs.session import Session, status_after
 
 
@@ -160,7 +162,12 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
             OmegaConf.update(stored, key, whole_path(value) if key == "data.path" and isinstance(value, str) else value)
         except OmegaConfBaseException as error:
             raise InputError(key, override.value(), str(error).splitlines()[0]) from error
-    validate(stored)
+    try:
+        validate(stored)
+    except InputError as error:  # what it quotes comes from a file
+        raise InputError(plain_text(error.field), plain_text(error.value), plain_text(error.fix, 2000)) from error
+    except (OmegaConfBaseException, *MALFORMED) as error:
+        raise damaged(directory.config_path, reason_of(error)) from error
     if stored.rounds < before:
         fix = (
             f"can only grow when resuming, and this run was started for {before}; leave rounds out, and interrupt the run (Ctrl-C) "

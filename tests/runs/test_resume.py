@@ -215,8 +215,9 @@ def test_resumed_from_another_folder(project, monkeypatch, digest):
 
 def test_a_project_that_moved_goes_on_with_the_same_data_only(project, digest):
     moved = project.rename(project.parent / "moved")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError) as refused:
         bayesfed.run([f"resume={moved}/run", "rounds=3"])
+    assert refused.value.field == "data.path"
     arrays = dict(np.load(moved / "d.npz"))
     np.savez(moved / "other.npz", **arrays | {"y": 1 - arrays["y"]})
     before = {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()}
