@@ -142,7 +142,7 @@ class WandbLogger(NoLogger):
     def _init(arguments: dict[str, Any], config: dict[str, Any]) -> Any:
         import wandb
 
-        patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": PATIENCE}
+        patience: dict[str, Any] = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": PATIENCE}
         return wandb.init(**arguments, config=config, settings=wandb.Settings(silent=True, **patience))
 
     def log(self, record: dict[str, Any]) -> None:
