@@ -29,7 +29,7 @@ def test_what_hydra_reads_is_left_alone(text):
 
 def test_the_values_of_a_sweep_are_quoted_one_by_one():
     (found,) = parse(["data.path=größe.npz,b.npz,c(1,2).npz"])
-    assert [str(value).strip("'") for value in found.sweep_iterator()] == ["größe.npz", "b.npz", "c(1,2).npz"]
+    assert [str(value).strip("'") for value in found.sweep_string_iterator()] == ["größe.npz", "b.npz", "c(1,2).npz"]
 
 
 def test_no_characters_make_an_override_mean_something_else():

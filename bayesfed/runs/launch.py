@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.runs.posterior_file import load_posterior
 from bayesfed.runs.session import Session
+
+
+_ALONE = threading.RLock()  # torch has one dropout generator and one stack of forward-mode levels for all threads
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class RunResult:
 
 
 def run(overrides: Sequence[str] = ()) -> RunResult:
-    """Run a federated simulation.
+    """Run a federated simulation; one at a time in a process: runs in several threads go one after the other, to the same bits.
 
     Args:
         overrides: Hydra overrides, as on the command line: ``["experiment=digits_het10", "seed=1"]``.
@@ -72,7 +76,7 @@ def run_config(cfg: DictConfig, overrides: Sequence[str], began: float) -> RunRe
     if cfg.profile:
         profiler = Profiler.on(device_of({"device": cfg.device}), ago=time.perf_counter() - began)
         profiler.settle("start-up", "configuration")
-    with recording(profiler):
+    with _ALONE, recording(profiler):
         with span("start-up"), span("load"):
             session = prepare(cfg, overrides)
         if not session.over:
