@@ -28,7 +28,14 @@ from bayesfed.problem.data.decoding import decoded
 
 @pytest.mark.parametrize(
     ("affinity", "quota", "expected"),
-    [(4, None, 4), (4, "max 100000", 4), (4, "150000 100000", 2), (4, "50000 100000", 1), (2, "800000 100000", 2), (1, None, 1)],
+    [
+        (4, None, 4),
+        (4, "max 100000", 4),
+        (4, "150000 100000", 2),
+        (4, "50000 100000", 1),
+        (2, "800000 100000", 2),
+        (1, None, 1),
+    ],
 )
 def test_allowed_cores(monkeypatch, tmp_path, affinity, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False)
@@ -119,14 +126,18 @@ def state() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("overrides", [[], ["figures=true", "display=true"], ["client.lr=-1"]], ids=["run", "drawn", "refused"])
+@pytest.mark.parametrize(
+    "overrides", [[], ["figures=true", "display=true"], ["client.lr=-1"]], ids=["run", "drawn", "refused"]
+)
 def test_a_run_leaves_the_process_as_it_was(tmp_path, monkeypatch, overrides):
     import bayesfed
 
     torch.set_num_threads(2)
     monkeypatch.chdir(tmp_path)
     quick = ["rounds=1", "strategy=fedavg", "client.epochs=1", "eval.samples=2", "figures=false", "display=false"]
-    bayesfed.run([*quick, "rounds=0", "hydra.run.dir=first"])  # scikit-learn and SciPy, once imported, set some of their own
+    bayesfed.run(
+        [*quick, "rounds=0", "hydra.run.dir=first"]
+    )  # scikit-learn and SciPy, once imported, set some of their own
     before, path = state(), list(sys.path)
     try:
         bayesfed.run([*quick, *overrides])

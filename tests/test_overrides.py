@@ -13,7 +13,18 @@ from bayesfed.config import compose_config
 from bayesfed.errors import InputError
 from bayesfed.overrides import parse, readable
 
-NAMES = ["größe.npz", "a(1).npz", "a=b.npz", "~x.npz", "it's.npz", "a&b.npz", "a#b.npz", "日本.npz", "a(1,2).npz", "a;b!.npz"]
+NAMES = [
+    "größe.npz",
+    "a(1).npz",
+    "a=b.npz",
+    "~x.npz",
+    "it's.npz",
+    "a&b.npz",
+    "a#b.npz",
+    "日本.npz",
+    "a(1,2).npz",
+    "a;b!.npz",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,7 +33,9 @@ def test_awkward_names_come_through(name):
     assert compose_config(["data=npz", f"data.path={name}"]).data.path == name
 
 
-@pytest.mark.parametrize("text", ["seed=1", "a.b='x y'", "m=[1,2]", "s=a,b", "s=interval(0,1)", "~seed", "+x=1", "x=", "s=1,'ö'"])
+@pytest.mark.parametrize(
+    "text", ["seed=1", "a.b='x y'", "m=[1,2]", "s=a,b", "s=interval(0,1)", "~seed", "+x=1", "x=", "s=1,'ö'"]
+)
 def test_what_hydra_reads_is_left_alone(text):
     assert readable(text) == text
 

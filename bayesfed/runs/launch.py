@@ -22,7 +22,6 @@ from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.runs.posterior_file import load_posterior
 from bayesfed.runs.session import Session
 
-
 _ALONE = threading.RLock()  # torch has one dropout generator and one stack of forward-mode levels for all threads
 
 

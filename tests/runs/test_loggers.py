@@ -102,7 +102,9 @@ def started(monkeypatch, tmp_path):
         ("dir", "WANDB_DIR", "/theirs", "run"),
     ],
 )
-def test_the_environment_holds_unless_our_key_is_set(started, no_key, monkeypatch, tmp_path, key, variable, value, ours):
+def test_the_environment_holds_unless_our_key_is_set(
+    started, no_key, monkeypatch, tmp_path, key, variable, value, ours
+):
     run_dir = tmp_path / "run"
     loggers.WandbLogger().begin(run_dir, {})
     monkeypatch.setenv(variable, value)
