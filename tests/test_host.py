@@ -108,7 +108,7 @@ def state() -> dict[str, object]:
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("flwr", "bayesfed", "ray", "matplotlib"))]
     return {
         "random": random.getstate(),
-        "numpy": np.random.get_state()[1].tobytes(),
+        "numpy": np.random.get_state()[1].tobytes(),  # noqa: NPY002
         "torch": torch.get_rng_state().numpy().tobytes(),
         "environment": dict(os.environ),
         "warnings": list(warnings.filters),
