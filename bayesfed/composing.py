@@ -120,11 +120,12 @@ def run_dir_of(cfg: DictConfig) -> str:
     with _HYDRA:
         settings = HydraConfig.instance()
         before = settings.cfg
-        settings.set_config(cfg)
         try:
+            settings.set_config(cfg)
             return str(cfg.hydra.run.dir)
         except OmegaConfBaseException as error:
-            raise explain(error, list(cfg.hydra.overrides.hydra)) from error
+            written = given_for("hydra.run.dir", list(cfg.hydra.overrides.hydra)) or "(its value)"
+            raise InputError("hydra.run.dir", written, str(error).splitlines()[0]) from error
         finally:
             settings.cfg = before
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from bayesfed import cli
+from bayesfed.overrides import parse
 from clients.exact import ExactSolver
 
 LINREG = ["experiment=linreg", "figures=false", "eval.samples=2", "rounds=1"]
@@ -85,3 +90,95 @@ def test_sweep(tmp_path, monkeypatch, capfd):
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out.startswith("bayesfed 0.")
+
+
+def test_help_lists_the_verbs_first(capsys):
+    assert code(["--help"]) == code(["-h"]) == code(["help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(cli.VERBS)]] == list(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_each_verb_has_help(capsys, verb):
+    assert code([verb, "--help"]) == code([verb, "-h"]) == code(["help", verb]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: bayesfed")
+    assert text == text[: len(text) // 3] * 3
+    assert verb in text.splitlines()[0]
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "bayesfed", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("bayesfed 0.")
+
+
+def test_help_into_a_pipe_that_is_closed():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bayesfed", "--help"]
+    with os.fdopen(write) as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_sweep_says_each_round_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert code(["-m", *LINREG, "seed=1,2", "hydra.sweep.dir=sweep"]) == 0
+    said = "".join(capfd.readouterr())
+    assert said.count("round 1") == 2
+    assert "min_replies" not in said
+
+
+def test_a_job_that_crashes_says_so_and_the_sweep_goes_on(tmp_path, monkeypatch, capfd):
+    def crash(self):
+        if self.cfg.seed == 2:
+            raise ZeroDivisionError("no luck")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bayesfed.runs.session.Session._check", crash)
+    assert code(["-m", *LINREG, "seed=1,2,3", "hydra.sweep.dir=sweep"]) == 1
+    err = capfd.readouterr().err
+    (line,) = [line for line in err.splitlines() if "no luck" in line]
+    assert "seed=2: ZeroDivisionError: no luck (traceback in" in line
+    assert "Traceback" not in err
+    assert "Traceback" in (tmp_path / "sweep" / "1" / "traceback.txt").read_text()
+    statuses = [json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["status"] for job in "02"]
+    assert statuses == ["finished", "finished"]
+
+
+def test_a_search_with_optuna_minimises_the_nll(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.chdir(tmp_path)
+    search = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=3",
+        "strategy.damping=interval(0.01,0.9)",
+        "hydra.sweep.dir=s",
+    ]
+    assert code(["-m", *LINREG, *search]) == 0, capfd.readouterr().err
+    best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+    last = [(tmp_path / "s" / str(i) / "rounds.jsonl").read_text().splitlines()[-1] for i in range(3)]
+    assert best["best_value"] == min(json.loads(line)["bayes/nll"] for line in last)
+
+
+def test_a_search_for_the_largest_nll_is_refused(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert code(["-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "seed=1,2", *LINREG]) == 2
+    assert "hydra.sweeper.direction=maximize" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_changing_the_folder_is_refused(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for option in ([], ["-m"], ["--cfg", "job"]):
+        assert code([*option, *LINREG, "hydra.job.chdir=true"]) == 2
+        assert "hydra.job.chdir=True" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_that_goes_on_can_be_pasted(tmp_path):
+    where = tmp_path / "my runs" / "a b=1"
+    (where / "checkpoint").mkdir(parents=True)
+    (where / "checkpoint" / "server-000001.safetensors").write_bytes(b"")
+    (resume,) = parse(shlex.split(cli._resume(str(where)).partition("bayesfed ")[2]))
+    assert resume.value() == str(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +26,8 @@ from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
 from bayesfed.runs.reading import MALFORMED, damaged
 from bayesfed.runs.session import Session, status_after
+
+_ALONE = threading.RLock()  # torch has one dropout generator and one stack of forward-mode levels for all threads
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RunResult:
 
 
 def run(overrides: Sequence[str] = ()) -> RunResult:
-    """Run a federated simulation.
+    """Run a federated simulation; one at a time in a process: runs in several threads go one after the other, to the same bits.
 
     Args:
         overrides: Hydra overrides, as on the command line: ``["experiment=digits_het10", "seed=1"]``.
@@ -79,7 +82,7 @@ def run_config(cfg: DictConfig, overrides: Sequence[str], began: float, patience
     if cfg.profile:
         profiler = Profiler.on(device_of({"device": cfg.device}), ago=time.perf_counter() - began)
         profiler.settle("start-up", "configuration")
-    with recording(profiler), ExitStack() as stack:
+    with _ALONE, recording(profiler), ExitStack() as stack:
         with span("start-up"), span("load"):
             session = stack.enter_context(prepare(cfg, overrides, patience))
         if not session.over:

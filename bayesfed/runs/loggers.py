@@ -133,7 +133,7 @@ class WandbLogger(NoLogger):
         ours = {
             "project": "bayesfed", "group": group, "name": name, "id": id_file.read_text(), "dir": str(run_dir), "mode": mode,
         }  # fmt: skip
-        chosen = {key: None if _VARIABLES[key] in os.environ else value for key, value in ours.items()}
+        chosen: dict[str, Any] = {key: None if _VARIABLES[key] in os.environ else value for key, value in ours.items()}
         chosen |= {key: value for key, value in self.settings.items() if value is not None}
         wanted = chosen["mode"] or os.environ.get(_VARIABLES["mode"])
         return {**chosen, "resume": None if wanted in ("offline", "disabled") else "allow"}
