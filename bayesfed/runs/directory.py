@@ -8,12 +8,14 @@ import os
 import subprocess
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
+from bayesfed.config import LimitsSchema
 from bayesfed.errors import InputError
 
 PACKAGES = ("bayesfed", "flwr", "torch", "ray", "hydra-core", "numpy")
@@ -89,7 +91,7 @@ class RunDirectory:
         cfg = OmegaConf.load(self.config_path)
         assert isinstance(cfg, DictConfig)
         cfg.setdefault("wire", "full")  # runs from before it could be chosen
-        cfg.setdefault("limits", {"mean_norm": 1e30, "precision": 1e30, "reply_bytes": None})
+        cfg["limits"] = asdict(LimitsSchema()) | dict(cfg.get("limits") or {})  # or from before all of them were there
         return cfg
 
     def rounds(self) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ CONTENT = {
 def kept(tmp_path, capfd):
     """``kept()``: all that a log file and the terminal hold."""
     (tmp_path / "log.jsonl").touch()
-    log, file, shown = logging.getLogger("bayesfed"), JsonLog(tmp_path / "log.jsonl"), logging.StreamHandler()
+    log, file, shown = logging.getLogger("bayesfed"), JsonLog(tmp_path / "log.jsonl"), logging.lastResort
     for handler in (file, shown):
         log.addHandler(handler)
     yield lambda: (
