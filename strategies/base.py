@@ -367,7 +367,6 @@ class FederatedStrategy(Method[Posterior], Strategy):
                 yield client, read
 
     def _absorb(self, sums: GroupSums, reply: Message, server_round: int) -> dict[str, float]:
-        """Check a reply before any state changes, then add it to ``sums``."""
         return self._add(sums, self._read(reply, server_round))
 
     @timed("read")
