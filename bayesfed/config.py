@@ -50,7 +50,8 @@ class CheckpointSchema:
 class LimitsSchema:
     mean_norm: float = 1e30
     precision: float = 1e30
-    relative: float = 100.0
+    relative_precision: float = 20.0
+    relative_examples: float = 100.0
     reply_bytes: int | None = None
 
 
@@ -287,7 +288,8 @@ def validate(cfg: DictConfig) -> None:
     System.of(cfg.get("system"))
     number("limits.mean_norm", cfg.limits.mean_norm, above=0)
     number("limits.precision", cfg.limits.precision, above=0)
-    number("limits.relative", cfg.limits.relative, above=1)
+    number("limits.relative_precision", cfg.limits.relative_precision, above=1)
+    number("limits.relative_examples", cfg.limits.relative_examples, above=1)
     integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
         check_types(cfg[group], group)

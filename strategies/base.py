@@ -65,10 +65,10 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.shape: dict[str, int] = {}  # numbers of features and outputs that every node's data have
         self.seed = 0
         self._callbacks: Callbacks | None = None
-        self._held = 0
+        self._held = 0  # precisions at their floor
         self._tally = Tally()
         self._roster: Roster | None = None
-        self._outliers = Outliers(math.inf, {}, True)  # until a round begins
+        self._outliers = Outliers(math.inf, math.inf, {}, True)  # until a round begins
         self._gone: set[int] = set()  # nodes that are not waited for
         self._folding: object = None  # the message a fold was last prepared for
         self._folds = False  # whether the grid sums groups
@@ -161,10 +161,10 @@ class FederatedStrategy(Method[Posterior], Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per sampled client: the server's posterior and the values of the local problem."""
+        """One message a sampled client: the server's posterior and the values of the local problem."""
         nodes = self._connected(grid)
         self._folds = self.streams and bool(getattr(grid, "folds", False))
-        self._outliers = Outliers(self.reader.limits.relative, self.sizes, trusted=hasattr(grid, "stream"))
+        self._outliers = self.reader.limits.outliers(self.sizes, trusted=hasattr(grid, "stream"))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in nodes]
         self._tally = Tally(sampled={c: nodes[c] for c in clients if c in nodes})
@@ -228,14 +228,11 @@ class FederatedStrategy(Method[Posterior], Strategy):
             sums.next()
             metrics: dict[str, float] | None = None
             try:
-                if isinstance(found, ValueError):
-                    raise found
                 metrics = self._add(sums, found, server_round)
             except ValueError as error:  # wire.BadMessage, or what a method can't add
                 refusal = str(error)
                 if isinstance(error, wire.Diverged):
                     tally.diverged.append(client)
-            del found  # its memory, before the next one is waited for
             if metrics is None:
                 tally.failed[client] = refusal
             else:
@@ -361,16 +358,15 @@ class FederatedStrategy(Method[Posterior], Strategy):
     ) -> Iterator[tuple[int, Read[Posterior] | ValueError]]:
         """Clients in order, with their checked replies or what is wrong with them."""
         for client, reply in in_order(self._tally.sampled, self._counted(replies)):
-            found: Read[Posterior] | ValueError = wire.BadMessage("no reply before the timeout")
-            if reply is not None:
-                try:
-                    found = self._read(reply, server_round, client)
-                    self._outliers.check_examples(client, found.metrics["num-examples"])
-                except ValueError as error:
-                    found = error
-            reply = None  # its memory: it has been read
-            yield client, found
-            del found
+            try:
+                if reply is None:
+                    raise wire.BadMessage("no reply before the timeout")
+                read = self._read(reply, server_round, client)
+                self._outliers.check_examples(client, read.metrics["num-examples"])
+            except ValueError as error:
+                yield client, error
+            else:
+                yield client, read
 
     def _absorb(self, sums: GroupSums, reply: Message, server_round: int) -> dict[str, float]:
         """Check a reply before any state changes, then add it to ``sums``.
@@ -385,8 +381,10 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """A reply (of ``client``), checked: see :meth:`strategies.reading.Reader.checked`."""
         return self.reader.checked(reply, server_round, client, self.sent.arrays(), self._folds)
 
-    def _add(self, sums: GroupSums, read: Read[Posterior], server_round: int) -> dict[str, float]:
-        """Add a reply to ``sums``; its metrics and the method's."""
+    def _add(self, sums: GroupSums, read: Read[Posterior] | ValueError, server_round: int) -> dict[str, float]:
+        """Add a reply to ``sums``, or raise what is wrong with it; its metrics and the method's."""
+        if isinstance(read, ValueError):
+            raise read
         if read.reply is not None:
             with span("accumulate"):
                 added = self.add(sums.group, read.reply)

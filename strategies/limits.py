@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from bayesfed.errors import integer, number
 from bayesfed.families import Gaussian, PointMass
 from bayesfed.wire import BadMessage, Diverged
+from strategies.outliers import Outliers
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Limits:
     Args:
         mean_norm: largest Euclidean norm of a posterior mean.
         precision: largest entry of a posterior precision.
-        relative: how many times a client's precision may exceed that of the round's median client for as many examples, and in a
-            deployed run its number of examples that of the median client, see :class:`strategies.outliers.Outliers`.
+        relative_precision: how many times the round's median client a client's mean precision may be, for as many examples; its
+            largest entry the square of that, see :class:`strategies.outliers.Outliers`.
+        relative_examples: how many times those of the median client the examples of a deployed client may be.
         reply_bytes: largest reply; null = twice what the arrays need, plus 1 MiB for names and metrics.
 
     Raises:
@@ -31,14 +34,20 @@ class Limits:
 
     mean_norm: float = 1e30
     precision: float = 1e30
-    relative: float = 100.0
+    relative_precision: float = 20.0
+    relative_examples: float = 100.0
     reply_bytes: int | None = None
 
     def __post_init__(self) -> None:
         number("limits.mean_norm", self.mean_norm, above=0)
         number("limits.precision", self.precision, above=0)
-        number("limits.relative", self.relative, above=1)
+        number("limits.relative_precision", self.relative_precision, above=1)
+        number("limits.relative_examples", self.relative_examples, above=1)
         integer("limits.reply_bytes", self.reply_bytes, at_least=1, optional=True)
+
+    def outliers(self, sizes: Mapping[int, int], trusted: bool) -> Outliers:
+        """The relative ones, for the replies of one round."""
+        return Outliers(self.relative_precision, self.relative_examples, sizes, trusted)
 
     def check(self, posterior: Gaussian | PointMass) -> None:
         """Compare values.

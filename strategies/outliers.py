@@ -23,14 +23,15 @@ class Outliers:
     The first ``HELD`` replies are kept until there is a median; later ones are compared with that of all so far, so that memory stays O(P).
 
     Args:
-        factor: how many times the median's a client's precision (the mean and the largest entry) may be, for as many examples; and
-            its number of examples, that of the federation's median client.
+        precision: how many times the median's a client's mean precision may be, for as many examples; its largest entry, which differs
+            more among honest clients, the square of that.
+        examples: how many times those of the federation's median client a client's examples may be.
         sizes: examples of each client, as it said when it connected.
         trusted: whether the sizes are the simulation's own.
     """
 
-    def __init__(self, factor: float, sizes: Mapping[int, int], trusted: bool):
-        self.factor, self.sizes, self.trusted = factor, sizes, trusted
+    def __init__(self, precision: float, examples: float, sizes: Mapping[int, int], trusted: bool):
+        self.precision, self.examples, self.sizes, self.trusted = precision, examples, sizes, trusted
         self.usual = median(sizes.values()) if len(sizes) >= LEAST else 0.0
         self._claims: tuple[list[float], list[float]] = [], []
 
@@ -43,10 +44,11 @@ class Outliers:
         size = self.sizes.get(client, 0)
         if size and num_examples > size:
             raise wire.BadMessage(f"num-examples is {num_examples:.15g}, it was {size} when the client connected")
-        most = self.factor * self.usual
+        most = self.examples * self.usual
         if not self.trusted and most and max(size, num_examples) > most:
             raise wire.BadMessage(
-                f"num-examples is {max(size, num_examples):.15g}, more than limits.relative={self.factor:g} times that of the median client"
+                f"num-examples is {max(size, num_examples):.15g}, "
+                f"more than limits.relative_examples={self.examples:g} times that of the median client"
             )
 
     def vetted(self, replies: Iterable[tuple[int, Found | ValueError]]) -> Iterator[tuple[int, Found | ValueError]]:
@@ -77,11 +79,12 @@ class Outliers:
     def _judged(self, client: int, found: Any, claim: tuple[float, float] | None) -> tuple[int, Any]:
         if claim is None or len(self._claims[0]) < LEAST:
             return client, found
-        for kind, claims, value in zip(("mean", "largest"), self._claims, claim, strict=True):
+        most = self.precision, self.precision * self.precision  # inf, if that is too large
+        for kind, claims, value, factor in zip(("mean", "largest"), self._claims, claim, most, strict=True):
             usual = claims[(len(claims) - 1) // 2]
-            if value > self.factor * usual:
+            if value > factor * usual:
                 return client, wire.BadMessage(
                     f"its {kind} precision is {value / usual:.3g} times the median of the round's clients for as many examples, "
-                    f"limits.relative={self.factor:g}"
+                    f"at most {factor:g} are taken (limits.relative_precision={self.precision:g})"
                 )
         return client, found

@@ -66,7 +66,7 @@ class Read(Generic[Posterior]):
     @property
     def posterior(self) -> Posterior | None:
         """The client's, if it is here."""
-        return self.reply and self.reply.posterior
+        return None if self.reply is None else self.reply.posterior
 
 
 def numbers(record: MetricRecord) -> dict[str, float]:

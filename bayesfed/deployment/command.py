@@ -21,7 +21,9 @@ from typing import Any
 from bayesfed.config import compose_config, parse
 from bayesfed.deployment.received import for_client
 from bayesfed.errors import InputError
+from bayesfed.foreign import plain_text
 
+LINES = 50  # of what Flower says
 USAGE = """usage: bayesfed deploy SUPERLINK key=value ...
 
 SUPERLINK names a connection of $FLWR_HOME/config.toml. Overrides are those of `bayesfed run`; hydra.run.dir=DIR (a new run) or
@@ -61,7 +63,8 @@ def deploy(args: Sequence[str]) -> int:
     run = _answer(done).get("run-id")
     if run is None:
         reason = str(_answer(done).get("error-message") or done.stdout + done.stderr).strip()
-        print(f"failed: the SuperLink took no run\n{reason}", file=sys.stderr)
+        said = "\n".join(plain_text(line) for line in reason.splitlines()[-LINES:])
+        print(f"failed: the SuperLink took no run\n{said}", file=sys.stderr)
         return 1
     try:
         _flwr("log", str(run), superlink, "--stream", shown=True)
@@ -74,7 +77,7 @@ def deploy(args: Sequence[str]) -> int:
         print(f"\nthe run goes on; stop it with: flwr stop {run} {superlink}", file=sys.stderr)
         return 130
     where = config["run-dir"] or run
-    print(f"run {run}: {status}; results on the server in {where}")
+    print(f"run {plain_text(run)}: {plain_text(status)}; results on the server in {where}")
     return 0 if status == "finished:completed" else 1
 
 
