@@ -194,7 +194,7 @@ def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figur
     if cost == "gradients":
         axis.xaxis.set_major_formatter(EngFormatter())
     _methods(axis, part)
-    axis.set_xlabel(f"{TARGET[cost]} to {target:g} % accuracy")
+    axis.set_xlabel(f"{TARGET[cost]}\nto {target:g} % accuracy")
     axis.grid(axis="y", visible=False)
     return figure
 
@@ -217,7 +217,7 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{NAMES[metric]}, best of a setting in bold", size=9.5)
+    axis.set_title(f"{NAMES[metric]},\nbest of a setting in bold", size=9.5)
     return figure
 
 

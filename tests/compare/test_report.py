@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bayesfed.compare.figures import band, make_figures
+from bayesfed.compare.figures import Picture, band, make_figures
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group
 from bayesfed.compare.sensitivity import sensitivities
-from bayesfed.compare.table import rows
+from bayesfed.compare.table import rows, to_csv, to_latex, to_markdown
 
 ABOUT = About("bayesfed compare a=<b>", "fedavg", ["a & b"], [("s", "m", "client.lr=0.1", 80.0)], {"torch": "2"})
 
@@ -73,6 +73,46 @@ def test_the_page_fits_phones_and_dark_screens(page):
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
     assert "#1b1f24" not in page.split("</style>", 1)[1]  # no ink of its own in any figure
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_table_fits_a_desktop(groups, seeds):
+    """All columns there can be, in characters: at 7.5 pixels each and 18 of padding they must fit 1400 pixels less the margins."""
+    for group in groups:
+        del group.traces[seeds:]
+        for one in group.traces:
+            one.clients.update(mean=80.123, worst10=55.123, spread=9.123)
+    page = report(rows(groups, "fedavg", 75.0), [], ABOUT)
+    lines = [
+        re.findall(r"<t[hd]>(.*?)</t[hd]>", line)
+        for line in page.split("<table>")[1].split("</table>")[0].split("</tr>")
+    ]
+    header, *body = filter(None, lines)
+    assert header[:4] == ["method", "accuracy (%)", "NLL", "ECE (%)"]  # what a phone shows
+    assert all(len(line) == len(header) for line in body)
+    words = [max(map(len, name.split())) for name in header]  # a header wraps, a number doesn't
+    parts = [[max(map(len, re.sub(r"</?b>|</small>", "", cell).split("<small>"))) for cell in line] for line in body]
+    widest = [max(column) for column in zip(words[1:], *(line[1:] for line in parts), strict=True)]
+    assert sum(7.5 * size + 18 for size in widest) + 18 * 16 * 0.9 < 1400 - 64
+    assert ("<small>p " in page) == (seeds > 1)
+    assert not any(name.startswith("p ") for name in header)
+
+
+def test_strange_names_are_text_wherever_they_stand(groups):
+    strange = "<img src=x onerror=alert(1)>\x1b[31m\u202e&\"'</title><script>" + "x" * 300
+    group = Group(strange, strange, groups[0].traces, {3: strange})
+    table = rows([group, replace(group, method="b")], strange, 75.0)
+    svg = '<svg width="1pt" height="1pt" xmlns="http://www.w3.org/2000/svg"><g id="a"/></svg>'
+    about = About(strange, strange, [strange], [(strange, strange, strange, 1.0)], {strange: strange})
+    page = report(table, [Picture(strange, strange, strange, svg)], about)
+    assert {"script", "img"} & {tag for tag, _ in Tags(page).found} == set()
+    assert all(not name.startswith("on") for _, attributes in Tags(page).found for name in attributes)
+    for text in (page, to_markdown(table, strange), to_csv(table, 75.0), to_latex(table, strange)):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "<img" not in to_markdown(table, strange)
+    cells = re.findall(r"<td>([^<]*)</td>", page.split("<table>")[1])
+    assert max(map(len, cells)) < 200  # 100 characters, escapes and how many more
 
 
 def test_figures(groups, tmp_path):

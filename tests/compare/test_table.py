@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import stats
 
 from bayesfed.compare.results import Group, Trace
-from bayesfed.compare.table import paired_p, rows, short_p, to_csv, to_latex, to_markdown
+from bayesfed.compare.table import Statistic, paired_p, rows, short_p, spread, to_csv, to_latex, to_markdown
 
 COLUMNS = [
     "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
@@ -146,3 +146,19 @@ def test_the_terminal_shows_the_tests_below_the_metrics(groups):
     assert text.count("p 0.") == text.count(" p ") == 3  # accuracy, NLL, ECE of the second method
     assert "p: two-sided paired t-test over seeds against fedavg" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (0.3119, 0.0142, "0.312 ± 0.014"),
+        (0.3119, 1e-9, "0.312 ± 0.000"),
+        (84997.1234, math.nan, "84997.123"),
+        (1.71664760381e11, 2.34e10, "1.717e+11 ± 2.3e+10"),
+        (4.2e-6, 1.25e-7, "4.2e-06 ± 1.2e-07"),
+        (0.0, 0.0, "0.000 ± 0.000"),
+        (-2.5e7, 1.0, "-2.5e+07 ± 1"),
+    ],
+)
+def test_numbers_of_any_size(mean, std, text):
+    assert spread("nll", Statistic(mean, std, math.nan, False)) == text

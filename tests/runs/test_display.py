@@ -80,6 +80,8 @@ def test_one_plain_line_a_round(capsys):
             {"round": 2, "clients/sampled": 10, "clients/replied": 8, "clients/failed": 2, "seconds/round": 150},
             "round 2/9  clients 8/10 (2 failed)  2:30",
         ),
+        ({"round": 1, "mean/nll": 171664760381.3322}, "round 1/9  nll 1.717e+11"),
+        ({"round": 1, "mean/nll": 0.00004}, "round 1/9  nll 4e-05"),
         (
             {"round": 2, "mean/rmse": 0.51234, "mean/nll": 0.8, "bayes/rmse": 0.5, "bayes/nll": 0.79},
             "round 2/9  rmse 0.5123  nll 0.800  bayes nll 0.790",
@@ -175,6 +177,18 @@ def test_a_table_fits_80_columns():
     assert "0.41 s" in text
     assert "…" not in text
     assert len(text.splitlines()) == 7  # nothing wraps
+
+
+@pytest.mark.parametrize(("width", "columns"), [(40, 5), (30, 3), (20, 2)])
+def test_a_narrow_terminal_shows_fewer_numbers_whole(width, columns):
+    shown = Display(rounds=20, start_round=0, clients=10, title="", clock=Clock())
+    shown.end_round(RECORD)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(shown.render())
+    lines = console.file.getvalue().splitlines()
+    assert any(line.split() == ["3", "91.2", "91.5", "0.312", "0.301"][:columns] for line in lines)
+    assert "…" not in console.file.getvalue()
+    assert lines[-1].startswith("round 4/20")
 
 
 def test_time_left_is_smoothed_and_ignores_the_start():
