@@ -151,7 +151,7 @@ def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
         ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is not finite ...".
     """
     kind = FAMILIES[family]
-    if type(posterior) is not kind:
+    if not isinstance(posterior, kind) or posterior.name != family:
         raise ValueError(
             f"posterior is of type {type(posterior).__name__}, for family={family} it must be {kind.__name__}"
         )
@@ -159,5 +159,6 @@ def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
     for name, shape in kind.array_shapes(dim).items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}")
-    kind.from_arrays(arrays)
-    return posterior if posterior.mean.dtype == dtype else posterior.to(dtype)
+    posterior = posterior if posterior.mean.dtype == dtype else posterior.to(dtype)
+    kind.from_arrays(posterior.arrays())
+    return posterior

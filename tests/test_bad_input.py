@@ -115,7 +115,14 @@ def test_client_that_lacks_what_the_strategy_asks_for(refused):
     [
         ("strategy=fedlap", "client=ivon"),
         ("strategy.family=diagonal", "strategy.covariance=fixed", "client=ivon"),
-        ("strategy=pvi", "strategy.family=full", "strategy.covariance=fixed", "client=srvon", "client.curvature=stein"),
+        (
+            "strategy=pvi",
+            "strategy.family=full",
+            "strategy.covariance=fixed",
+            "client=srvon",
+            "client.curvature=stein",
+            "client.mc_samples=1",
+        ),
         ("strategy=natural_averaging", "strategy.covariance=fixed", "client=ivon"),
     ],
 )

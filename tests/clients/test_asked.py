@@ -25,7 +25,7 @@ from clients.local import LocalProblem, LocalSolution, Solver
 CONF = Path(__file__).resolve().parents[2] / "conf" / "client"
 F64, P, N = torch.float64, 3, 24
 MODEL = FlatModel(torch.nn.Linear(P, 1, bias=False), F64)
-ADAM = {"lr": 0.2, "epochs": 70, "batch_size": N, "local_schedule": "cosine", "weight_decay": 0.0}
+ADAM = {"lr": 0.1, "epochs": 120, "batch_size": N, "local_schedule": "cosine", "weight_decay": 0.0}
 # what brings each learner of conf/client to its fixed point: noise of the mean cancels in antithetic pairs
 SETTINGS: dict[str, dict[str, Any]] = {
     "exact": {},

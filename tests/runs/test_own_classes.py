@@ -182,9 +182,11 @@ def test_a_run_whose_strategy_was_mended_goes_on(attempt, tmp_path) -> None:
 
 
 def test_a_posterior_in_another_dtype_is_taken() -> None:
+    scale = 1.0
+
     def wide(self, sums, replies):
         found = BayesADMM.combine(self, sums, replies)
-        self.posterior = self.posterior.to(torch.float64)
+        self.posterior = DiagonalGaussian(self.posterior.mean.double() + scale, self.posterior.precision.double())
         return found
 
     made = subclass(BayesADMM, "combine", wide)("diagonal")
@@ -194,6 +196,9 @@ def test_a_posterior_in_another_dtype_is_taken() -> None:
     made.accumulate(sums, made.posterior.to(torch.float64), 1)
     assert set(made.combined(sums, 1, 1)) == {"guard/count", "dual/norm", "admm/dual"}
     assert made.posterior.mean.dtype == torch.float32
+    scale = 1e39  # beyond float32
+    with pytest.raises(RunFailed, match="the server's mean is not finite"):
+        made.combined(sums, 1, 2)
 
 
 NUMBERS = {
