@@ -147,8 +147,8 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
-            ours = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
-            if ours.get("_target_") == cfg[group].get("_target_"):
+            ours = OmegaConf.load(file) if file.is_file() else None
+            if isinstance(ours, DictConfig) and ours.get("_target_") == cfg[group].get("_target_"):
                 cfg[group] = OmegaConf.merge(ours, cfg[group])
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:

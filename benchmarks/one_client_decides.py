@@ -100,19 +100,19 @@ def run(method: str, claim: float, rounds: int, limited: bool) -> dict[str, Any]
         settings = [*SMALL, f"strategy={method}", f"hydra.run.dir={folder}/run"]
         if not limited:
             settings += ["limits.relative_precision=1e300", "limits.relative_examples=1e300"]
-        session = prepare(compose_config(settings), settings)
-        sizes = [len(client) for client in session.problem.clients]
-        app = Liar(session.client_app(), sizes, claim, rounds, LARGEST[method])
-        grid: Any = Link(InlineGrid(cast(ClientApp, app), session.num_clients))
-        try:
-            session.server_app()(grid, node_context(0, 0, session.num_clients))
-            result["accuracy"] = round(session.directory.summary()["mean/accuracy"], 1)
-        except Exception as error:  # what a lie ends in
-            result["failed"] = f"{type(error).__name__}: {error}"[:200]
-        lines = [json.loads(line) for line in (session.directory.path / "clients.jsonl").read_text().splitlines()]
-        refused = [line["reason"] for line in lines if not line["accepted"]]
-        honest = max(max(values) / median(values) for values in app.honest.values())
-        return result | {"refused": len(refused), "reason": (refused or [""])[0], "honest": round(honest, 2)}
+        with prepare(compose_config(settings), settings) as session:
+            sizes = [len(client) for client in session.problem.clients]
+            app = Liar(session.client_app(), sizes, claim, rounds, LARGEST[method])
+            grid: Any = Link(InlineGrid(cast(ClientApp, app), session.num_clients))
+            try:
+                session.server_app()(grid, node_context(0, 0, session.num_clients))
+                result["accuracy"] = round(session.directory.summary()["mean/accuracy"], 1)
+            except Exception as error:  # what a lie ends in
+                result["failed"] = f"{type(error).__name__}: {error}"[:200]
+            lines = [json.loads(line) for line in (session.directory.path / "clients.jsonl").read_text().splitlines()]
+            refused = [line["reason"] for line in lines if not line["accepted"]]
+            honest = max(max(values) / median(values) for values in app.honest.values())
+            return result | {"refused": len(refused), "reason": (refused or [""])[0], "honest": round(honest, 2)}
 
 
 def main() -> None:

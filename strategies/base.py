@@ -164,10 +164,12 @@ class FederatedStrategy(Method[Posterior], Strategy):
         """One message a sampled client: the server's posterior and the values of the local problem."""
         nodes = self._connected(grid)
         self._folds = self.streams and bool(getattr(grid, "folds", False))
-        self._outliers = self.reader.limits.outliers(self.sizes, trusted=hasattr(grid, "stream"))
         clients = self.sample(server_round)
         missing = [client for client in clients if client not in nodes]
         self._tally = Tally(sampled={c: nodes[c] for c in clients if c in nodes})
+        local = hasattr(grid, "stream")
+        compared = not local or group_size(len(self._tally.sampled)) == 1  # else engines may sum where clients run
+        self._outliers = self.reader.limits.outliers(self.sizes, compared, trusted=local)
         self._tally.failed = dict.fromkeys(missing, "not connected")
         if self._callbacks:
             self._callbacks.begin_round(server_round, clients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,9 +46,9 @@ class Limits:
         number("limits.relative_examples", self.relative_examples, above=1)
         integer("limits.reply_bytes", self.reply_bytes, at_least=1, optional=True)
 
-    def outliers(self, sizes: Mapping[int, int], trusted: bool) -> Outliers:
-        """The relative ones, for the replies of one round."""
-        return Outliers(self.relative_precision, self.relative_examples, sizes, trusted)
+    def outliers(self, sizes: Mapping[int, int], compared: bool, trusted: bool) -> Outliers:
+        """The relative ones, for the replies of one round; ``compared``: also precisions, ``trusted``: not the numbers of examples."""
+        return Outliers(self.relative_precision if compared else math.inf, self.relative_examples, sizes, trusted)
 
     def check(self, posterior: Gaussian | PointMass) -> None:
         """Compare values.
