@@ -112,7 +112,7 @@ def run_dir_of(cfg: DictConfig) -> str:
             return str(cfg.hydra.run.dir)
         except OmegaConfBaseException as error:
             asked = OmegaConf.to_container(cfg.hydra.overrides.hydra, resolve=False)  # they hold the reference, too
-            written = given_for("hydra.run.dir", [str(text) for text in asked]) or "(its value)"
+            written = given_for("hydra.run.dir", [str(text) for text in asked or ()]) or "(its value)"
             raise InputError("hydra.run.dir", written, str(error).splitlines()[0]) from error
         finally:
             settings.cfg = before
