@@ -124,7 +124,8 @@ def run_dir_of(cfg: DictConfig) -> str:
             settings.set_config(cfg)
             return str(cfg.hydra.run.dir)
         except OmegaConfBaseException as error:
-            written = given_for("hydra.run.dir", list(cfg.hydra.overrides.hydra)) or "(its value)"
+            asked = OmegaConf.to_container(cfg.hydra.overrides.hydra, resolve=False)  # they hold the reference, too
+            written = given_for("hydra.run.dir", [str(text) for text in asked or ()]) or "(its value)"
             raise InputError("hydra.run.dir", written, str(error).splitlines()[0]) from error
         finally:
             settings.cfg = before
