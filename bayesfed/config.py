@@ -50,7 +50,7 @@ class CheckpointSchema:
 class LimitsSchema:
     mean_norm: float = 1e30
     precision: float = 1e30
-    relative_precision: float = 20.0
+    relative_precision: float = 100.0
     relative_examples: float = 100.0
     reply_bytes: int | None = None
 
@@ -166,7 +166,7 @@ def _with_whole_paths(cfg: DictConfig) -> DictConfig:
         section = cfg.get(group)
         for key in section if isinstance(section, DictConfig) else ():
             if str(key).split("_")[-1] == "path" and isinstance(value := section[key], str) and "://" not in value:
-                section[key] = whole_path(value)
+                section[key] = whole_path(value).replace("${", "\\${")  # literally, not a reference once more
     return cfg
 
 

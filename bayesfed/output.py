@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,16 @@ from typing import Any, TextIO
 
 # what bayesfed itself prints beyond ASCII; anything else that an encoding lacks becomes an escape such as \u4e2d
 ASCII = str.maketrans({"·": "-", "–": "-", "±": "+-", "×": "x", "…": "...", "°": " deg", "µ": "u", "─": "-"})
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end].translate(ASCII)
+    return lacking.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("bayesfed", _spelled)
 
 
 class Output:
@@ -32,8 +43,7 @@ class Output:
                 self._stream.write(text)
             except UnicodeEncodeError:
                 encoding = self._stream.encoding or "ascii"
-                plain = text.translate(ASCII).encode(encoding, "backslashreplace")
-                self._stream.write(plain.decode(encoding))
+                self._stream.write(text.encode(encoding, "bayesfed").decode(encoding))
         except (OSError, ValueError):  # ValueError: closed
             self.lost = True
         return len(text)

@@ -35,7 +35,7 @@ class Limits:
 
     mean_norm: float = 1e30
     precision: float = 1e30
-    relative_precision: float = 20.0
+    relative_precision: float = 100.0
     relative_examples: float = 100.0
     reply_bytes: int | None = None
 

@@ -180,5 +180,6 @@ def test_the_command_that_goes_on_can_be_pasted(tmp_path):
     where = tmp_path / "my runs" / "a b=1"
     (where / "checkpoint").mkdir(parents=True)
     (where / "checkpoint" / "server-000001.safetensors").write_bytes(b"")
+    (where / "config.yaml").touch()
     (resume,) = parse(shlex.split(cli._resume(str(where)).partition("bayesfed ")[2]))
     assert resume.value() == str(where)

@@ -123,10 +123,15 @@ def test_client_sizes(clients, size):
 @pytest.mark.parametrize("clients", [1, 2, 200])
 def test_samples_and_targets(clients):
     images = Examples(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
-    problem = SimpleNamespace(clients=[images] * clients, num_classes=2, input_shape=(1, 4, 4))
+    names = {
+        "classes": ["$a$", "b" * 300],
+        "client_names": None,
+        "named": lambda k: {"name": STRANGE[k % len(STRANGE)]},
+    }
+    problem = SimpleNamespace(clients=[images] * clients, num_classes=2, input_shape=(1, 4, 4), **names)
     assert unreadable(samples(problem, 1)) == []
     numbers = Examples(torch.rand(3, 1), 1e6 * torch.rand(3, 1))
-    assert unreadable(target_boxes(SimpleNamespace(clients=[numbers] * clients, num_classes=None))) == []
+    assert unreadable(target_boxes(SimpleNamespace(clients=[numbers] * clients, num_classes=None, **names))) == []
 
 
 def test_a_profile_whose_clients_name_their_own_spans():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_awkward_names_come_through(name):
     assert parse([f"data.path={name}"])[0].value() == name
-    assert compose_config(["data=npz", f"data.path={name}"]).data.path == name
+    assert compose_config(["data=npz", f"data.path={name}"]).data.path == str(Path.cwd() / name)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_an_error_names_the_one_override(overrides, field, value):
 
 
 def test_a_literal_reference_can_be_written():
-    assert compose_config(["data=npz", r"data.path='ref\${x}.npz'"]).data.path == "ref${x}.npz"
+    assert compose_config(["data=npz", r"data.path='ref\${x}.npz'"]).data.path == str(Path.cwd() / "ref${x}.npz")
 
 
 def test_the_hint_on_sweeps_is_whole():

@@ -88,7 +88,7 @@ def test_the_same_folder_again_other_files_stay(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["partition=dirichlett"], "partition=dirichlett: no such option; did you mean 'dirichlet'"),
-        (["--help"], "option=--help: partition takes overrides and out= only"),
+        (["--cfg"], "option=--cfg: partition takes overrides and out= only"),
         (["shift.rotation=200"], "shift.rotation=200: must be a finite number >= 0 and <= 180"),
         (["partition.num_clients=0"], "partition.num_clients=0"),
     ],

@@ -157,9 +157,9 @@ def label_distribution(
 def name_ticks(axis: Axis, names: Sequence[str] | None, *, rotated: bool = False) -> None:
     """Names at positions 0..n-1 of an axis, cut to 16 characters, where there are any and they can be read."""
     if names is not None and len(names) <= MOST_NAMES:
-        texts = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
+        texts = [label(name, 16) for name in names]
         long = rotated and max(map(len, texts)) * len(texts) > 60
-        axis.set_ticks(range(len(texts)), [text.replace("$", r"\$") for text in texts], rotation=90 if long else 0)
+        axis.set_ticks(range(len(texts)), texts, rotation=90 if long else 0)
 
 
 def reliability_diagram(reliability: dict[str, Any]) -> Figure:
@@ -241,7 +241,7 @@ def precision_figure(rounds: Sequence[dict[str, Any]], final: np.ndarray | None)
 def label(text: object, limit: int = 32, width: int | None = None) -> str:
     """Somebody's ``text`` as a label: at most ``limit`` characters, its middle left out, in lines of ``width`` characters.
 
-    No mathematics between dollars.     Characters that the font lacks would be equal boxes; they stand as escapes.
+    No mathematics between dollars. Characters that the font lacks would be equal boxes; they stand as escapes.
     """
     font = get_font(findfont(FontProperties()))
     whole = plain_text(text, 10_000)

@@ -31,6 +31,7 @@ from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.layers import restore
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_fixed, load_posterior
+from bayesfed.runs.reading import read_json
 from bayesfed.seeding import torch_generator
 
 
@@ -78,7 +79,7 @@ class TrainedRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json``; {} if the run didn't write it yet."""
-        return RunDirectory(self.run_dir).summary()
+        return read_json(self.run_dir / "summary.json")
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:

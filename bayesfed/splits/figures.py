@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from bayesfed.problem import Examples, Problem
-from bayesfed.runs.figures import DPI, label_distribution, name_ticks
+from bayesfed.runs.figures import DPI, label, label_distribution, name_ticks
 from bayesfed.seeding import numpy_generator
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -133,12 +133,12 @@ def _image(axis: Axes, image: torch.Tensor, high: float) -> None:
 
 
 def _caption(client: Examples, name: str) -> str:
-    lines = [name[:20].replace("$", r"\$"), f"{len(client):,} examples"]
+    lines = [label(name, 20), f"{len(client):,} examples"]
     if client.shift is not None:
         told = [f"{client.shift.angle:+.0f}°"] if client.shift.angle else []
         told += [f"contrast {client.shift.contrast:.2f}"] if client.shift.contrast != 1 else []
         told += [f"light {client.shift.brightness:+.2f}"] if client.shift.brightness else []
-        moved = sum(c != label for c, label in enumerate(client.shift.labels))
+        moved = sum(c != other for c, other in enumerate(client.shift.labels))
         lines += [", ".join(told)] if told else []
         lines += [f"{moved} labels moved"] if moved else []
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from bayesfed import wire
+from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES
 from clients.exact import ExactSolver
 from clients.local import LocalProblem, LocalSolution, Solver
@@ -171,7 +172,7 @@ def test_a_server_posterior_that_is_none_is_refused(trainer, context, mean, prec
 
 
 def test_unknown_partition_is_refused(trainer, context):
-    with pytest.raises(wire.BadMessage, match="partition-id=7"):
+    with pytest.raises(InputError, match="partition-id=7"):
         trainer(MemorySites()).train(message(7), context(7))
 
 

@@ -120,6 +120,9 @@ def test_fairness_columns_come_last_and_only_where_clients_were_tested(groups):
 )
 def test_precision_that_nobody_learned_is_not_averaged_over(precisions, expected):
     class Directory:
+        def summary(self):
+            return {}
+
         def rounds(self):
             clients = {"clients/accuracy_mean": 25.0, "clients/accuracy_worst10": 20.0}
             at_mean = {"clients/at_mean/accuracy_mean": 65.0, "clients/at_mean/accuracy_worst10": 60.0}

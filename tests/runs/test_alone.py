@@ -169,9 +169,9 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(run, tmp_
 def test_two_sweeps_in_one_second_have_their_own_folders() -> None:
     from omegaconf import OmegaConf
 
-    from bayesfed.config import conf_dir
+    from bayesfed.composing import ROOT, conf_dir
 
-    text = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml").hydra.sweep)["dir"]
+    text = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{ROOT}.yaml").hydra.sweep)["dir"]
     assert text.endswith("%S-%f}")
 
 

@@ -165,7 +165,7 @@ def test_the_reliability_diagram_is_that_of_the_last_evaluation(tmp_path, monkey
     score = evaluator.evaluate
     monkeypatch.setattr(evaluator, "evaluate", lambda *a, **k: evaluations.append(k["bayes"]) or score(*a, **k))
     monkeypatch.setattr(
-        session, "make_figures", lambda path, *, label_counts, reliability: diagrams.append(reliability)
+        session, "make_figures", lambda path, *, label_counts, reliability, **names: diagrams.append(reliability)
     )
     options = ["client.epochs=1", "eval.samples=3", "display=false"]
     result = bayesfed.run(["rounds=2", *options, f"hydra.run.dir={tmp_path}/r"])
