@@ -88,9 +88,9 @@ def samples(problem: Problem, seed: int) -> Figure:
         for axis, i in zip(row, order, strict=False):
             _image(axis, images[i], high)
             if problem.num_classes is not None:
-                label = int(labels[i])
-                title = str(label) if problem.classes is None else problem.classes[label][:12].replace("$", r"\$")
-                axis.set_title(title, size=7, pad=1.5, color=GREY)
+                code = int(labels[i])
+                name = code if problem.classes is None else problem.classes[code]
+                axis.set_title(label(name, 10), size=7, pad=1.5, color=GREY)
         row[0].text(
             -0.25, 0.5, _caption(client, problem.named(int(k)).get("name", f"client {k}")), transform=row[0].transAxes, ha="right", va="center", size=7.5,
             linespacing=1.3,
