@@ -189,10 +189,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _say(text: str) -> int:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     return 0
 
 

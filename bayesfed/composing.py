@@ -29,6 +29,7 @@ from bayesfed.foreign import plain_text
 from bayesfed.overrides import given_for, readable
 
 ROOT = "bayesfed"  # conf/bayesfed.yaml; not config.yaml, which the user's own Hydra application may have in its conf folder
+OWN = ("bayesfed", "strategies", "clients")  # where our classes are
 _HYDRA = threading.RLock()  # Hydra has one global instance
 
 
@@ -165,4 +166,10 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
         names = ["experiment", *(str(k) for k in without_values([], []))]
         leaf = key.partition(".")[0]
     value = given_for(key, overrides) or ""
-    return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}")
+    target = str(node.get("_target_")) if OmegaConf.is_dict(node) else ""
+    more = (
+        ""
+        if target.partition(".")[0] in ("", "None", *OWN)
+        else f"; what {target} takes besides goes with +{key}={value}"
+    )
+    return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}{more}")

@@ -207,7 +207,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     if not any(o.key_or_group == "client" for o in parse(overrides)):
         client = preferred or _default_client(first, _learning_asked(extra + overrides))
         extra.insert(0, f"client={client}")
-    for key in (client, f"{strategy}/{client}"):
+    for key in (client, f"{client}/{first.likelihood.name}", f"{strategy}/{client}"):
         extra += _as_overrides("client", tuned.get(key) or {})
     for group in ("data", "partition", "model", "likelihood"):
         extra += _as_overrides(group, tuned.get(f"{group}/{first[group].name}") or {})

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ log = getLogger("bayesfed")
 NAME = ".lock"
 POLL = 0.2  # seconds between attempts
 GLANCE = 0.3  # seconds after which somebody who only looked whether the lock is held (`holder`) is gone
+OURS = re.compile(r"\.[\w-]+\.(yaml|jsonl?|safetensors|csv|md|tex|html)\.\w+\.partial")
 PARTIAL = ".partial"  # how the name of a file ends that is being written; it is renamed when it is whole
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 
@@ -49,7 +51,8 @@ def alone(folder: Path, field: str, patience: float = 0.0) -> Iterator[int]:
             handle = stack.enter_context(locked(folder / NAME, patience))
             for pattern in (".*", "checkpoint/*", "checkpoint/sites/*/*"):
                 for rest in folder.glob(pattern + PARTIAL):
-                    rest.unlink(missing_ok=True)
+                    if pattern != ".*" or OURS.fullmatch(rest.name):  # the folder may be somebody's home
+                        rest.unlink(missing_ok=True)
         except Held as held:
             raise InputError(field, folder, f"another process ({held}) is at work there") from None
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name

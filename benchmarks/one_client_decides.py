@@ -32,7 +32,7 @@ from bayesfed.engine.inline import InlineGrid
 from bayesfed.runs.launch import prepare
 
 ROUNDS = 10
-CLAIMS = (1e2, 1e3, 1e4, 1e30)
+CLAIMS = (5e1, 1e2, 1e4, 1e30)
 SMALL = ["experiment=digits_het10", f"rounds={ROUNDS}", f"eval.every={ROUNDS}", "eval.samples=2", "figures=false",
          "display=false", "checkpoint.every=0"]  # fmt: skip
 LARGEST = {"bayes_admm": 9e29, "fedavg": 10**15}  # what limits.precision and the server take in any case

@@ -24,8 +24,8 @@ class Limits:
     Args:
         mean_norm: largest Euclidean norm of a posterior mean.
         precision: largest entry of a posterior precision.
-        relative_precision: how many times the round's median client a client's mean precision may be, for as many examples; its
-            largest entry the square of that, see :class:`strategies.outliers.Outliers`.
+        relative_precision: how many times the round's median client a client's mean precision may be; its largest entry the
+            square of that, see :class:`strategies.outliers.Outliers`.
         relative_examples: how many times those of the median client the examples of a deployed client may be.
         reply_bytes: largest reply; null = twice what the arrays need, plus 1 MiB for names and metrics.
 

@@ -19,12 +19,13 @@ Found = TypeVar("Found")
 class Outliers:
     """Compares what clients claim with the round's median, as replies stream in.
 
-    Precisions grow with the number of examples, so a client that has more of them than the median client may claim that much more.
+    Precisions grow with the number of examples, so a simulated client that has more of them than the median client may claim that much
+    more; a deployed one says its number itself, so there it makes no difference.
     The first ``HELD`` replies are kept until there is a median; later ones are compared with that of all so far, so that memory stays O(P).
 
     Args:
-        precision: how many times the median's a client's mean precision may be, for as many examples; its largest entry, which differs
-            more among honest clients, the square of that.
+        precision: how many times the median's a client's mean precision may be; its largest entry, which differs more among honest clients,
+            the square of that.
         examples: how many times those of the federation's median client a client's examples may be.
         sizes: examples of each client, as it said when it connected.
         trusted: whether the sizes are the simulation's own.
@@ -70,7 +71,7 @@ class Outliers:
         if not isinstance(posterior, Gaussian):
             return None
         precision = posterior.precision.diagonal() if posterior.precision.dim() == 2 else posterior.precision
-        share = max(1.0, self.sizes.get(client, 0) / self.usual) if self.usual else 1.0
+        share = max(1.0, self.sizes.get(client, 0) / self.usual) if self.usual and self.trusted else 1.0
         claim = float(precision.mean()) / share, float(precision.max()) / share
         for claims, value in zip(self._claims, claim, strict=True):
             insort(claims, value)
@@ -84,7 +85,7 @@ class Outliers:
             usual = claims[(len(claims) - 1) // 2]
             if value > factor * usual:
                 return client, wire.BadMessage(
-                    f"its {kind} precision is {value / usual:.3g} times the median of the round's clients for as many examples, "
+                    f"its {kind} precision is {value / usual:.3g} times the median of the round's clients, "
                     f"at most {factor:g} are taken (limits.relative_precision={self.precision:g})"
                 )
         return client, found

@@ -80,7 +80,11 @@ class RunDirectory:
         """
         run = cls(Path(path).expanduser())
         if not run.is_run:
-            raise InputError(field, plain_text(path), "is not a run directory (no config.yaml)")
+            raise InputError(
+                field,
+                plain_text(path),
+                "is not a run directory (no config.yaml); bayesfed list FOLDER names those in a folder",
+            )
         return run
 
     @property

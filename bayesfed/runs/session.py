@@ -37,7 +37,7 @@ from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.parts import look_at_handler, own_code
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
-from bayesfed.runs.targets import to_targets
+from bayesfed.runs.targets import to_targets, worse_than_start
 from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import DTYPES
@@ -225,6 +225,8 @@ class Session:
                     answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
                     kind = "mean" if self.strategy.family == "point" else "bayes"
                     self.personalized = self.evaluator.personalized(self.round, answers, kind)
+                if worse := worse_than_start(self.directory.rounds()):
+                    log.warning(worse)
                 status = "finished"
             except BaseException as error:
                 status, self.reason = status_after(error), reason_of(error)

@@ -1,4 +1,4 @@
-"""What it took a run to reach an accuracy."""
+"""What a run's rounds say as a whole: which prediction counts, what an accuracy took, whether it got worse."""
 
 from __future__ import annotations
 
@@ -49,3 +49,14 @@ def to_targets(rounds: Sequence[dict[str, Any]], targets: Sequence[float]) -> di
                 }
                 break
     return found
+
+
+def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:
+    """What to say of a run whose posterior mean predicts worse after the last round than before the first; "" of others."""
+    known = [value for record in rounds if (value := record.get("mean/nll")) is not None]
+    if len(known) < 2 or rounds[-1].get("mean/nll") is None or not known[-1] > known[0]:
+        return ""
+    return (
+        f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: try a smaller client.lr or, with IVON, "
+        "client.clip_radius=1; standardised inputs and targets"
+    )

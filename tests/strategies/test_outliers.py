@@ -71,7 +71,7 @@ def test_the_order_of_clients_and_the_last_bits_stay(posterior, strategy, script
     assert torch.equal(judged.posterior.precision, plain.posterior.precision)
 
 
-def test_a_client_with_more_examples_may_be_as_much_more_precise() -> None:
+def test_a_simulated_client_with_more_examples_may_be_as_much_more_precise() -> None:
     class Found:
         def __init__(self, precision: float):
             from bayesfed.families import DiagonalGaussian
@@ -80,8 +80,9 @@ def test_a_client_with_more_examples_may_be_as_much_more_precise() -> None:
 
     sizes = {0: 10_000, 1: 10, 2: 10, 3: 10}
     replies = [(0, Found(10_000.0)), (1, Found(10.0)), (2, Found(10.0)), (3, Found(9_000.0))]
-    found = dict(Outliers(20, 100, sizes, trusted=True).vetted(replies))
-    assert [client for client, what in found.items() if isinstance(what, wire.BadMessage)] == [3]
+    for trusted, refused in ((True, [3]), (False, [0, 3])):  # a deployed client says its number of examples itself
+        found = dict(Outliers(20, 100, sizes, trusted).vetted(replies))
+        assert [client for client, what in found.items() if isinstance(what, wire.BadMessage)] == refused
 
 
 def test_with_two_clients_there_is_no_majority(posterior, strategy, scripted, callbacks) -> None:
