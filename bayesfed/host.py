@@ -6,7 +6,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,12 @@ def same_random() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+def look_as(path: Sequence[str]) -> None:
+    """Look for packages as a server whose ``sys.path`` is ``path``: Ray puts the working directory first on its workers, and a folder
+    ``strategies`` there would hide bayesfed's own."""
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
 
 
 def own_packages() -> None:

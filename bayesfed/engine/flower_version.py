@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from logging import getLogger
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,7 +13,7 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from bayesfed.foreign import plain_text
-from bayesfed.host import cores
+from bayesfed.host import cores, look_as
 
 CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 AWAY = (
@@ -60,5 +61,11 @@ def simulate(server: ServerApp, client: ClientApp, num_nodes: int, resources: di
     from flwr.simulation import run_simulation
 
     getLogger("flwr").addFilter(lambda record: "DEPRECATED FEATURE" not in record.getMessage())  # nothing a user can do
+    path = list(sys.path)
+
+    def placed(message: Message, context: Context) -> Message:
+        look_as(path)
+        return client(message, context)
+
     backend = {"client_resources": resources, "init_args": {"num_cpus": cores()}}
-    run_simulation(server, client, num_nodes, backend_config=backend)
+    run_simulation(server, cast(ClientApp, placed), num_nodes, backend_config=backend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from bayesfed.engine.batching import groups
 from bayesfed.engine.flower_version import error_reply, node_context, set_identity
+from bayesfed.host import look_as
 
 
 def share_memory() -> None:
@@ -86,8 +86,7 @@ class Worker:
     """A process that keeps the ClientApp, and with it data, model and site store, between rounds."""
 
     def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
-        # as in the server's process: Ray puts the working directory first, and a folder `strategies` in it would hide ours
-        sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+        look_as(path)
         from bayesfed.arithmetic import set_arithmetic
 
         set_arithmetic()
