@@ -16,16 +16,24 @@ DIGESTS: dict[str, Callable[[bytes], Any]] = {SHA256: hashlib.sha256, XXH3: xxha
 
 
 def file_digest(path: Path) -> str:
-    """XXH3 of a file's bytes; of a folder, of the names and bytes of the files in it (hidden ones and folders left out)."""
+    """XXH3 of a file's bytes; of a folder, of the names and bytes of the :func:`files_of` it, but those of runs in it."""
     made = DIGESTS[XXH3](b"")
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    for file in files:
-        if file.is_file() and (file == path or not file.name.startswith(".")):
-            made.update(b"" if file == path else file.name.encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    made.update(block)
+    files = files_of(path)
+    runs = {file.parent for file in files if file.name == "config.yaml"} - {path}  # with data.path=. they grow
+    for file in (file for file in files if runs.isdisjoint(file.parents)):
+        made.update(b"" if file == path else file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                made.update(block)
     return made.hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files in a folder and the folders below it by name, without what is hidden; a file itself."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "", digest: str = SHA256) -> str:

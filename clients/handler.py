@@ -204,7 +204,7 @@ class Trainer:
     # -- messages -------------------------------------------------------------------------------------------------------
 
     def query(self, message: Message, context: Context) -> Message:
-        """Who this node is: its partition id and number of examples; and the numbers of features and outputs of its data."""
+        """Who this node is: its partition id and number of examples; and what all clients' data have in common."""
         client = self._partition(context)
         size = len(self.problem.clients[client])
         info = ConfigRecord({"partition-id": client, "num-examples": size, **self.problem.shape})

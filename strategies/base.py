@@ -62,7 +62,7 @@ class FederatedStrategy(Method[Posterior], Strategy):
         self.older: dict[int, int] = {}  # and as of the one before, in case the last one is damaged
         self.num_clients = 0
         self.sizes: dict[int, int] = {}  # partition id -> number of examples
-        self.shape: dict[str, int] = {}  # numbers of features and outputs that every node's data have
+        self.shape: dict[str, int] = {}  # what every node's data have in common
         self.seed = 0
         self._callbacks: Callbacks | None = None
         self._held = 0  # precisions at their floor

@@ -237,13 +237,18 @@ def _who(answer: object, num_clients: int) -> tuple[int, int]:
 
 
 def _same_problem(answer: object, shape: Mapping[str, int], partition: int) -> None:
-    """Compare a node's numbers of features and outputs with the federation's, where it gives them.
+    """Compare a node's numbers of features and outputs, and the digests of names, with the federation's, where it gives them.
 
     Raises:
         BadMessage: they differ.
     """
     for name, ours in shape.items():
         if isinstance(answer, ConfigRecord) and name in answer and (theirs := wire.value(answer, name, int)) != ours:
+            if name == "names" and 0 in (theirs, ours):  # there are none to compare
+                continue
+            if name == "names":
+                fix = "have other column or class names, or another order; data.features and data.classes say which, for all"
+                raise wire.BadMessage(f"the data of client {partition} {fix}")
             fix = "; data.classes says how many classes there are, for all" if name == "outputs" else ""
             raise wire.BadMessage(
                 f"the data of client {partition} have {theirs} {name}, the federation has {ours}{fix}"

@@ -113,6 +113,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         client_tests=own,
         classes=names,
         client_names=client_names,
+        columns=None if data.columns is None else list(data.columns),
         split_by_data=data.client is not None and partitioner.needs_values != "client",
     )
 

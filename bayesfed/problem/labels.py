@@ -96,7 +96,7 @@ def _by_name(values: list[np.ndarray], count: int | None, alone: bool) -> tuple[
         raise InputError("data.classes", None, f"{fix}, for server and nodes alike")
     else:
         names = sorted({_name(label) for each in values for label in np.unique(each)})
-    _at_least_two(values, names)
+    _at_least_two(values)
     if count not in (None, len(names)):
         raise InputError("data.classes", count, f"y holds {len(names)} classes; name them all: data.classes=[...]")
     return [_positions(each, names, names) for each in values], names
@@ -119,13 +119,13 @@ def _numbered(
         raise InputError("likelihood", likelihood, f"{fix}, or name them in data.classes")
     found = np.unique(np.concatenate([np.unique(each) for each in values]))
     if not alone or largest == 0:
-        _at_least_two(values, [str(label) for label in found])
+        _at_least_two(values)
     if alone or largest + 1 == len(found):
         return values, None, largest + 1
     return [np.searchsorted(found, each) for each in values], [str(label) for label in found], len(found)
 
 
-def _at_least_two(values: list[np.ndarray], names: list[str]) -> None:
+def _at_least_two(values: list[np.ndarray]) -> None:
     distinct = {_name(label) for each in values for label in np.unique(each)}
     if len(distinct) < 2:
         fix = f"needs at least two classes, all labels are {plain_text(distinct.pop(), 60)}"

@@ -54,7 +54,9 @@ class Categorical(Likelihood):
         labels = y.astype(np.int64)
         if (labels < 0).any():
             bad = int(np.argmax(labels < 0))
-            fix = f"needs labels 0..C-1, y of row {bad} is {labels[bad]}"
+            found = ",".join(map(str, np.unique(labels)[:11]))
+            given = f"[{found}]" if found.count(",") < 10 else "[...]"
+            fix = f"needs labels 0..C-1, y of row {bad} is {labels[bad]}: name them in order with data.classes={given}"
             raise InputError("likelihood", self.name, fix)
         return labels
 

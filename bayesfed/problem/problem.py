@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from bayesfed.arithmetic import ordinary_tensors
@@ -37,6 +40,7 @@ class Problem:
         model: ``_target_``, ``name`` and options of the model.
         likelihood_config: ``_target_``, ``name`` and options of the likelihood.
         classes: names of the C classes in the order of the outputs; None = 0..C-1 (or a regression).
+        columns: names of the features of a table in the order of the inputs; None: the data are arrays.
         client_names: of each client, as the data call it; None = 0..K-1.
         split_by_data: whether the data's client column decided who holds what, and not the partitioner.
     """
@@ -55,6 +59,7 @@ class Problem:
     client_tests: list[Examples] = field(default_factory=list)
     classes: list[str] | None = None
     client_names: list[str] | None = None
+    columns: list[str] | None = None
     split_by_data: bool = False
 
     def build_model(self, seed: int) -> nn.Module:
@@ -65,10 +70,14 @@ class Problem:
         """
         return build_model(self.model, self.input_shape, self.num_outputs, seed)
 
-    @property
+    @cached_property
     def shape(self) -> dict[str, int]:
-        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of ``outputs``."""
-        return {"features": math.prod(self.input_shape), "outputs": self.num_outputs}
+        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of ``outputs``, and, if
+        columns or classes have any, a digest of their ``names`` and order (63 bits: the names themselves don't travel)."""
+        shape = {"features": math.prod(self.input_shape), "outputs": self.num_outputs}
+        if self.columns is None and self.classes is None:
+            return shape
+        return shape | {"names": xxhash.xxh3_64_intdigest(json.dumps([self.columns, self.classes]).encode()) >> 1}
 
     def named(self, client: int) -> dict[str, str]:
         """What a record that gives a client's number says besides: its ``name``, if it has one."""
@@ -76,7 +85,7 @@ class Problem:
 
     def description(self) -> dict[str, Any]:
         """Plain JSON from which ``restore_model`` rebuilds model, scaling and likelihood."""
-        named = {} if self.classes is None else {"classes": self.classes}
+        named = {"classes": self.classes, "columns": self.columns}
         return {
             "model": dict(self.model),
             "input_shape": list(self.input_shape),
@@ -84,7 +93,7 @@ class Problem:
             "num_classes": self.num_classes,
             "scaling": self.scaling.description(),
             "likelihood": dict(self.likelihood_config),
-            **named,
+            **{key: names for key, names in named.items() if names is not None},
         }
 
 

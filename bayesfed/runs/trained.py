@@ -46,6 +46,7 @@ class TrainedRun:
         scaling: maps inputs in the units of the data source to what the modules expect.
         likelihood: the likelihood the run was trained with.
         classes: names of the classes in the order of the columns that :meth:`predict` gives; None for a regression.
+        columns: names of the table's columns that were the features, in the order of the inputs; None: the data were arrays.
     """
 
     def __init__(self, run_dir: Path, posterior: Any, model_description: dict[str, Any]):
@@ -59,6 +60,7 @@ class TrainedRun:
         self.classes: list[str] | None = model_description.get("classes") or (
             None if count is None else [str(label) for label in range(count)]
         )
+        self.columns: list[str] | None = model_description.get("columns")
         with ordinary_tensors():
             seed = 0
             with suppress(
@@ -90,7 +92,8 @@ class TrainedRun:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
 
         Args:
-            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source.
+            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source. Of a data frame
+                (pandas, polars, Arrow) the :attr:`columns` are taken by name, in any order and among others; if there are none, by position.
             samples: posterior draws; 0 predicts at the posterior mean.
             seed: of the draws; equal seeds give equal predictions.
 
@@ -99,7 +102,7 @@ class TrainedRun:
             each (N,) for one output and (N, D) for D > 1. In the dtype of the run.
 
         Raises:
-            InputError: ``x`` has another shape, isn't finite, or ``samples`` is negative.
+            InputError: ``x`` has another shape, lacks a column, isn't finite, or ``samples`` is negative.
         """
         samples = integer("samples", samples, at_least=0)
         with ordinary_tensors(), self._borrowed() as model:
@@ -159,7 +162,7 @@ class TrainedRun:
 
     def _inputs(self, x: Any) -> InputBatches:
         expected = f"must have shape (N, {', '.join(map(str, self.input_shape))})"
-        rows = _numbers(x, expected)
+        rows = _numbers(self._chosen(x), expected)
         size = math.prod(self.input_shape)
         if rows.dim() >= 2 and len(rows) > 0 and rows[0].numel() == size:
             rows = rows.reshape(-1, *self.input_shape)  # flattened rows, or images without the channel, are as good
@@ -169,6 +172,19 @@ class TrainedRun:
             raise InputError("x", "array with nan or inf", "must be finite")
         dtype = self.posterior.mean.dtype
         return InputBatches(lambda part: self.scaling(rows[part], dtype), len(rows), CPU_BATCH)
+
+    def _chosen(self, x: Any) -> Any:
+        """The features of a data frame."""
+        if self.columns is None or not hasattr(x, "columns"):
+            return x
+        arrow = hasattr(type(x), "column_names")
+        named = {str(name): name for name in (x.column_names if arrow else x.columns)}
+        if missing := [name for name in self.columns if name not in named]:
+            raise InputError(
+                "x", f"{type(x).__name__} without column {missing[0]!r}", f"needs {', '.join(self.columns)}"
+            )
+        chosen = [named[name] for name in self.columns]
+        return x.select(chosen) if arrow else x[chosen]
 
 
 def _numbers(x: Any, expected: str) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flwr.app import Context, Message, RecordDict
 
 from bayesfed.deployment import apps
-from bayesfed.engine.flower_version import error_reply, set_identity
+from bayesfed.engine.flower_version import set_identity
 from bayesfed.errors import InputError, RunFailed
 
 RNG = np.random.default_rng(0)
@@ -37,10 +40,7 @@ class Deployed:
                 state=RecordDict(),
                 run_config={"overrides": self.overrides, "run-dir": "r"},
             )
-            try:
-                yield apps._answer(message, context)
-            except Exception as error:
-                yield error_reply(message, error)
+            yield apps._answered(message, context)
 
     def stream(self, messages, *, timeout=None):
         return self.send_and_receive(messages, timeout=timeout)
@@ -60,23 +60,29 @@ def federation(tmp_path, monkeypatch):
     monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
     set_identity()
 
-    def run(files: dict[int, dict], *overrides: str, names=None):
+    def store(name: str, arrays: dict) -> str:
+        path = tmp_path / name
+        if "x" in arrays:
+            np.savez(path.with_suffix(".npz"), **arrays)
+            return str(path.with_suffix(".npz"))
+        pq.write_table(pa.table(arrays), path.with_suffix(".parquet"))
+        return str(path.with_suffix(".parquet"))
+
+    def run(files: dict[int, dict], *overrides: str, names=None, everything=None):
         nodes = []
         for client, arrays in files.items():
-            np.savez(tmp_path / f"mine{client}.npz", **arrays)
             nodes.append(
-                {"partition-id": client, "data-path": str(tmp_path / f"mine{client}.npz"), "sites": str(tmp_path / "s")}
+                {"partition-id": client, "data-path": store(f"mine{client}", arrays), "sites": str(tmp_path / "s")}
             )
-        everything = examples([0, 1, 2], 300, names)
-        np.savez(tmp_path / "all.npz", **everything, client=np.arange(300) % len(files))
+        whole = store("all", everything or examples([0, 1, 2], 300, names) | {"client": np.arange(300) % len(files)})
         text = " ".join([RUN, *overrides])
         context = Context(
             run_id=7, node_id=0, node_config={}, state=RecordDict(),
-            run_config={"overrides": f"{text} data.path={tmp_path / 'all.npz'}", "run-dir": "r"},
+            run_config={"overrides": f"{text} data.path={whole}", "run-dir": "r"},
         )  # fmt: skip
-        session = apps.session_of(context)
-        session.strategy.timeout = 0.01
-        session.serve(Deployed(text, nodes))
+        with apps.session_of(context) as session:
+            session.strategy.timeout = 0.01
+            session.serve(Deployed(text, nodes))
         return session
 
     return run
@@ -117,6 +123,36 @@ def test_another_number_of_features(federation, caplog):
     assert any("data of client 1 have 5 features, the federation has 2" in text for text in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"), [("ab", None), ("ba", "columns"), ("ac", "columns"), ("ab", "classes")]
+)  # fmt: skip
+def test_tables_whose_columns_or_classes_are_others(tmp_path, federation, monkeypatch, caplog, columns, said):
+    """The numbers of features and outputs are the federation's either way."""
+    names = ["cat", "dog", "eel"]
+
+    def table(called):
+        made = examples([0, 1, 2], 90, names)
+        return {called[0]: made["x"][:, 0], called[1]: made["x"][:, 1], "y": made["y"]}
+
+    if said == "classes":  # a node whose settings are not the run's
+        config = apps.client_config
+        monkeypatch.setattr(apps, "client_config", lambda context: reordered(config(context), context))
+
+    def reordered(config, context):
+        if context.node_config["partition-id"] == 1:
+            config["data"]["classes"] = config["data"]["classes"][::-1]
+        return config
+
+    session = federation(
+        {0: table("ab"), 1: table(columns)}, "data=parquet", "data.target=y", "partition.num_clients=2",
+        "data.classes=[cat,dog,eel]", everything=table("ab"),
+    )  # fmt: skip
+    assert replies(session) == ({0: 3, 1: 3} if said is None else {0: 3})
+    reason = "the data of client 1 have other column or class names, or another order; data.features and data.classes say which"
+    assert any(reason in text for text in caplog.messages) == (said is not None)
+    assert session.problem.columns == ["a", "b"]
+
+
 def test_names_are_not_made_up_from_one_nodes_file(federation, caplog):
     """cat and eel would be 0 and 1 on a node that has no dog."""
     names = ["cat", "dog", "eel"]
@@ -138,7 +174,7 @@ def test_labels_of_a_node_that_are_not_the_federations(federation):
         ({"data-path": "mine.npz"}, "needs partition-id in its node config"),
     ],
 )
-def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch):
+def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     np.savez("mine.npz", **examples([0, 1, 2], 60))
     set_identity()
@@ -150,8 +186,8 @@ def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch):
         state=RecordDict(),
         run_config={"overrides": RUN, "run-dir": "r"},
     )
-    with pytest.raises(ValueError, match=message):
-        apps._answer(query, context)
+    assert apps._answered(query, context).has_error()
+    assert re.search(message, caplog.text)
     shared = Context(
         run_id=7,
         node_id=1,
@@ -159,5 +195,6 @@ def test_a_node_that_lacks_a_setting(node, message, tmp_path, monkeypatch):
         state=RecordDict(),
         run_config={"overrides": "experiment=linreg", "run-dir": "r"},
     )
-    with pytest.raises(ValueError, match="partition-id in its node config"):
-        apps._answer(query, shared)
+    caplog.clear()
+    assert apps._answered(query, shared).has_error()
+    assert "partition-id in its node config" in caplog.text

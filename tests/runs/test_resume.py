@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
@@ -233,6 +235,30 @@ def test_data_that_changed_since_the_start_are_refused(project):
     np.savez("d.npz", **arrays | {"y": 1 - arrays["y"]})
     with pytest.raises(InputError, match="holds other data than those this run was started with"):
         bayesfed.run(["resume=run", "rounds=3"])
+
+
+def test_tables_in_nested_folders_that_changed_are_refused(tmp_path, monkeypatch):
+    """Runs that lie in the data's folder are no data."""
+    folder = tmp_path / "nest"
+    monkeypatch.chdir(tmp_path)
+    for client in range(3):
+        (folder / f"client={client}").mkdir(parents=True)
+        table = pa.table({"a": np.arange(20.0) - client, "y": np.arange(20) % 2})
+        pq.write_table(table, folder / f"client={client}" / "p.parquet")
+    data = [
+        "data=parquet",
+        "data.path=nest",
+        "data.target=y",
+        "data.client=client",
+        "strategy=fedavg",
+        "client.epochs=1",
+    ]
+    bayesfed.run([*data, "rounds=1", "display=false", "figures=false", "hydra.run.dir=nest/runs/r"])
+    (folder / ".DS_Store").write_text("no data")
+    bayesfed.run(["resume=nest/runs/r", "rounds=2"])
+    pq.write_table(table.set_column(1, "y", pa.array(1 - np.arange(20) % 2)), folder / "client=0" / "p.parquet")
+    with pytest.raises(InputError, match="holds other data than those this run was started with"):
+        bayesfed.run(["resume=nest/runs/r", "rounds=3"])
 
 
 def test_the_home_folder_is_meant_by_its_sign(project, monkeypatch):

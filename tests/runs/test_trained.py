@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
 from torch import nn
 
+import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
 from bayesfed.families import DiagonalGaussian, PointMass
@@ -268,6 +270,35 @@ def test_a_directory_without_a_posterior_is_no_run(tmp_path):
         load(tmp_path)
     with pytest.raises(InputError, match="no such directory"):
         load(tmp_path / "typo")
+
+
+def test_columns_of_a_data_frame_are_taken_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({"a": rng.normal(size=40), "y": np.arange(40) % 2, "b": 100 + rng.normal(size=40)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    data = [
+        "data=csv",
+        f"data.path={tmp_path / 't.csv'}",
+        "data.target=y",
+        "partition.num_clients=2",
+        "strategy=fedavg",
+        "client.epochs=1",
+    ]
+    bayesfed.run([*data, "rounds=1", "display=false", "figures=false", f"hydra.run.dir={tmp_path / 'run'}"])
+    run = load(tmp_path / "run")
+    assert run.columns == run.model_description["columns"] == ["a", "b"]
+    expected = run.predict(frame[["a", "b"]].to_numpy())
+    for x in (frame, frame[["b", "a"]], frame[["a", "b"]], pyarrow.table(frame[["b", "y", "a"]])):
+        assert torch.equal(run.predict(x), expected)
+    assert not torch.equal(run.predict(frame[["b", "a"]].to_numpy()), expected)
+    with pytest.raises(InputError, match="x=DataFrame without column 'b': needs a, b"):
+        run.predict(frame[["a", "y"]])
+
+
+def test_without_columns_a_data_frame_is_taken_by_position(make_run):
+    run = make_run()
+    assert run.columns is None
+    assert torch.equal(run.predict(pandas.DataFrame(X, columns=["b", "a"])), run.predict(X))
 
 
 def test_a_real_problem_survives_the_file(tmp_path):

@@ -134,7 +134,7 @@ def check_arrays(
             raise InputError(name, f"array of shape {array.shape}", "holds no data; needs at least one row and column")
     if len(x) != len(y):
         raise InputError(y_name, f"{len(y)} rows", f"{x_name} has {len(x)}; both need the same number")
-    if x.ndim == 4 and x.shape[1] > 4 and (x.shape[3] in (3, 4) or (x.shape[3] == 1 and x.shape[1] == x.shape[2])):
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] in (1, 3, 4) and x.shape[2:] != (1, 1):
         fix = f"images are (N, C, H, W), these look like (N, H, W, C): store numpy.transpose({x_name}, (0, 3, 1, 2))"
         raise InputError(x_name, f"array of shape {x.shape}", fix)
     x, y = _native(x_name, x, columns), _native(y_name, y) if y.dtype.kind not in "US" else _text(y_name, y)

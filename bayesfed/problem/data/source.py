@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesfed.checksum import files_of
 from bayesfed.errors import choice, number
 from bayesfed.problem.scaling import KINDS
 
@@ -75,9 +76,8 @@ class Source(ABC):
 
     def stamps(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size (bytes) and modification time (ns) of each of the :meth:`files`, and of what is in its folders."""
-        found = [file.expanduser().resolve() for file in self.files()]
-        inside = [each for file in found for each in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-        return tuple((str(f), s.st_size, s.st_mtime_ns) for f in inside if f.exists() for s in (f.stat(),))
+        found = [file for path in self.files() for file in files_of(path.expanduser().resolve())]
+        return tuple((str(file), s.st_size, s.st_mtime_ns) for file in found for s in (file.stat(),))
 
     @abstractmethod
     def load(self, seed: int) -> Loaded:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bayesfed.checksum import files_of
 from bayesfed.errors import InputError, did_you_mean
 from bayesfed.problem.data.own import Own, existing
 from bayesfed.problem.data.source import Loaded
@@ -99,9 +100,7 @@ class Table(Own):
         """The files that make up the table, by name."""
         if self.path.is_file():
             return [self.path]
-        found = [
-            path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith((".", "_"))
-        ]
+        found = [path for path in files_of(self.path) if not path.name.startswith("_")]
         parts = [path for path in found if _is_csv(path) or path.suffix == ".parquet"]
         if not parts or len({_is_csv(part) for part in parts}) > 1:
             reason = "holds both .parquet and .csv files" if parts else "holds no .parquet or .csv file"
@@ -194,8 +193,12 @@ def _numbers(table: pyarrow.Table, option: str, name: str) -> np.ndarray:
     column = _column_of(table, name)
     kind = column.type
     if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
-        fix = f"column must hold numbers, holds {kind}"
-        raise InputError(option, name, fix + ("; use days since a date of your choice" * types.is_temporal(kind)))
+        fix = f"column must hold numbers, holds {kind}" + "; use days since a date of your choice" * types.is_temporal(
+            kind
+        )
+        raise InputError(
+            option, name, fix + "; name the columns to use with data.features=[...]" * (option == "features")
+        )
     try:
         return np.array(
             column.cast(pyarrow.float64()).to_numpy()
