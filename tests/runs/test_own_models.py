@@ -203,7 +203,7 @@ def test_only_models_with_other_state_have_more_in_their_file(own):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_buffer_that_changes_later_fails_every_client_and_reaches_none(own, tmp_path, batch):
-    with pytest.raises(RunFailed, match="training changes the buffer 'total'.*GroupNorm.*keep other buffers constant"):
+    with pytest.raises(RunFailed, match=r"training changes the buffer 'total'.*GroupNorm.*keep other buffers constant"):
         own("Counts", f"engine.clients_per_batch={batch}", "client.epochs=3")
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
     assert len(reasons) == 10
