@@ -20,6 +20,7 @@ from bayesfed import profiling
 from bayesfed.arithmetic import set_arithmetic
 from bayesfed.deployment.own_data import place
 from bayesfed.engine.flower_version import error_reply
+from bayesfed.errors import InputError
 from bayesfed.groups import build
 from bayesfed.host import own_packages
 from bayesfed.problem import Problem, build_problem
@@ -62,11 +63,22 @@ def _problem(text: str, made_of: tuple[object, ...]) -> Problem:
 
 
 def device_of(config: Plain) -> torch.device:
-    """The device a configuration means on this machine (inside a Ray worker: the one Ray assigned to it)."""
+    """The device a configuration means on this machine (inside a Ray worker: the one Ray assigned to it).
+
+    Raises:
+        InputError: it has none.
+    """
     name = config["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError("device", name, "no name of a device; use cpu, cuda, cuda:0 ... or auto") from error
+    found = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError("device", name, f"PyTorch sees {found} CUDA devices here; use device=cpu or device=auto")
+    return device
 
 
 @lru_cache(maxsize=2)

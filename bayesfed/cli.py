@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bayesfed import __version__
-from bayesfed.errors import InputError, RunFailed, choice
+from bayesfed.errors import InputError, RunDiverged, RunFailed, choice
 from bayesfed.foreign import plain_text
 from bayesfed.help import VERBS, help_text
 from bayesfed.output import steady
@@ -90,7 +90,8 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
         print(f"\ninterrupted; {_resume(where)}", file=sys.stderr)
         return 130
     except RunFailed as error:
-        print(f"failed: {error}", _resume(where), sep="\n", file=sys.stderr)
+        hint = [] if isinstance(error, RunDiverged) else [_resume(where)]
+        print(f"failed: {error}", *hint, sep="\n", file=sys.stderr)
         return 1
     print(_outcome(result.summary), f"results in {result.run_dir}", sep="\n")
     if cfg.profile:

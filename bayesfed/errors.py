@@ -39,6 +39,10 @@ class RunFailed(RuntimeError):
     """A run that cannot go on; its last checkpoint can be resumed (exit code 1)."""
 
 
+class RunDiverged(RunFailed):
+    """A run that whose numbers ran away ("diverged: ..."): resumed, it takes the same steps again."""
+
+
 def reason_of(error: BaseException) -> str:
     """What ended a run, as one printable line."""
     known = isinstance(error, InputError | RunFailed)

@@ -22,6 +22,7 @@ from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
 from bayesfed.families.natural import all_finite
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.model_check import Constants
 from bayesfed.profiling import span
 from clients import duals
 from clients.local import LocalProblem, LocalSolution, Posterior, Solver
@@ -179,6 +180,7 @@ class Trainer:
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites
         self.model = FlatModel(problem.build_model(seed), dtype, device)
         self.initial = self.model.vector.clone()
+        self.constants = Constants(self.model, problem.model)
         self._sent: object = None  # the posterior received last, and what it decodes to
         self._server: Posterior
         self.codec = wire.Codec(wire_format, self.family.array_shapes(self.model.dim), dtype)
@@ -323,7 +325,7 @@ class Trainer:
         return self._extra[1]
 
     def _solve(self, task: Task) -> LocalSolution:
-        with task.local.keyed_dropout(), span("solve"):
+        with self.constants.unchanged(), task.local.keyed_dropout(), span("solve"):
             return checked(self.solver.solve(task.local), task.local, self.solver)
 
     def _solve_many(self, tasks: list[Task]) -> list[LocalSolution]:
@@ -331,7 +333,7 @@ class Trainer:
         if not self.solver.batches or len(tasks) < 2:
             return []
         try:
-            with span("solve"):
+            with self.constants.unchanged(), span("solve"):
                 solutions = self.solver.solve_many([task.local for task in tasks])
             return [checked(s, task.local, self.solver) for s, task in zip(solutions, tasks, strict=True)]
         except Exception as error:  # one client's failure must not become that of the others

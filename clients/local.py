@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -163,9 +163,15 @@ class LocalProblem:
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:
-        """Key torch's global generators, from which dropout draws, by (seed, client, round); put them back afterwards."""
-        seed = seeding.derive(self.seed, "dropout", self.client, self.round)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        """Key torch's global generators, from which dropout draws, by (seed, client, round); put them back afterwards.
+
+        NumPy's and Python's too (some microseconds) where somebody else's module might draw from them.
+        """
+        key = "dropout", self.client, self.round
+        seed = seeding.derive(self.seed, *key)
+        own = type(self.model.module).__module__.startswith("bayesfed.")
+        others = nullcontext() if own else seeding.global_generators(self.seed, *key)
+        with others, torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.4 ms to look for other devices
             if self.device.type == "cuda":
                 torch.cuda.manual_seed(seed)

@@ -41,7 +41,7 @@ class SRVNSolver(Solver):
     (metric ``reduced``, steps), so that C never breaks down.
 
     ``curvature=hessian``: exact Hessians over all of the client's data each step, in float64 (small models); the covariance is first
-    scaled down to where the step is stable. Where ``learn_precision`` is off, expectations are taken at the mean, C only scales the steps,
+    scaled down to where the step is stable. Where ``learn_precision`` is off, expectations are taken at the mean, C (dense) only scales the steps,
     and the server's precision is returned. ``curvature=stein``: from the gradients of mini-batches alone, with
     :class:`clients.optim.SRVN` in the model's dtype. Uploads mean and precision, P + P^2 or 2P numbers.
 
@@ -125,6 +125,11 @@ class SRVNSolver(Solver):
         site = problem.site if problem.site is not None else server.zero(server.mean)
         linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
         rho, tau, diagonal = problem.rho, problem.temperature, problem.server.name == "diagonal"
+        server_precision, site_precision = server.precision, quadratic
+        if (
+            diagonal and not problem.learn_precision
+        ):  # C only scales the mean's steps, and a full one bounds those of correlated entries
+            server_precision, site_precision, diagonal = server_precision.diag(), site_precision.diag(), False
         generator = problem.generator("noise", problem.device)
         steps = problem.budget(self.epochs)
         samples = self.mc_samples if problem.learn_precision else 0
@@ -132,7 +137,7 @@ class SRVNSolver(Solver):
         lr = 1.0 if self.lr is None else self.lr
         rate_covariance = lr if self.lr_covariance is None else self.lr_covariance
         rate_mean = lr * problem.lr_factor
-        mean, factor = problem.start().to(torch.float64), factor_from_precision(server.precision)
+        mean, factor = problem.start().to(torch.float64), factor_from_precision(server_precision)
         reduced = 0
 
         for step in range(steps):
@@ -142,7 +147,7 @@ class SRVNSolver(Solver):
                 gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
                 hessian = self._hessian(loss, points, diagonal) / tau
             with span("update"):
-                white = whiten(factor, server.precision + (hessian - quadratic) / rho)
+                white = whiten(factor, server_precision + (hessian - site_precision) / rho)
                 if not bool(white.isfinite().all()):
                     raise ValueError(
                         "the covariance grows without end: S_g + (G - V_k)/rho is not positive definite; use a smaller "

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from bayesfed import seeding, wire
-from bayesfed.errors import RunFailed, integer, number
+from bayesfed.errors import RunDiverged, RunFailed, integer, number
 from bayesfed.message_size import message_bytes, record_bytes
 from bayesfed.metrics import plain_numbers
 from bayesfed.profiling import span, timed
@@ -245,7 +245,8 @@ class FederatedStrategy(Method[Posterior], Strategy):
 
         if len(tally.replied) < self.min_replies:
             self.posterior = exact
-            raise RunFailed(tally.shortage(server_round, len(self.sample(server_round)), self.min_replies))
+            shortage = tally.shortage(server_round, len(self.sample(server_round)), self.min_replies)
+            raise (RunDiverged if shortage.startswith("diverged: ") else RunFailed)(shortage)
         with span("combine"):
             metrics = self.combined(sums.total, len(tally.replied), server_round)
             if exact is not self.sent:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
-from bayesfed.errors import InputError, RunFailed
+from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import FAMILIES, PointMass
+from bayesfed.families.natural import all_finite
+from bayesfed.foreign import plain_text
 from bayesfed.metrics import plain_numbers
 from strategies.reading import Posterior, Reply
 from strategies.replies import Sums
@@ -96,10 +98,11 @@ class Method(ABC, Generic[Posterior]):
         """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
 
     def combined(self, sums: Sums, replies: int, server_round: int) -> dict[str, float]:
-        """:meth:`combine`, its numbers as Python's, and the posterior it left is seen to be one before anything is written.
+        """:meth:`combine`, its numbers as Python's, and the posterior and :meth:`tensors` it left are seen to be sound before anything is written.
 
         Raises:
-            RunFailed: it is not, or the numbers are none.
+            RunDiverged: they are not.
+            RunFailed: the numbers are none.
         """
         dim = self.posterior.dim
         found = self.combine(sums, replies)
@@ -109,8 +112,11 @@ class Method(ABC, Generic[Posterior]):
             raise RunFailed(f"round {server_round}: {error}") from error
         try:
             self.posterior = _sound(self.posterior, self.family, dim, self.dtype)
+            for name, value in self.tensors().items():
+                if isinstance(value, Tensor) and value.is_floating_point() and not all_finite(value):
+                    raise ValueError(f"state {plain_text(name)} is not finite")
         except ValueError as error:
-            raise RunFailed(
+            raise RunDiverged(
                 f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming repeats the same "
                 f"steps and diverges again: start a new run with smaller steps (client.lr, strategy.damping, ...), or mend "
                 f"{type(self).__name__}.combine"

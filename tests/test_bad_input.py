@@ -72,6 +72,8 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
         ("wire=16", ["wire=16", "valid: bfloat16, float16, full"]),
         ("wire=null", ["wire=None"]),
         ("device=tpu", ["device=tpu", "cpu"]),
+        ("device=cuda:x", ["device=cuda:x", "auto"]),
+        ("device=cuda:77", ["device=cuda:77", "device=cpu or device=auto"]),
         ("eval.samples=0", ["eval.samples=0", ">= 1"]),
         ("eval.validation=1", ["eval.validation=1", "<= 0.9"]),
         ("eval=5", ["eval"]),

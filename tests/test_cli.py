@@ -14,6 +14,7 @@ import yaml
 from bayesfed import cli
 from bayesfed.overrides import parse
 from clients.exact import ExactSolver
+from strategies import BayesADMM
 
 LINREG = ["experiment=linreg", "figures=false", "eval.samples=2", "rounds=1"]
 
@@ -64,6 +65,21 @@ def test_failed_says_why(tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "no power" in err
     assert "resume=" in err
+
+
+def test_a_run_that_diverged_is_not_to_be_resumed(tmp_path, capsys, monkeypatch):
+    combine = BayesADMM.combine
+
+    def away(self, sums, replies):
+        found = combine(self, sums, replies)
+        self.hsum = self.hsum * float("inf")
+        return found
+
+    monkeypatch.setattr(BayesADMM, "combine", away)
+    assert code([*LINREG, f"hydra.run.dir={tmp_path}/r"]) == 1
+    said = capsys.readouterr().err
+    assert "failed: diverged: round 1: the server's state hsum.first is not finite" in said
+    assert "continue with" not in said
 
 
 def test_cfg_job_shows_what_would_run(tmp_path, capfd, monkeypatch):

@@ -171,7 +171,8 @@ def _facts(run: RunState) -> list[tuple[str, str]]:
         )
     if run.latest.get("seconds/total") is not None:
         facts.append(("time in rounds", f"{run.latest['seconds/total']:.1f} s"))
-    if run.status not in ("finished", "running") and run.resumable:
+    diverged = run.reason.startswith("diverged: ")  # as RunDiverged says
+    if run.status not in ("finished", "running") and run.resumable and not diverged:
         facts.append(("go on with", plain_text(run.command, LONG)))
     return facts
 

@@ -101,18 +101,21 @@ class FlatParameters:
             p.data = view
         return vector
 
-    def attach(self) -> None:
-        """Bring back parameters whose ``.data`` was replaced since, with their new values.
+    def attach(self) -> bool:
+        """Bring back parameters whose ``.data`` was replaced since, with their new values; True if there were any.
 
         Raises:
             RuntimeError: the dtype or device changed (build the optimizer after ``model.to(...)``).
         """
+        found = False
         for p, view, address in zip(self.parameters, self.views, self._addresses, strict=True):
             if p.data_ptr() != address:
+                found = True
                 if p.dtype != view.dtype or p.device != view.device:
                     raise RuntimeError("the parameters changed dtype or device: build the optimizer after model.to()")
                 view.copy_(p.detach())
                 p.data = view
+        return found
 
     def look(self) -> None:
         """See which parameters require a gradient now.

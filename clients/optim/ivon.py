@@ -277,6 +277,7 @@ class IVON(PosteriorOptimizer):
     @property
     def mean(self) -> Tensor:
         """The mean of q over all trainable parameters, (P,), a copy."""
+        self._attach()
         return self._join([g.flat.vector for g in self._groups])
 
     @property

@@ -18,7 +18,7 @@ from clients.optim.flat import FlatParameters
 from clients.optim.lmd_state import Additive, Multiplicative
 from clients.optim.lmd_update import REGULARISERS
 from clients.optim.noise import Noise
-from clients.optim.posterior import PosteriorOptimizer, trainable
+from clients.optim.posterior import COPIED, PosteriorOptimizer, trainable
 
 
 class LMD(PosteriorOptimizer):
@@ -193,6 +193,11 @@ class LMD(PosteriorOptimizer):
             g.flat.attach()
             g.follow()
 
+    def _attach(self) -> None:
+        for g in self._groups:
+            if g.flat.attach():
+                g.follow()
+
     def _take(self) -> list[Tensor] | None:
         found = [g.take() for g in self._groups]
         return [g.slope for g in self._groups] if any(found) else None
@@ -216,7 +221,7 @@ class LMD(PosteriorOptimizer):
             g.stay()
         if not found or not self._collect():
             raise RuntimeError(
-                "no parameter got a gradient: call loss.backward() first, inside sampled_params(train=True)"
+                f"no parameter got a gradient: call loss.backward() first, inside sampled_params(train=True) ({COPIED})"
             )
 
     def _update(self) -> None:

@@ -18,6 +18,8 @@ from clients.optim.flat import FlatParameters
 # Schedulers and GradScaler hang these on an optimizer; views are made anew.
 _TRANSIENT = ("step", "grad_scale", "found_inf", "_sample_views")
 
+COPIED = "copied optimizers hold copies of the parameters: copy model and optimizer together"
+
 
 class PosteriorOptimizer(torch.optim.Optimizer):
     """An optimizer whose gradients are taken at samples of its posterior, inside ``sampled_params(train=True)``.
@@ -81,6 +83,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _connect(self) -> None:
         """Make the views again that a copy does not bring along."""
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _attach(self) -> None:
+        """Take over parameters whose ``.data`` was replaced; inside a block they are a sample."""
+        for flat in self._flats if not self._inside else ():
+            flat.attach()
 
     # -- samples ----------------------------------------------------------------------------------------------------------
 
@@ -214,6 +223,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._without_samples(found)
         try:
             if self._samples or self.sync:
+                self._attach()
                 self._update()
         finally:
             self._forget()
@@ -221,7 +231,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _without_samples(self, found: bool) -> None:
         if not found:
-            raise RuntimeError("no parameter got a gradient: call loss.backward() inside sampled_params(train=True)")
+            raise RuntimeError(
+                f"no parameter got a gradient: call loss.backward() inside sampled_params(train=True) ({COPIED})"
+            )
         raise RuntimeError(
             "step() must follow a completed `with optimizer.sampled_params(train=True):` block (torch.distributed.checkpoint "
             "steps without one: save optimizer.state_dict() itself)"

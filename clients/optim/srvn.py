@@ -310,6 +310,7 @@ class SRVN(PosteriorOptimizer):
     @property
     def mean(self) -> Tensor:
         """The mean of q, (P,), a copy."""
+        self._attach()
         return self.vector.clone()
 
     @property

@@ -221,6 +221,24 @@ def test_a_whole_run_reaches_the_posterior_of_exact_clients(tmp_path, relative):
     assert relative(ours.precision, exact.precision) < 1e-6
 
 
+def test_under_a_fixed_diagonal_precision_correlated_features_are_solved(tmp_path):
+    """Where the diagonal of the curvature alone would let every step overshoot."""
+    shared = [
+        "experiment=linreg",
+        "strategy.family=diagonal",
+        "strategy.covariance=fixed",
+        "figures=false",
+        "display=false",
+    ]
+    found = [
+        bayesfed.run([*shared, "eval.samples=2", f"client={client}", f"hydra.run.dir={tmp_path / client}"])
+        for client in ("exact", "srvon")
+    ]
+    torch.testing.assert_close(found[1].posterior.mean, found[0].posterior.mean, rtol=0, atol=1e-6)
+    assert torch.equal(found[1].posterior.precision, found[0].posterior.precision)
+    assert found[1].summary["mean/rmse"] == pytest.approx(found[0].summary["mean/rmse"], rel=1e-6)
+
+
 def test_isotropic_is_refused_before_the_run(tmp_path):
     with pytest.raises(InputError, match=r"client=srvon: solves for these families: diagonal, full"):
         bayesfed.run(["strategy.family=isotropic", "client=srvon", f"hydra.run.dir={tmp_path}/r"])

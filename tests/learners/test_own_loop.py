@@ -546,6 +546,40 @@ def test_lmd_takes_over_weights_that_are_loaded_or_edited(edit, weights):
     assert float((model[0].weight - new).abs().max()) < 0.1
 
 
+@every
+def test_weights_replaced_between_block_and_step_are_those_that_step(name):
+    model, other = network(), network()
+    optimizer, twin = build(name, model), build(name, other)
+    for network_, optimizer_ in ((model, optimizer), (other, twin)):
+        with optimizer_.sampled_params(train=True):
+            backward(network_)
+    new = torch.randn(8, 5, generator=torch_generator(3, "new"))
+    model[0].weight.data = new.clone()
+    other[0].weight.data.copy_(new)  # in place
+    torch.testing.assert_close(optimizer.mean[:40], new.flatten())
+    model[0].weight.data = new.clone()  # again: nobody asks for the mean before the step
+    optimizer.step(), twin.step()
+    assert float((model[0].weight - new).abs().max()) < 0.2
+    torch.testing.assert_close(optimizer.mean[:40], model[0].weight.detach().flatten())
+    if not name.startswith("lmd") or name == "lmd additive":
+        assert torch.equal(optimizer.mean, twin.mean)
+    with optimizer.sampled_params():
+        before = model[0].weight.clone()
+        mean = optimizer.mean
+        assert torch.equal(model[0].weight, before)  # a sample is nobody's edit
+    assert torch.equal(optimizer.mean, mean)
+
+
+@one_each
+def test_a_copy_of_the_optimizer_alone_says_so(name):
+    model = network()
+    optimizer = copy.deepcopy(build(name, model))
+    with optimizer.sampled_params(train=True):
+        backward(model)
+    with pytest.raises(RuntimeError, match=r"no parameter got a gradient.*copy model and optimizer together"):
+        optimizer.step()
+
+
 @one_each
 def test_numbers_of_numpy_and_torch(name):
     model, other = network(), network()

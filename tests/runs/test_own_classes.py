@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from safetensors.torch import load_file
 
 from bayesfed.config import compose_config
-from bayesfed.errors import InputError, RunFailed
+from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import DiagonalGaussian, PointMass
 from bayesfed.runs.launch import RunResult, run_config
+from bayesfed.runs.status import status
 from clients.exact import ExactSolver
 from clients.handler import Trainer
 from clients.local import LocalSolution
@@ -159,13 +160,26 @@ def test_the_server_checks_its_own_posterior(attempt, tmp_path, hook, change) ->
         assert isinstance(outcome, InputError)
         assert "after prepare() the server's" in str(outcome)
         return
-    assert isinstance(outcome, RunFailed)
+    assert isinstance(outcome, RunDiverged)
     assert str(outcome).startswith("diverged: round 1: the server's ")
     assert "resuming repeats the same steps and diverges again" in str(outcome)
     (newest,) = (tmp_path / "run" / "checkpoint").glob("server-*.safetensors")
     assert newest.stem == "server-000000"
     if change == "nan mean":
         assert "the server's mean is not finite" in str(outcome)
+
+
+def test_the_server_checks_what_a_strategy_keeps(attempt, tmp_path) -> None:
+    def combine(self, *arguments):
+        found = original(BayesADMM, combine)(self, *arguments)
+        self.hsum = self.hsum * NAN
+        return found
+
+    outcome = attempt(strategy=subclass(BayesADMM, "combine", combine))
+    assert isinstance(outcome, RunDiverged)
+    assert str(outcome).startswith("diverged: round 1: the server's state hsum.first is not finite")
+    assert status(tmp_path / "run")[0].row_count > 3
+    assert "go on with" not in [str(cell) for cell in status(tmp_path / "run")[0].columns[0].cells]
 
 
 def test_a_run_whose_strategy_was_mended_goes_on(attempt, tmp_path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import random
 import sys
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 import bayesfed
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
+from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.model_check import Constants
 from bayesfed.runs.directory import RunDirectory
 
 MODELS = '''
@@ -93,8 +96,32 @@ class KeepsFeatures(Plain):
     def features(self, x):
         self.kept = self.body(x)
         return self.kept + 0
+
+
+class Noisy(Plain):
+    """Draws in training."""
+
+    def features(self, x):
+        noise = np.random.normal(size=8) + random.gauss(0, 1) if self.training else 0.0
+        return self.body(x) + torch.as_tensor(noise, dtype=x.dtype)
+
+
+class Counts(Plain):
+    """Seen by no check on a few rows: a buffer that every third training forward changes."""
+
+    def __init__(self, *shape, **named):
+        super().__init__(*shape, **named)
+        self.register_buffer("total", torch.zeros(()))
+        self.forwards = 0
+
+    def features(self, x):
+        self.forwards += self.training
+        if self.training and self.forwards % 3 == 0:
+            self.total += x.detach().mean()
+        return self.body(x) + self.total
 '''
 NAMES = ["Plain", "FrozenLayer", "ConstantBuffers", "PlainAttributes", "DrawnByNumPy", "Tied", "KeepsFeatures"]
+TRAINING = ["Noisy", "Counts"]  # show themselves in training only
 
 
 def module_of(folder: Path) -> str:
@@ -107,7 +134,7 @@ def own(tmp_path, monkeypatch):
     """``own("Tied", "rounds=1")``: a run with that model of a module in the working directory."""
     module = module_of(tmp_path)
     (tmp_path / f"{module}.py").write_text(MODELS)
-    for name in NAMES:
+    for name in [*NAMES, *TRAINING]:
         path = tmp_path / "conf" / "model" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"_target_: {module}.{name}\n")
@@ -174,7 +201,38 @@ def test_only_models_with_other_state_have_more_in_their_file(own):
     assert set(held) == {"mean", "precision", "fixed.body.weight", "fixed.body.bias"}
 
 
-@pytest.mark.parametrize("model", ["DrawnByNumPy", "PlainAttributes"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_buffer_that_changes_later_fails_every_client_and_reaches_none(own, tmp_path, batch):
+    with pytest.raises(RunFailed, match=r"training changes the buffer 'total'.*GroupNorm.*keep other buffers constant"):
+        own("Counts", f"engine.clients_per_batch={batch}", "client.epochs=3")
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    assert len(reasons) == 10
+    assert len(set(reasons)) == 1
+
+
+def test_constants_are_put_back():
+    module = torch.nn.BatchNorm1d(2)
+    constants = Constants(model := FlatModel(module), {"name": "mine"})
+    before = {name: value.clone() for name, value in model.fixed.items()}
+
+    def ended_by(error):
+        with constants.unchanged():
+            module(torch.randn(4, 2, generator=torch.Generator().manual_seed(1)))
+            module.num_batches_tracked = torch.ones(3)
+            if error:
+                raise error
+
+    with pytest.raises(InputError, match="'running_mean'"):
+        ended_by(None)
+    with pytest.raises(KeyError, match="own"):  # what the client raised is what it says
+        ended_by(KeyError("own"))
+    assert model.fixed.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.fixed.items())
+    with constants.unchanged():
+        module.eval()(torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("model", ["DrawnByNumPy", "PlainAttributes", "Noisy"])
 def test_equal_runs_have_equal_bits_and_the_hosts_generators_go_on_undisturbed(own, model):
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     undisturbed = random.random(), np.random.normal(), float(torch.randn(()))  # np.random.normal keeps a second draw

@@ -11,7 +11,7 @@ from flwr.app import Array, Message, MetricRecord, RecordDict
 from flwr.common.serde import error_to_proto, recorddict_to_proto
 
 from bayesfed import wire
-from bayesfed.errors import RunFailed
+from bayesfed.errors import RunDiverged, RunFailed
 
 P = 5
 KINDS = ("point", "isotropic", "diagonal", "full")
@@ -169,7 +169,7 @@ def test_a_run_that_diverged_says_so(posterior, strategy, scripted, kind: str) -
         "client": lambda: wire.Diverged("the site is not finite; use a smaller damping"),
     }[kind]
     made = strategy("point", min_replies=2)
-    with pytest.raises(RunFailed) as failed:
+    with pytest.raises(RunDiverged) as failed:
         made.start(scripted(6, lambda c, r: posterior("point", c, r) if c == 4 else away()), num_rounds=1)
     text = str(failed.value)
     assert text.startswith(
