@@ -17,6 +17,7 @@ from clients.optim import SRVN
 from clients.optim.srvn_update import (
     factor_from_precision,
     factor_step,
+    overshoot,
     precision_from_factor,
     precondition,
     step_limit,
@@ -145,7 +146,8 @@ class SRVNSolver(Solver):
                 points = self._points(mean, factor, samples, generator)
             with span("gradient"):
                 gradient = torch.stack([loss.gradient(point) for point in points]).mean(0) / tau
-                hessian = self._hessian(loss, points, diagonal) / tau
+                dense = torch.stack([loss.hessian(point) for point in points]).mean(0)
+                hessian = (dense.diagonal() if diagonal else dense) / tau
             with span("update"):
                 white = whiten(factor, server_precision + (hessian - site_precision) / rho)
                 if not bool(white.isfinite().all()):
@@ -161,7 +163,11 @@ class SRVNSolver(Solver):
                 slope = (gradient + linear - server.multiply(quadratic, mean)) / rho
                 slope = slope + server.multiply(server.precision, mean - server.mean)
                 change = precondition(factor, slope)
+                root = factor * (rate_mean * short).sqrt()
                 factor = factor_step(factor, white, rate_covariance * short)
+                if diagonal:  # what one entry's curvature allows can be too long for correlated ones together
+                    dense.div_(rho * tau).diagonal().add_(server.precision - quadratic / rho)
+                    change = change / overshoot(dense.mul_(root[:, None]).mul_(root))
                 mean = mean - rate_mean * short * change
 
         value = float(loss.loss(mean)) / problem.num_examples
@@ -183,11 +189,6 @@ class SRVNSolver(Solver):
         noise = torch.empty(samples, len(mean), dtype=mean.dtype, device=mean.device)
         noise.normal_(generator=generator)
         return mean + (noise * factor if factor.ndim == 1 else noise @ factor.mT)
-
-    @staticmethod
-    def _hessian(loss: LocalLoss, points: Tensor, diagonal: bool) -> Tensor:
-        hessian = torch.stack([loss.hessian(point) for point in points]).mean(0)
-        return hessian.diagonal() if diagonal else hessian
 
     def _with_gradients(self, problem: LocalProblem) -> LocalSolution:
         """Mini-batches and gradients only, by the optimizer."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bayesfed.seeding import torch_generator
+
 Expectations = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(mean, factor) -> (E_q[grad f], E_q[hess f]), shaped like them."""
 
@@ -88,6 +90,17 @@ def step_limit(curvature: Tensor, temperature: float = 1.0, max_change: float = 
         diagonal = torch.diagonal(curvature)
         bound = (diagonal - temperature + curvature.abs().sum(1) - diagonal.abs()).max()
     return torch.where(bound > 0, 2 * max_change / bound.clamp_min(torch.finfo(bound.dtype).tiny), torch.inf)
+
+
+def overshoot(steps: Tensor) -> float:
+    """By how much a step along correlated entries is too long: the largest eigenvalue of ``steps`` (P, P) if it is 2 or more, else 1."""
+    if float(torch.linalg.vector_norm(steps, 1, dim=1).max()) < 2:
+        return 1.0
+    vector = torch.empty_like(steps[0]).normal_(generator=torch_generator(0, "overshoot", device=steps.device))
+    for _ in range(30):
+        vector = steps @ (vector / vector.norm())
+    largest = float(vector.norm())
+    return largest if largest >= 2 else 1.0
 
 
 def srvn_flow(

@@ -239,6 +239,22 @@ def test_under_a_fixed_diagonal_precision_correlated_features_are_solved(tmp_pat
     assert found[1].summary["mean/rmse"] == pytest.approx(found[0].summary["mean/rmse"], rel=1e-6)
 
 
+def test_a_learned_diagonal_precision_does_not_run_away_either(tmp_path):
+    shared = [
+        "experiment=linreg",
+        "strategy.family=diagonal",
+        "figures=false",
+        "display=false",
+        "rounds=10",
+        "eval.samples=2",
+    ]
+    exact, mine = (
+        bayesfed.run([*shared, f"client={client}", f"hydra.run.dir={tmp_path / client}"]).summary["mean/rmse"]
+        for client in ("exact", "srvon")
+    )
+    assert mine == pytest.approx(exact, rel=0.02)
+
+
 def test_isotropic_is_refused_before_the_run(tmp_path):
     with pytest.raises(InputError, match=r"client=srvon: solves for these families: diagonal, full"):
         bayesfed.run(["strategy.family=isotropic", "client=srvon", f"hydra.run.dir={tmp_path}/r"])
