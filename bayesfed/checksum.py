@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def file_digest(path: Path) -> str:
             while block := stream.read(1 << 20):
                 made.update(block)
     return made.hexdigest()
+
+
+def data_digest(path: object) -> str | None:
+    """:func:`file_digest` of what ``data.path`` names; None if it names nothing that is there."""
+    return file_digest(Path(path)) if isinstance(path, str) and os.path.exists(path) else None
 
 
 def files_of(path: Path) -> list[Path]:

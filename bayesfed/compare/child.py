@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bayesfed.app import Plain, plain
+from bayesfed.checksum import data_digest
 from bayesfed.compare.grid import digest
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunFailed
@@ -66,7 +67,7 @@ def finished(directory: Path, config: Plain) -> bool:
     """Whether ``directory`` holds a finished run with this (plain) configuration.
 
     Raises:
-        InputError: it holds a run with another configuration.
+        InputError: it holds a run with another configuration, or on other data.
     """
     run = RunDirectory(directory)
     if not run.is_run:
@@ -75,6 +76,8 @@ def finished(directory: Path, config: Plain) -> bool:
         fix = "was made with another configuration; move it away or choose another folder"
         raise InputError("out", directory, fix)
     summary = run.summary()
+    if summary.get("data_xxh3") not in (None, data_digest(config["data"].get("path"))):
+        raise InputError("out", directory, "was made with other data than data.path holds now; choose another folder")
     return summary.get("status") == "finished" and summary.get("rounds") == config["rounds"]
 
 

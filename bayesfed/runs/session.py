@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from functools import cached_property
 from itertools import count
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.arithmetic import arithmetic
-from bayesfed.checksum import file_digest
+from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
 from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.foreign import plain_text
@@ -174,8 +173,7 @@ class Session:
     @cached_property
     def data_digest(self) -> str | None:
         """Of the file or folder that ``data.path`` names; None if it names none."""
-        path = self.cfg.data.get("path")
-        return file_digest(Path(path)) if isinstance(path, str) and os.path.exists(path) else None
+        return data_digest(self.cfg.data.get("path"))
 
     def client_app(self):
         """The ClientApp of this run, with its sites in the run directory."""
@@ -384,6 +382,7 @@ class Session:
             "parameters": self.num_parameters,
             "clients": self.num_clients,
             "evaluated_on": self.problem.evaluated_on,
+            "data_xxh3": self.data_digest,
             "wall_clock": seconds,
             "bytes/total": sum(self.bytes.values()),
             **provenance(),
