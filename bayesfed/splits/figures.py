@@ -90,7 +90,7 @@ def samples(problem: Problem, seed: int) -> Figure:
             if problem.num_classes is not None:
                 code = int(labels[i])
                 name = code if problem.classes is None else problem.classes[code]
-                axis.set_title(label(name, 10), size=7, pad=1.5, color=GREY)
+                axis.set_title(label(name, 8), size=7, pad=1.5, color=GREY)
         row[0].text(
             -0.25, 0.5, _caption(client, problem.named(int(k)).get("name", f"client {k}")), transform=row[0].transAxes, ha="right", va="center", size=7.5,
             linespacing=1.3,
