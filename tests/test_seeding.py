@@ -20,7 +20,8 @@ def draws() -> tuple[float, ...]:
 class DrawingSolver:
     """What a client group must have, and a constructor that draws."""
 
-    families, lacks, batches, stepwise, check, solve = frozenset(), {}, False, True, None, None
+    families, lacks, batches, stepwise = frozenset(), {}, False, True
+    check = require = solve = solve_many = None
 
     def __init__(self):
         self.drawn = draws()

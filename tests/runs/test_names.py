@@ -70,4 +70,4 @@ def test_the_figure():
     figure = label_distribution(np.array([[3, 0], [1, 2]]), ["a very long name of a class", "b$"], ["Aachen", "Ulm"])
     axis = figure.axes[1]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["Aachen", "Ulm"]
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a very long nam…", r"b\$"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a very lon…class", r"b\$"]
