@@ -76,7 +76,7 @@ def number(
     fix += " (or null for the default)" if optional else ""
     if value is None and optional:
         return None
-    found = _python(value)
+    found = python_number(value)
     if isinstance(found, bool) or not isinstance(found, numbers.Real) or found != found:
         raise InputError(field, value, fix)
     found = found if isinstance(found, int) else float(found)
@@ -95,14 +95,14 @@ def integer(field: str, value: Any, *, at_least: int, optional: bool = False) ->
     """``value`` as a Python int, if it is a whole number of at least ``at_least``; NumPy's and 0-d tensors are."""
     if value is None and optional:
         return None
-    found = _python(value)
+    found = python_number(value)
     if isinstance(found, bool) or not isinstance(found, numbers.Integral) or found < at_least:
         fix = f"must be a whole number >= {at_least}"
         raise InputError(field, value, fix + (" (or null)" if optional else ""))
     return found
 
 
-def _python(value: Any) -> Any:
+def python_number(value: Any) -> Any:
     """NumPy's and torch's numbers (arrays and tensors of no dimension) as Python's."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 

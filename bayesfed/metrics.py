@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping
 
+from bayesfed.errors import python_number
 from bayesfed.foreign import plain_text
 
 
@@ -20,7 +21,7 @@ def plain_numbers(found: object, source: str) -> dict[str, float]:
     for name, value in found.items():
         if not isinstance(name, str) or name == "round":
             raise ValueError(f"{source}: {plain_text(repr(name), 60)} can't be the name of a metric")
-        value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+        value = python_number(value)
         if not isinstance(value, numbers.Real):
             raise ValueError(
                 f"{source}: metric '{plain_text(name, 60)}' must be a number, not of type {type(value).__name__}"
