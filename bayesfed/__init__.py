@@ -15,15 +15,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bayesfed.errors import InputError, RunFailed
     from bayesfed.runs.launch import RunResult, run
-    from bayesfed.runs.trained import TrainedRun, load
+    from bayesfed.uses.trained import TrainedRun, load
 
 _LAZY = {
     "InputError": "bayesfed.errors",
     "RunFailed": "bayesfed.errors",
     "RunResult": "bayesfed.runs.launch",
     "run": "bayesfed.runs.launch",
-    "TrainedRun": "bayesfed.runs.trained",
-    "load": "bayesfed.runs.trained",
+    "TrainedRun": "bayesfed.uses.trained",
+    "load": "bayesfed.uses.trained",
 }
 
 __all__ = ["InputError", "RunFailed", "RunResult", "TrainedRun", "load", "run"]

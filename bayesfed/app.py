@@ -17,15 +17,15 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import profiling
-from bayesfed.arithmetic import set_arithmetic
+from bayesfed.accelerate.arithmetic import set_arithmetic
 from bayesfed.deployment.own_data import place
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import InputError
 from bayesfed.groups import build
 from bayesfed.host import own_packages
 from bayesfed.problem import Problem, build_problem
 from bayesfed.problem.build import origins
 from bayesfed.wire import DTYPES
+from bayesfed.wire.flower_version import error_reply
 
 log = getLogger("bayesfed")
 Plain = dict[str, Any]

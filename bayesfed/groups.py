@@ -23,8 +23,8 @@ _RESERVED = {"_target_", "name", "default_client", "handler"}
 _GIVEN = {"model": ("input_shape", "num_outputs")}  # arguments that don't come from the configuration
 _NEEDED = {  # what is used of a class, and what has it all
     "strategy": ("family asks setup start prepare combine", "strategies.FederatedStrategy"),
-    "client": ("families lacks batches stepwise check require solve solve_many", "clients.local.Solver"),
-    "handler": ("train query", "clients.handler.Trainer"),
+    "client": ("families lacks batches stepwise check require solve solve_many", "bayesfed.federation.local.Solver"),
+    "handler": ("train query", "bayesfed.federation.client.handler.Trainer"),
     "engine": ("run", "bayesfed.engine.inline.InlineEngine"),
     "logger": ("begin log end", "bayesfed.runs.loggers.NoLogger"),
 }

@@ -22,15 +22,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem import Categorical, Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.models import MLP
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import torch_generator
-from clients.batched import can_batch
 from clients.ivon import IVONSolver
-from clients.local import LocalProblem, Solver
 from clients.point import PointSolver
+from clients.side_by_side import can_batch
 
 INPUTS, CLASSES = 64, 10
 PARAMS = (100, 1000, 3000, 10_000, 20_000, 50_000, 100_000, 200_000)

@@ -27,8 +27,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from bayesfed import wire
+from bayesfed.federation.server.replies import stream
 from strategies import BayesADMM
-from strategies.replies import stream
 
 WARM_UP = 5
 PAGE = 1024  # float32 numbers
@@ -115,7 +115,7 @@ def inline_and_ray(clients: int, params: int, workers: int, rounds: int) -> dict
 
 def flower(clients: int, params: int, rounds: int) -> float:
     """Flower's runtime, in this process."""
-    from bayesfed.engine.flower_version import simulate
+    from bayesfed.wire.flower_version import simulate
 
     timing = Rounds(clients, params)
     server = ServerApp()

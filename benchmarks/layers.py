@@ -2,7 +2,7 @@
 
     python benchmarks/layers.py --json
 
-``ratio`` is the median time with the layers of ``bayesfed/problem/layers.py`` over the median with torch's; ``low`` and ``high`` are the
+``ratio`` is the median time with the layers of ``bayesfed/accelerate/layers.py`` over the median with torch's; ``low`` and ``high`` are the
 smallest and largest of the ratios of ``--blocks`` blocks of steps. ``linear`` is the median with all of these layers over that with all but large
 linear ones, null where the model has none.
 """
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bayesfed.arithmetic import set_arithmetic
+from bayesfed.accelerate.arithmetic import set_arithmetic
+from bayesfed.accelerate.layers import QuickLinear, quicken
 from bayesfed.engine.ray_worker import keep_freed_memory
-from bayesfed.problem.layers import QuickLinear, quicken
 from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20
 from benchmarks.pfl_contestants.cnn import SimpleCNN
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bayesfed.seeding import torch_generator
 from benchmarks.ivon_step import steps
+from clients.gaussian_steps import METHODS
 from clients.optim import IVON, SRVN
-from clients.optim.gaussian_steps import METHODS
 
 LEARNERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True),

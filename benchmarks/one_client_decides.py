@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bayesfed import wire
 from bayesfed.config import compose_config
-from bayesfed.engine.flower_version import node_context
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.runs.launch import prepare
+from bayesfed.wire.flower_version import node_context
 
 ROUNDS = 10
 CLAIMS = (5e1, 1e2, 1e4, 1e30)

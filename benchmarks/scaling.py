@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 from flwr.serverapp import Grid
 
-from bayesfed.arithmetic import arithmetic
+from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.config import compose_config
 from bayesfed.groups import build
 from bayesfed.runs.directory import RunDirectory

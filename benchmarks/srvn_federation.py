@@ -24,15 +24,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bayesfed.engine.inline import InlineGrid
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.client.sites import MemorySites
+from bayesfed.federation.local import Solver
 from bayesfed.problem import Examples, Problem
 from bayesfed.problem.likelihood import Categorical, Gaussian, Likelihood
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import torch_generator
 from benchmarks.results_file import keep, kept
 from benchmarks.srvn_logistic import DATA
-from clients.handler import Trainer
-from clients.local import Solver
-from clients.sites import MemorySites
 from clients.srvn import SRVNSolver
 from clients.von import VONSolver
 from strategies import BayesADMM

@@ -27,9 +27,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.results_file import keep, kept
-from clients.optim.gaussian_steps import METHODS
-from clients.optim.logistic import LogisticPosterior
-from clients.optim.srvn_update import srvn_step, step_limit, whiten
+from clients.gaussian_steps import METHODS
+from clients.lmd.logistic import LogisticPosterior
+from clients.srvn.step import srvn_step, step_limit, whiten
 
 CONTROLLED = "SR-VN, controlled"
 STYLES = {

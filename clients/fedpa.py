@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bayesfed import wire
 from bayesfed.families import PointMass
-from clients.handler import Task, Trainer
-from clients.local import LocalProblem, LocalSolution, Posterior
-from clients.sites import Record
+from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.sites import Record
+from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
 
 
 class PathSamples:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clients.handler import Task, Trainer
-from clients.local import LocalProblem, LocalSolution, Posterior
-from clients.sites import Record
+from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.sites import Record
+from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
 
 
 class ScaffoldTrainer(Trainer):

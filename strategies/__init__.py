@@ -1,6 +1,6 @@
 """Federated strategies on Flower's message API, one file per method."""
 
-from strategies.base import FederatedStrategy
+from bayesfed.federation.server.strategy import FederatedStrategy
 from strategies.bayes_admm import BayesADMM
 from strategies.bregman_admm import BregmanADMM
 from strategies.fedadagrad import FedAdagrad

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, choice, number
 from bayesfed.families import Gaussian, NaturalParameters, exponential
-from strategies.base import FederatedStrategy, Sums
+from bayesfed.federation.server.strategy import FederatedStrategy, Sums
 
 log = getLogger("bayesfed")
 

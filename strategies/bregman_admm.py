@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bayesfed.families import Gaussian, NaturalParameters
-from strategies.base import Sums
+from bayesfed.federation.server.strategy import Sums
 from strategies.bayes_admm import BayesADMM
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesfed.errors import number
 from bayesfed.families import PointMass
-from strategies.base import Sums
+from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from strategies.base import FederatedStrategy, Sums
+from bayesfed.federation.server.strategy import FederatedStrategy, Sums
 
 PIECE = 65536  # numbers
 

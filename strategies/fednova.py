@@ -6,9 +6,9 @@ import torch
 
 from bayesfed.errors import number
 from bayesfed.families import PointMass
-from strategies.base import Sums
+from bayesfed.federation.server.reading import Reply
+from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
-from strategies.reading import Reply
 
 
 class FedNova(FedAvg):

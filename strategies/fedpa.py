@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayesfed.errors import integer, number
 from bayesfed.families import PointMass
-from strategies.base import Sums
+from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
 
 

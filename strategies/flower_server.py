@@ -14,9 +14,9 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from strategies.base import Sums
+from bayesfed.federation.server.reading import Reply
+from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
-from strategies.reading import Reply
 
 
 class FlowerServer(FedAvg):

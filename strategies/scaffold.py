@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
-from strategies.base import Sums
+from bayesfed.federation.server.reading import Reply
+from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
-from strategies.reading import Reply
 
 
 class Scaffold(FedAvg):

@@ -10,8 +10,8 @@ import torch
 
 from bayesfed import wire
 from bayesfed.errors import InputError
-from bayesfed.message_size import record_bytes
 from bayesfed.seeding import torch_generator
+from bayesfed.wire.size import record_bytes
 
 P = 4000
 HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative error of rounding

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common.serde import error_to_proto, recorddict_to_proto
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply, set_identity
-from bayesfed.message_size import message_bytes, record_bytes
+from bayesfed.wire.flower_version import error_reply, set_identity
+from bayesfed.wire.size import message_bytes, record_bytes
 
 SHAPES = {"point": lambda p: {"mean": (p,)}, "diagonal": lambda p: {"mean": (p,), "precision": (p,)}}
 SHAPES |= {

@@ -12,13 +12,13 @@ import torch
 import bayesfed
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.families import PointMass
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian
 from bayesfed.runs.directory import read_jsonl
 from bayesfed.seeding import numpy_generator
 from bayesfed.system import Fate, System
-from clients.local import LocalProblem
 
 QUIET = ["display=false", "figures=false", "eval.samples=2"]
 LINREG = ["experiment=linreg", *QUIET]

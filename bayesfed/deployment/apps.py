@@ -37,10 +37,10 @@ from bayesfed.config import RESUMABLE, compose_config, parse
 from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.deployment.told import log_whole, told
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.problem.build import origins
 from bayesfed.runs.directory import RunDirectory, write_text
+from bayesfed.wire.flower_version import error_reply
 
 if TYPE_CHECKING:  # a client, started anew for each message, has no use for what these import
     from bayesfed.runs.session import Session

@@ -82,8 +82,8 @@ class FlowerEngine:
 
     def serve(self, directory: Path) -> None:
         """What the child does."""
-        from bayesfed.engine.flower_version import simulate
         from bayesfed.runs.session import resume_session
+        from bayesfed.wire.flower_version import simulate
 
         with profiling.span("start-up"), profiling.span("load"):
             session = resume_session(directory)

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from bayesfed.engine.flower_version import set_identity
+from bayesfed.wire.flower_version import set_identity
 
 
 class LocalGrid(Grid):

@@ -10,9 +10,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from bayesfed.engine.batching import batch_of, groups
-from bayesfed.engine.flower_version import error_reply, node_context
 from bayesfed.engine.grid import LocalGrid
 from bayesfed.errors import integer
+from bayesfed.wire.flower_version import error_reply, node_context
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session

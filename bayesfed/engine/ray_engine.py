@@ -11,11 +11,11 @@ import torch
 
 from bayesfed.app import client_app
 from bayesfed.engine.batching import batch_of
-from bayesfed.engine.flower_version import node_context
 from bayesfed.engine.ray_grid import RayGrid
 from bayesfed.engine.ray_worker import keep_freed_memory
 from bayesfed.errors import InputError, integer, number
 from bayesfed.host import cores, same_random
+from bayesfed.wire.flower_version import node_context
 
 if TYPE_CHECKING:
     from bayesfed.runs.session import Session

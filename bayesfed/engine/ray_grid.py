@@ -18,12 +18,12 @@ from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.engine.grid import LocalGrid
 from bayesfed.engine.ray_schedule import LARGEST_BATCH, Schedule
 from bayesfed.engine.ray_worker import Task, Worker, share_memory
 from bayesfed.errors import RunFailed
 from bayesfed.profiling import occupied, span
+from bayesfed.wire.flower_version import error_reply
 
 log = getLogger("bayesfed")
 ATTEMPTS = 3  # a unit whose worker died is given to another this many times in all

@@ -16,8 +16,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from bayesfed.engine.batching import groups
-from bayesfed.engine.flower_version import error_reply, node_context, set_identity
 from bayesfed.host import look_as
+from bayesfed.wire.flower_version import error_reply, node_context, set_identity
 
 
 def share_memory() -> None:
@@ -87,7 +87,7 @@ class Worker:
 
     def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
         look_as(path)
-        from bayesfed.arithmetic import set_arithmetic
+        from bayesfed.accelerate.arithmetic import set_arithmetic
 
         set_arithmetic()
         set_identity()

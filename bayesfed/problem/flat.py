@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bayesfed.problem.layers import quicken
+from bayesfed.accelerate.layers import quicken
 
 
 class FlatModel:
@@ -15,7 +15,7 @@ class FlatModel:
     length P; the module sees the same memory through views, so nothing is gathered or scattered.
 
     Attributes:
-        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of ``bayesfed.problem.layers``.
+        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of ``bayesfed.accelerate.layers``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
     """
 

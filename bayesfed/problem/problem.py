@@ -13,7 +13,7 @@ import torch
 import xxhash
 from torch import nn
 
-from bayesfed.arithmetic import ordinary_tensors
+from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.problem.configured import construct
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.likelihood import Likelihood

@@ -78,7 +78,7 @@ class Evaluator:
         return reliability(self._predictions, self.problem.test.targets().cpu())
 
     def personalized(self, round: int, answers: Mapping[int, Mapping[str, float]], kind: str) -> dict[str, float]:
-        """Summarise what clients said of their local posteriors, see :func:`strategies.personalize.personalize`.
+        """Summarise what clients said of their local posteriors, see :func:`bayesfed.federation.server.personalize.personalize`.
 
         Args:
             round: the last one.

@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.app import device_of
-from bayesfed.arithmetic import ordinary_tensors
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.errors import InputError, reason_of
 from bayesfed.families import Gaussian, PointMass

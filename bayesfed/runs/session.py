@@ -15,8 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
+from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
-from bayesfed.arithmetic import arithmetic
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
 from bayesfed.evaluation.predictive import noise_precision

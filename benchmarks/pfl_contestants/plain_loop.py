@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bayesfed.problem.layers import quicken
+from bayesfed.accelerate.layers import quicken
 from bayesfed.seeding import derive, numpy_generator, torch_generator
 from benchmarks.pfl_contestants.cnn import SimpleCNN
 from benchmarks.pfl_contestants.protocol import CLASSES, SHAPE, Finished, Protocol, Turns, parse

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.serverapp import Grid
 
-from bayesfed.arithmetic import arithmetic
+from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.config import compose_config
 from bayesfed.groups import build
 from bayesfed.runs.directory import RunDirectory

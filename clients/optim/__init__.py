@@ -1,8 +1,9 @@
-"""Optimizers that learn a posterior."""
+"""Optimizers that learn a posterior, for training loops of one's own."""
 
-from clients.optim.ivon import IVON
-from clients.optim.lmd import LMD
-from clients.optim.srvn import SRVN
-from clients.optim.srvn_update import srvn_step
+from clients.ivon.optimizer import IVON
+from clients.lmd.optimizer import LMD
+from clients.nva import search as nva
+from clients.srvn.optimizer import SRVN
+from clients.srvn.step import srvn_step
 
-__all__ = ["IVON", "LMD", "SRVN", "srvn_step"]
+__all__ = ["IVON", "LMD", "SRVN", "nva", "srvn_step"]

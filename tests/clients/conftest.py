@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from bayesfed.engine.flower_version import node_context, set_identity
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from bayesfed.problem import Problem, build_problem
+from bayesfed.wire.flower_version import node_context, set_identity
 from clients.exact import ExactSolver
-from clients.handler import Trainer
-from clients.local import LocalProblem, LocalSolution, Solver
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

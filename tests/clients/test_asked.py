@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, LogNormal, NaturalParameters, PointMass
+from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian
 from bayesfed.seeding import torch_generator
-from clients.batched import BatchingSolver, can_batch
-from clients.local import LocalProblem, LocalSolution, Solver
+from clients.side_by_side import BatchingSolver, can_batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "client"
 F64, P, N = torch.float64, 3, 24

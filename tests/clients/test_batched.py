@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from bayesfed.families import NaturalParameters, PointMass, gaussian
+from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from bayesfed.problem import Categorical, Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.models import MLP
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import torch_generator
-from clients.batched import SideBySide, can_batch, loners
 from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
-from clients.local import LocalProblem, LocalSolution, Solver
 from clients.point import PointSolver
+from clients.side_by_side import SideBySide, can_batch, loners
 
 torch.set_num_threads(1)
 SIZES = (9, 1, 20, 22, 17, 8)  # one example, less than a batch of 8, a batch, and batches that end early

@@ -11,9 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from bayesfed import wire
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES
+from bayesfed.federation.client.sites import DiskSites, MemorySites
+from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from clients.exact import ExactSolver
-from clients.local import LocalProblem, LocalSolution, Solver
-from clients.sites import DiskSites, MemorySites
 
 P = 4
 METHOD = {

@@ -14,13 +14,13 @@ import torch
 from flwr.app import Message, RecordDict
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply, node_context
 from bayesfed.engine.grid import LocalGrid
 from bayesfed.errors import RunFailed
 from bayesfed.families import NaturalParameters
+from bayesfed.federation.client.sites import DiskSites, MemorySites
+from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from bayesfed.runs.checkpoint import Checkpoint
-from clients.local import LocalProblem, LocalSolution, Solver
-from clients.sites import DiskSites, MemorySites
+from bayesfed.wire.flower_version import error_reply, node_context
 from strategies import BayesADMM
 
 P = 4

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bayesfed.errors import InputError
 from bayesfed.seeding import torch_generator
+from clients.noise import Noise
 from clients.optim import IVON
-from clients.optim.noise import Noise
 
 torch.set_num_threads(1)
 X = torch.randn(16, 6, generator=torch_generator(1, "x"))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bayesfed.seeding import torch_generator
+from clients.noise import Noise, quantile_points, quantile_table
 from clients.optim import IVON
-from clients.optim.noise import Noise, quantile_points, quantile_table
 
 torch.set_num_threads(1)
 

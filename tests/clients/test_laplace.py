@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch.func import functional_call, hessian, jacrev
 
+from bayesfed.accelerate import layers
 from bayesfed.families import DiagonalGaussian
-from bayesfed.problem import Examples, layers
+from bayesfed.federation.local import LocalProblem
+from bayesfed.problem import Examples
+from bayesfed.problem.curvature import ggn
+from bayesfed.problem.curvature.ggn import ggn_diagonal
+from bayesfed.problem.curvature.quadratic import LocalLoss
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Categorical, Gaussian
-from clients import ggn
-from clients.ggn import ggn_diagonal
 from clients.laplace import LaplaceSolver
-from clients.local import LocalProblem
-from clients.quadratic import LocalLoss
 
 
 def pose(likelihood, y, **options) -> LocalProblem:
@@ -99,7 +100,7 @@ def test_layers_and_examples_agree(kind, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("large", [1, layers.LARGE])
 def test_layers_are_used_for_perceptrons(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """... and there it is taken, also over :class:`bayesfed.problem.layers.QuickLinear`."""
+    """... and there it is taken, also over :class:`bayesfed.accelerate.layers.QuickLinear`."""
     monkeypatch.setattr(layers, "LARGE", large)
     monkeypatch.setattr(ggn, "_of_examples", lambda *_: pytest.fail("gradients of single examples"))
     problem = pose(*PROBLEMS["categorical"])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesfed.accelerate import library
 from bayesfed.seeding import torch_generator
-from clients.native import library
+from clients.ivon import native as native_step
 from clients.optim import IVON
-from clients.optim import native as native_step
 
 torch.set_num_threads(1)
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

@@ -15,16 +15,16 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from bayesfed.accelerate import library
+from bayesfed.accelerate.perceptron import PerceptronGradient, _multiply
 from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem import Categorical, Examples, Gaussian
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.models import MLP, Linear
 from bayesfed.seeding import torch_generator
 from clients.ivon import IVONSolver
 from clients.lmd import LMDSolver
-from clients.local import LocalProblem
-from clients.native import library
-from clients.native.perceptron import PerceptronGradient, _multiply
 from clients.point import PointSolver
 from clients.srvn import SRVNSolver
 

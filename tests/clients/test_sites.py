@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bayesfed.checksum import checksum
-from clients import sites
-from clients.sites import DiskSites, MemorySites, SiteLost, SiteStore
+from bayesfed.federation.client import sites
+from bayesfed.federation.client.sites import DiskSites, MemorySites, SiteLost, SiteStore
 
 
 def record(value: float) -> dict[str, torch.Tensor]:

@@ -9,12 +9,12 @@ import torch
 
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, PointMass, gaussian
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.wire import Diverged
 from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
 from clients.lmd import LMDSolver
-from clients.local import LocalProblem
 from clients.point import PointSolver
 from clients.srvn import SRVNSolver
 from clients.von import VONSolver

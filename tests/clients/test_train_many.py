@@ -9,9 +9,9 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from bayesfed import wire
+from bayesfed.federation.client.sites import MemorySites
 from clients.ivon import IVONSolver
 from clients.point import PointSolver
-from clients.sites import MemorySites
 
 SOLVER = IVONSolver(lr=0.02, epochs=3, batch_size=8, beta2=0.99, hess_init=0.1)
 METHOD = {

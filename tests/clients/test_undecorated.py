@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from clients.optim.undecorated import bare_step
+from bayesfed.accelerate.undecorated import bare_step
 
 RUN = """
 import sys

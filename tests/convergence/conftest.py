@@ -12,7 +12,7 @@ import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from clients.handler import Trainer
+from bayesfed.federation.client.handler import Trainer
 from strategies import FederatedStrategy
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bayesfed.federation.client.handler import Trainer
 from bayesfed.system import System
 from clients.fedadmm import FedADMMTrainer
-from clients.handler import Trainer
 from clients.point import PointSolver
 from clients.scaffold import ScaffoldTrainer
 from strategies import BayesADMM, FedADMM, FedAvg, FedDyn, FedNova, Scaffold

@@ -54,7 +54,7 @@ class Scripted:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_iterates(name: str) -> None:
-    from bayesfed.engine.flower_version import set_identity
+    from bayesfed.wire.flower_version import set_identity
 
     set_identity()
     ours, theirs = PAIRS[name]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bayesfed.federation.client.handler import Trainer
 from clients.fedadmm import FedADMMTrainer
-from clients.handler import Trainer
 from clients.laplace import LaplaceSolver
 from clients.point import PointSolver
 from clients.scaffold import ScaffoldTrainer

@@ -12,8 +12,8 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from bayesfed.deployment import apps
-from bayesfed.engine.flower_version import set_identity
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.wire.flower_version import set_identity
 
 RNG = np.random.default_rng(0)
 CENTRES = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 4.0]])
@@ -57,7 +57,7 @@ def examples(classes, count: int, names=None, features: int = 2):
 def federation(tmp_path, monkeypatch):
     """``federation({0: arrays, ...}, overrides)``: the session after its run; clients are nodes with those files."""
     monkeypatch.setenv("BAYESFED_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("bayesfed.federation.server.roster.time.sleep", lambda seconds: None)
     set_identity()
 
     def store(name: str, arrays: dict) -> str:

@@ -12,9 +12,9 @@ from flwr.common.serde import error_to_proto, recorddict_to_proto
 from bayesfed import wire
 from bayesfed.deployment import apps
 from bayesfed.deployment.told import told
-from bayesfed.engine.flower_version import set_identity
 from bayesfed.errors import InputError
 from bayesfed.wire import BadMessage, Diverged
+from bayesfed.wire.flower_version import set_identity
 
 SECRETS = ("patient", "Bern", "4711", "smoker", "allow_pickle", "clinic")  # in names, paths, labels and values
 RUN = "data=npz model=linear likelihood=categorical partition=iid client.epochs=1 partition.num_clients=2"

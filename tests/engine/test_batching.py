@@ -13,10 +13,10 @@ import bayesfed
 from bayesfed.app import SimulationApp
 from bayesfed.engine.batching import batch_of, clients_per_batch, groups
 from bayesfed.engine.flower_engine import FlowerEngine
-from bayesfed.engine.flower_version import node_context, set_identity
 from bayesfed.engine.inline import InlineEngine, InlineGrid
 from bayesfed.engine.ray_engine import RayEngine
 from bayesfed.errors import InputError
+from bayesfed.wire.flower_version import node_context, set_identity
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

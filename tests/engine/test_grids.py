@@ -12,9 +12,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from bayesfed.engine.flower_version import set_identity
 from bayesfed.engine.inline import InlineEngine, InlineGrid
 from bayesfed.errors import InputError, RunFailed
+from bayesfed.wire.flower_version import set_identity
 
 VALUES = np.arange(5000, dtype=np.float64)
 

@@ -15,16 +15,16 @@ from torch import Tensor
 import clients.exact
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.families import Gaussian
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.client.sites import MemorySites, SiteStore
+from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem import Examples, Problem
+from bayesfed.problem.curvature.quadratic import LocalLoss
 from bayesfed.problem.likelihood import Gaussian as GaussianLikelihood
 from bayesfed.problem.likelihood import Likelihood
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import torch_generator
 from clients.exact import ExactSolver
-from clients.handler import Trainer
-from clients.local import LocalProblem, Solver
-from clients.quadratic import LocalLoss
-from clients.sites import MemorySites, SiteStore
 from strategies import BayesADMM
 
 torch.set_num_threads(1)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 import clients.ivon
 from bayesfed.families import gaussian
+from bayesfed.federation.client.sites import DiskSites
 from bayesfed.problem.likelihood import Categorical
 from bayesfed.seeding import torch_generator
 from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
-from clients.sites import DiskSites
 from clients.von import VONSolver
 from strategies import BayesADMM
 

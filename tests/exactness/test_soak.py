@@ -9,9 +9,9 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.errors import RunFailed
-from clients.sites import DiskSites
+from bayesfed.federation.client.sites import DiskSites
+from bayesfed.wire.flower_version import error_reply
 from strategies import BayesADMM
 
 pytestmark = pytest.mark.faults

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian, NaturalParameters
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.seeding import torch_generator
 from clients.exact import ExactSolver
 from clients.ivon import IVONSolver
-from clients.local import LocalProblem
 from clients.point import PointSolver
 from clients.srvn import SRVNSolver
 from clients.von import VONSolver

@@ -12,11 +12,11 @@ import torch
 import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.families import DiagonalGaussian, FullGaussian, NaturalParameters
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Categorical
 from bayesfed.seeding import torch_generator
 from clients.exact import ExactSolver
-from clients.local import LocalProblem
 from clients.srvn import SRVNSolver
 from clients.von import VONSolver
 from strategies import PVI, BayesADMM

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from clients.lmd.step import REGULARISERS, lmd_step
 from clients.optim import LMD
-from clients.optim.lmd_update import REGULARISERS, lmd_step
 
 F64 = {"dtype": torch.float64}
 

@@ -8,11 +8,11 @@ import torch
 import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.families import LogNormal, NaturalParameters, PointMass
+from bayesfed.federation.local import LocalProblem
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian
 from clients.lmd import LMDSolver
-from clients.local import LocalProblem
 from strategies import PVI, BayesADMM
 
 F64 = {"dtype": torch.float64}

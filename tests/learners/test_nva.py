@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from clients.gaussian_steps import retract
 from clients.optim import nva
-from clients.optim.gaussian_steps import retract
 
 DTYPE = torch.float64
 CENTRES = torch.tensor([[0, 1], [math.cos(math.pi / 6), -0.5], [-math.cos(math.pi / 6), -0.5]], dtype=DTYPE)

@@ -5,7 +5,7 @@ import torch
 
 from bayesfed.errors import InputError
 from clients.optim import SRVN, srvn_step
-from clients.optim.srvn_update import step_limit, whiten
+from clients.srvn.step import step_limit, whiten
 
 DTYPE = torch.float64
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from clients.optim.gaussian_steps import METHODS, lie_group_step, local_step, retract, safe_von_step, von_step
-from clients.optim.logistic import LogisticPosterior, gauss_hermite
-from clients.optim.srvn_update import (
+from clients.gaussian_steps import METHODS, lie_group_step, local_step, retract, safe_von_step, von_step
+from clients.lmd.logistic import LogisticPosterior, gauss_hermite
+from clients.srvn.step import (
     factor_from_precision,
     halved_tril,
     precision_from_factor,

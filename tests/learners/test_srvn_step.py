@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clients.optim import srvn_step
-from clients.optim.srvn_update import step_limit, whiten
+from clients.srvn.step import step_limit, whiten
 
 DTYPE = torch.float64
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, linearize, vmap
 
+from bayesfed.accelerate.layers import LARGE, QuickConv2d, QuickDropout, QuickLinear, QuickMaxPool2d, quicken, restore
 from bayesfed.lowprecision import emulate_mx
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.layers import LARGE, QuickConv2d, QuickDropout, QuickLinear, QuickMaxPool2d, quicken, restore
 
 
 def net(channels: int = 3, pool: nn.Module | None = None) -> nn.Sequential:

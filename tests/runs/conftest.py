@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from clients.exact import ExactSolver
-from clients.local import LocalProblem, LocalSolution
 
 
 @pytest.fixture

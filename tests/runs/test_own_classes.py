@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.local import LocalSolution
 from bayesfed.runs.launch import RunResult, run_config
 from bayesfed.runs.status import status
 from clients.exact import ExactSolver
-from clients.handler import Trainer
-from clients.local import LocalSolution
 from strategies import BayesADMM
 
 BASE = (
@@ -259,11 +259,11 @@ class Abstract(BayesADMM):
         ({"strategy": ExactSolver}, "its constructor fails"),
         ({"strategy": subclass(BayesADMM, "__init__", lambda self, **settings: None)}, r"must call super\(\).__init__\(\)"),
         ({"strategy": Abstract}, "abstract"),
-        ({"client": dict}, "derive it from clients.local.Solver"),
-        ({"client": type("Mine", (), {})}, "derive it from clients.local.Solver"),
+        ({"client": dict}, "derive it from bayesfed.federation.local.Solver"),
+        ({"client": type("Mine", (), {})}, "derive it from bayesfed.federation.local.Solver"),
         ({"client": subclass(ExactSolver, "__init__", raises(KeyError("x")))}, "its constructor fails: KeyError"),
         ({"client": subclass(ExactSolver, "check", raises(KeyError("x")))}, "KeyError"),
-        ({"handler": type("Mine", (), {})}, "derive it from clients.handler.Trainer"),
+        ({"handler": type("Mine", (), {})}, "derive it from bayesfed.federation.client.handler.Trainer"),
         ({"handler": subclass(Trainer, "__init__", lambda self, name: None)}, "unexpected keyword argument"),
     ],
 )  # fmt: skip

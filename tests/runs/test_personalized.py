@@ -13,10 +13,10 @@ import bayesfed
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.engine.inline import InlineGrid
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.client.sites import MemorySites
 from bayesfed.runs.directory import read_jsonl
 from clients.exact import ExactSolver
-from clients.handler import Trainer
-from clients.sites import MemorySites
 from strategies import BayesADMM, FedAvg
 
 LINREG = ["experiment=linreg", "display=false", "figures=false", "eval.samples=2"]

@@ -12,9 +12,9 @@ import torch
 import bayesfed
 from bayesfed.cli import main
 from bayesfed.errors import RunFailed
+from bayesfed.federation.local import LocalSolution
 from bayesfed.runs import evaluator, session
 from bayesfed.runs.directory import read_jsonl
-from clients.local import LocalSolution
 
 LINREG = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "figures=false", "display=false"]  # fmt: skip
 

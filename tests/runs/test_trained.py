@@ -20,8 +20,8 @@ from bayesfed.families import DiagonalGaussian, PointMass
 from bayesfed.problem import build_problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.runs.posterior_file import save_posterior
-from bayesfed.runs.trained import load
 from bayesfed.seeding import torch_generator
+from bayesfed.uses.trained import load
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_point_estimate_predicts_the_same_for_any_number_of_samples(make_run):
 def test_batches_do_not_change_a_prediction(make_run, monkeypatch):
     run = make_run()
     whole = run.predict(X)
-    monkeypatch.setattr("bayesfed.runs.trained.CPU_BATCH", 2)
+    monkeypatch.setattr("bayesfed.uses.trained.CPU_BATCH", 2)
     torch.testing.assert_close(run.predict(X), whole, rtol=1e-12, atol=0)
 
 

@@ -10,9 +10,9 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply
 from bayesfed.engine.grid import LocalGrid
 from bayesfed.seeding import torch_generator
+from bayesfed.wire.flower_version import error_reply
 from strategies import BayesADMM, FedAvg
 
 torch.set_num_threads(1)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from bayesfed.engine.flower_version import set_identity
-from strategies import delivery
-from strategies.delivery import deliver
-from strategies.roster import Roster
+from bayesfed.federation.server import delivery
+from bayesfed.federation.server.delivery import deliver
+from bayesfed.federation.server.roster import Roster
+from bayesfed.wire.flower_version import set_identity
 
 pytestmark = pytest.mark.faults
 GONE = Error(5, "the node is not available")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from bayesfed import message_size, wire
+from bayesfed import wire
 from bayesfed.deployment import command
-from bayesfed.engine.flower_version import CLIENT_RAISED, raised, reason, set_identity
-from bayesfed.message_size import message_bytes
 from bayesfed.runs.json_log import JsonLog
+from bayesfed.wire import size as message_size
+from bayesfed.wire.flower_version import CLIENT_RAISED, raised, reason, set_identity
+from bayesfed.wire.size import message_bytes
 
 P = 5
 NASTY = "\x1b]0;owned\x07\x1b[31m[bold red]x[/]\u202e\r\n<script>alert(1)</script>\x00\x9b2J\u2028"

@@ -12,12 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp.strategy import Result, Strategy
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply, set_identity
 from bayesfed.errors import RunFailed
 from bayesfed.families import DiagonalGaussian, FullGaussian, IsotropicGaussian
+from bayesfed.federation.server.replies import group_size
+from bayesfed.federation.server.roster import Roster
+from bayesfed.wire.flower_version import error_reply, set_identity
 from strategies import BayesADMM, FedAvg, FedProx
-from strategies.replies import group_size
-from strategies.roster import Roster
 
 P = 5
 
@@ -357,7 +357,7 @@ class Nodes(list):
 
 
 def test_roster_refuses_strangers_and_waits_for_who_is_away(monkeypatch) -> None:
-    monkeypatch.setattr("strategies.roster.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("bayesfed.federation.server.roster.time.sleep", lambda seconds: None)
     set_identity()
     late, claimed = Roster(2), Roster(2)
     late.gather(Nodes([[0], ["away", "away", 1]]), 9.0)

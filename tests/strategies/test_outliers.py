@@ -7,7 +7,7 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 
 from bayesfed import wire
-from strategies.outliers import Outliers
+from bayesfed.federation.server.outliers import Outliers
 
 P = 5
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bayesfed import wire
-from bayesfed.engine.flower_version import error_reply, set_identity
+from bayesfed.federation.server.limits import Limits
+from bayesfed.federation.server.replies import GroupSums
+from bayesfed.wire.flower_version import error_reply, set_identity
 from strategies import BayesADMM, FedAvg
-from strategies.limits import Limits
-from strategies.replies import GroupSums
 
 pytestmark = pytest.mark.faults
 P = 4

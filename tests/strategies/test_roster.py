@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from bayesfed.engine.flower_version import CLIENT_RAISED, set_identity
-from strategies.roster import PATIENCE, Roster
+from bayesfed.federation.server.roster import PATIENCE, Roster
+from bayesfed.wire.flower_version import CLIENT_RAISED, set_identity
 
 MUTE, BROKEN = "mute", "broken"
 

@@ -1,0 +1,170 @@
+"""What distinguishes one strategy from another: what clients are asked to solve, and what is made of their answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import InputError, RunDiverged, RunFailed
+from bayesfed.families import FAMILIES, PointMass
+from bayesfed.families.natural import all_finite
+from bayesfed.federation.server.reading import Posterior, Reply
+from bayesfed.federation.server.replies import Sums
+from bayesfed.foreign import plain_text
+from bayesfed.metrics import plain_numbers
+
+# what a local problem has where Method.local_settings says nothing
+NEUTRAL: dict[str, float | bool | str] = {
+    "damping": 0.0, "proximal": 0.0, "rho": 0.0, "temperature": 1.0, "learn_precision": True,
+}  # fmt: skip
+
+
+class Method(ABC, Generic[Posterior]):
+    """The part of a strategy that a subclass of :class:`bayesfed.federation.server.strategy.FederatedStrategy` writes.
+
+    Attributes:
+        name: of the method.
+        family: of its posterior, see ``bayesfed.families``.
+        received: names of further vectors (P,) in replies.
+        streams: False if it needs all replies at once, so that no engine may sum them.
+        asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
+        posterior: the server's.
+        dtype: of models and server.
+        num_clients: K.
+        sizes: examples of each client that connected, by partition id.
+    """
+
+    name: str
+    family: str = PointMass.name
+    received: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = True
+    asks: frozenset[str] = frozenset()
+    posterior: Posterior
+    dtype: torch.dtype
+    num_clients: int
+    sizes: dict[int, int]
+
+    @abstractmethod
+    def prepare(self, initial: Tensor) -> None:
+        """Set ``self.posterior`` (and sums) before round 1 from the network initialisation (P,)."""
+
+    def prepared(self, initial: Tensor) -> None:
+        """:meth:`prepare`, and the posterior it left is seen to be one.
+
+        Raises:
+            InputError: it is not, or the constructor did not call the base class's.
+        """
+        if not hasattr(self, "fraction"):
+            raise InputError("strategy", type(self).__name__, "its constructor must call super().__init__()")
+        self.prepare(initial)
+        try:
+            self.posterior = _sound(getattr(self, "posterior", None), self.family, initial.numel(), initial.dtype)
+        except ValueError as error:
+            raise InputError("strategy", self.name, f"after prepare() the server's {error}") from error
+
+    @abstractmethod
+    def local_settings(self) -> dict[str, float | bool | str]:
+        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's handler reads."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Get ready for the replies to ``self.posterior`` as it was sent."""
+
+    @abstractmethod
+    def empty(self) -> Sums:
+        """Sums over no clients: named float64 tensors that add up, on the CPU."""
+
+    @abstractmethod
+    def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
+        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
+
+    def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
+        """The same, for methods that need more of the reply.
+
+        Raises:
+            wire.BadMessage: what they need is not there; ``sums`` is as before.
+        """
+        return self.accumulate(sums, reply.posterior, reply.num_examples)
+
+    def extra(self) -> dict[str, Tensor]:
+        """Vectors (P,) that go to clients with the posterior."""
+        return {}
+
+    @abstractmethod
+    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+        """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
+
+    def combined(self, sums: Sums, replies: int, server_round: int) -> dict[str, float]:
+        """:meth:`combine`, its numbers as Python's, and the posterior and :meth:`tensors` it left are seen to be sound before anything is written.
+
+        Raises:
+            RunDiverged: they are not.
+            RunFailed: the numbers are none.
+        """
+        dim = self.posterior.dim
+        found = self.combine(sums, replies)
+        try:
+            metrics = plain_numbers(found, f"{type(self).__name__}.combine")
+        except ValueError as error:
+            raise RunFailed(f"round {server_round}: {error}") from error
+        try:
+            self.posterior = _sound(self.posterior, self.family, dim, self.dtype)
+            for name, value in self.tensors().items():
+                if isinstance(value, Tensor) and value.is_floating_point() and not all_finite(value):
+                    raise ValueError(f"state {plain_text(name)} is not finite")
+        except ValueError as error:
+            raise RunDiverged(
+                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming repeats the same "
+                f"steps and diverges again: start a new run with smaller steps (client.lr, strategy.damping, ...), or mend "
+                f"{type(self).__name__}.combine"
+            ) from error
+        return metrics
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Server state besides the posterior, for checkpoints."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
+
+    @property
+    def num_examples(self) -> int:
+        """N of all clients, as they said when they connected.
+
+        Raises:
+            RunFailed: some never connected; the objective would change with them.
+        """
+        if len(self.sizes) < self.num_clients:
+            missing = self.num_clients - len(self.sizes)
+            raise RunFailed(
+                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
+            )
+        return sum(self.sizes.values())
+
+    @property
+    def size_scale(self) -> float:
+        """``K/N``: with this weight the clients' summed losses average to the pooled mean loss."""
+        return self.num_clients / self.num_examples
+
+
+def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
+    """A server's posterior in ``dtype``.
+
+    Raises:
+        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is not finite ...".
+    """
+    kind = FAMILIES[family]
+    if not isinstance(posterior, kind) or posterior.name != family:
+        raise ValueError(
+            f"posterior is of type {type(posterior).__name__}, for family={family} it must be {kind.__name__}"
+        )
+    arrays = posterior.arrays()
+    for name, shape in kind.array_shapes(dim).items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}")
+    posterior = posterior if posterior.mean.dtype == dtype else posterior.to(dtype)
+    kind.from_arrays(posterior.arrays())
+    return posterior

@@ -1,0 +1,398 @@
+"""IVON: a variational Newton optimizer that learns a diagonal (or isotropic) Gaussian posterior.
+
+Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv 2402.17641,
+Algorithm 1), with the prior and site terms of arXiv 2506.13150. All operations are elementwise, on one vector per group.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.seeding import torch_generator
+from clients.flat import FlatParameters, spread
+from clients.ivon import native as native_step
+from clients.ivon.state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups, follow
+from clients.ivon.step import (
+    average_ranks,
+    draw,
+    hold_frozen,
+    update_compiled,
+    update_hess,
+    update_mean,
+    update_shared_hess,
+)
+from clients.noise import Noise
+from clients.optimizer import PosteriorOptimizer, trainable
+
+
+class IVON(PosteriorOptimizer):
+    r"""Learn ``q = N(m, 1 / (ess (h + delta)))`` by minimising ``ess E_q[mean loss] + KL(q || prior)``.
+
+    Use::
+
+        with optimizer.sampled_params(train=True):   # repeat for more Monte Carlo samples: their statistics average
+            loss = ...                               # MEAN loss of the minibatch, at a sample of q
+            loss.backward()
+        optimizer.step()
+
+    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. Outside the context the parameters are the mean m.
+    One step, with ``g`` and ``z`` the gradient and the standard normal noise of the sample::
+
+        hhat = sqrt(ess (h + delta)) z g - V                                                   averaged over samples
+        mom  = beta1 mom + (1 - beta1) g
+        h    = beta2 h + (1 - beta2) hhat + (1 - beta2)^2 (h - hhat)^2 / (2 (h + delta))       old h on the right
+        u    = [mom / (1 - beta1^t) + delta (m - prior_mean) + v - V m] / (h + delta)          new h
+        m    = m - lr * clip(u, -clip_radius, clip_radius)
+
+    Args:
+        params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius`` and
+            vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
+            per group (see :class:`clients.flat.FlatParameters`), so build the optimizer after ``model.to()``, and
+            ``clone()`` what you save of a part of the model.
+        lr: learning rate, > 0 (0 allowed).
+        ess: effective sample size lambda, > 0: the number of examples (over the temperature).
+        hess_init: initial h; ``rescale_lr`` uses it even if ``hess`` is given.
+        beta1: momentum of the gradient, in [0, 1).
+        beta2: momentum of h, in [0, 1].
+        weight_decay: delta, the prior precision over ess; replaced by ``prior_precision``.
+        mc_samples: samples per step of the closure form.
+        hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
+        clip_radius: bound on each entry of u.
+        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise, and its own gradient:
+            no DistributedDataParallel, or ``no_sync()`` (the first step raises RuntimeError otherwise).
+        debias: divide the momentum by 1 - beta1^t. (h is never debiased.)
+        rescale_lr: multiply lr by hess_init + delta, elementwise if delta is a vector.
+        prior_mean: a number, a vector over all parameters, or a list of these per group; default 0.
+        prior_precision: likewise; then delta = prior_precision / ess.
+        site_linear: v, likewise, in units of the mean loss; default 0.
+        site_quadratic: V, likewise. A dual or site with natural parameters (v_k, -V_k / 2), which the objective
+            *subtracts from the posterior* (Bayesian ADMM: E_q[l_k] / tau + <eta_k, mu> + rho KL), has
+            v = tau v_k / N_k and V = tau V_k / N_k; it adds + (v - V m) to the gradient and - V to hhat.
+        hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
+        hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
+            is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
+        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1). Sites, and
+            expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink towards 0
+            without end, and noise and steps grow. :meth:`floored` counts the entries held there.
+        noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.noise`.
+        antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws of
+            noise are halved, and terms of odd order in z cancel over the two samples of a pair.
+        compile: do a step after a single sample as one kernel made by ``torch.compile`` (it needs a C++ compiler on CPUs and
+            takes seconds at the first step). Results agree with the uncompiled ones to rounding.
+        native: draw samples and do a step after a single sample with C functions (:mod:`clients.ivon.native`) where they fit: a
+            diagonal Hessian, float32, a CPU, one torch thread, a C compiler. Results agree with torch's to rounding.
+        generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
+
+    Raises:
+        InputError: an argument is out of range, naming it.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        ess: float,
+        hess_init: float = 1.0,
+        beta1: float = 0.9,
+        beta2: float = 0.99999,
+        weight_decay: float = 1e-4,
+        mc_samples: int = 1,
+        hess_approx: str = "price",
+        clip_radius: float = math.inf,
+        sync: bool = False,
+        debias: bool = True,
+        rescale_lr: bool = True,
+        *,
+        prior_mean: Any = None,
+        prior_precision: Any = None,
+        site_linear: Any = None,
+        site_quadratic: Any = None,
+        hess: Any = None,
+        hess_structure: Literal["diagonal", "scalar"] = "diagonal",
+        min_precision: float = 0.0,
+        noise: Literal["quantile", "normal"] = "quantile",
+        antithetic: bool = False,
+        compile: bool = False,
+        native: bool = True,
+        generator: torch.Generator | None = None,
+    ):
+        mc_samples = integer("mc_samples", mc_samples, at_least=1)
+        choice("hess_approx", hess_approx, ["price"])
+        choice("hess_structure", hess_structure, ["diagonal", "scalar"])
+        choice("noise", noise, ["quantile", "normal"])
+        self.min_precision = min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
+        self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
+        self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
+        self._groups: list[Group] = []
+        self._steps = 0
+        self._idle: Tensor | None = None  # how many of them changed nothing, if deferred
+        self._built = False
+        self._prepare()
+        given = (prior_mean, prior_precision, site_linear, site_quadratic, hess)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "ess": ess,
+                "hess_init": hess_init,
+                "beta1": beta1,
+                "beta2": beta2,
+                "weight_decay": weight_decay,
+                "clip_radius": clip_radius,
+            },
+        )
+        flats = [FlatParameters(group["params"], group.get("param_names")) for group in self.param_groups]
+        trainable(flats)
+        shared = {
+            name: [None] * len(flats) if value is None else spread(name, value, flats)
+            for name, value in zip(VECTORS, given, strict=True)
+        }
+        for index, flat in enumerate(flats):
+            own = {name: values[index] for name, values in shared.items()}
+            self._groups.append(build_group(self.param_groups[index], flat, own))
+        self._built = True
+        finish_groups(self._groups, self.param_groups, hess_structure, min_precision)
+        device = self._groups[0].total.device
+        self._deferred = device.type != "cpu" and not sync
+        if generator is None and device.type != "meta":
+            generator = torch_generator(torch.initial_seed(), "ivon", device=device)
+        self.generator = generator
+        self._noise = Noise(noise, generator)
+        self.native = native and not compile and hess_structure == "diagonal"
+        self.native = self.native and all(native_step.suits(g) for g in self._groups) and native_step.available()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_group(group)
+        if self._built:
+            flat = FlatParameters(group["params"], group.get("param_names"))
+            self._groups.append(build_group(group, flat, dict.fromkeys(VECTORS)))
+            finish_groups(self._groups, self.param_groups, self.hess_structure, self.min_precision)
+            self.native = self.native and native_step.suits(self._groups[-1])
+
+    @property
+    def _flats(self) -> list[FlatParameters]:
+        return [g.flat for g in self._groups]
+
+    def _draw(self, train: bool) -> None:
+        """Show the parameters at a sample; the noise of the first training sample has to outlive the context."""
+        follow(self._groups, self.param_groups, self.min_precision)
+        for group, g in zip(self.param_groups, self._groups, strict=True):
+            noise = g.noise if train and self._samples == 0 else g.work
+            scale = group["ess"] ** -0.5
+            if self.native and self._noise.kind == "quantile" and not self.antithetic:
+                native_step.draw(g, noise, scale, self._noise)
+            else:
+                draw(g, noise, scale, self._noise, train, self.antithetic)
+            hold_frozen(g, noise)
+            g.flat.show(g.sample_views)
+
+    def _take(self) -> list[Tensor] | None:
+        # A lone sample's gradients are used where autograd left them: one pass over the memory less.
+        alone = self.hess_structure == "diagonal" and not self.sync and not self.compile
+        found, taken = False, []
+        for g in self._groups:
+            into = g.gradient
+            if self._samples == 0:
+                g.released = g.flat.release_gradients() if alone else None
+                if g.released is not None:
+                    found = True
+                    taken += [into] if self._deferred else g.released
+                    if self._deferred:
+                        g.gather_released()
+                    continue
+            else:
+                into = g.extra = torch.empty_like(g.gradient) if g.extra is None else g.extra
+            found |= g.flat.take_gradients(into)
+            taken.append(into)
+        return taken if found else None
+
+    def _finite(self, taken: list[Tensor]) -> bool:
+        return native_step.finite(taken) if self.native else super()._finite(taken)
+
+    def _add(self) -> None:
+        """Add the sample's gradient g and ``z root g`` to the statistics of the step."""
+        for g in self._groups if self._samples else ():
+            g.gather_released()
+            assert g.extra is not None  # taken
+            if self._samples == 1:
+                g.noise.mul_(g.gradient)
+            g.noise.addcmul_(g.work, g.extra)
+            g.gradient.add_(g.extra)
+
+    def _statistics(self) -> list[Tensor]:
+        for g in self._groups:
+            g.gather_released()
+        return [v for g in self._groups for v in ((g.gradient, g.noise) if self._samples > 1 else (g.gradient,))]
+
+    def _connect(self) -> None:
+        for g in self._groups:
+            g.connect()
+
+    def _update(self) -> None:
+        follow(self._groups, self.param_groups, self.min_precision)
+        samples = self._samples
+        if self.sync:
+            samples = average_ranks(self._groups, samples, check=self._steps == 0)
+        if not samples:
+            return
+        self._steps += 1
+        steps: int | Tensor = self._steps
+        alive: Tensor | None = None
+        if self._good is not None:
+            alive = self._good > 0
+            self._idle = ~alive + (0 if self._idle is None else self._idle)
+            steps = (self._steps - self._idle).clamp(min=1)
+            for value in self._statistics() if samples > 1 else ():
+                value.mul_(samples / self._good.clamp(min=1))
+        if self.hess_structure == "scalar":
+            products = samples > 1 or self.sync
+            update_shared_hess(self.param_groups[0], self._groups, samples, products, alive)
+        alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
+        for group, g in zip(self.param_groups, self._groups, strict=True):
+            debias = 1 - group["beta1"] ** steps if self.debias else 1.0
+            diagonal = (g.total, g.root) if self.hess_structure == "diagonal" else ()
+            with g.flat.keeping(g.flat.vector, g.momentum, *diagonal):
+                if alone and self.compile:
+                    update_compiled(group, g, debias, self.rescale_lr, alive)
+                elif alone and self.native:
+                    native_step.update(group, g, debias, self.rescale_lr)
+                else:
+                    if diagonal:
+                        update_hess(group, g, samples, samples > 1 or self.sync, alive)
+                    update_mean(group, g, samples, debias, self.rescale_lr, alive)
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(memory_format=torch.contiguous_format)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of q over all trainable parameters, (P,), a copy."""
+        self._attach()
+        return self._join([g.flat.vector for g in self._groups])
+
+    @property
+    def hess(self) -> Tensor:
+        """h, (P,), a copy: the curvature of the mean loss, less V."""
+        return self._join([g.hess for g in self._groups])
+
+    @property
+    def precision(self) -> Tensor:
+        """ess (h + delta), (P,)."""
+        follow(self._groups, self.param_groups, self.min_precision)
+        groups = zip(self.param_groups, self._groups, strict=True)
+        return self._join([g.total * group["ess"] for group, g in groups])
+
+    @property
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision of q."""
+        return self.mean, self.precision
+
+    def hessian_moved(self, threshold: float = 0.1) -> Tensor:
+        """The share of entries of h that differ from their initial value by more than ``threshold`` of it, shape ()."""
+        return self._join(
+            [((g.hess - g.initial).abs() > threshold * g.initial.abs()).float() for g in self._groups]
+        ).mean()
+
+    def floored(self) -> Tensor:
+        """How many entries of h are at the bound that ``min_precision`` sets, shape ()."""
+        held = [g.total <= g.bound if self.min_precision else torch.zeros_like(g.total) for g in self._groups]
+        return self._join([h.float() for h in held]).sum()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def set_posterior(self, mean: Any = None, precision: Any = None, reset: bool = True) -> None:
+        """Continue from another Gaussian: the parameters become ``mean`` and h = precision / ess - delta.
+
+        Args:
+            mean: over all parameters, like ``prior_mean``; ``None`` keeps the parameters.
+            precision: likewise, > 0; ``None`` keeps h. In the isotropic family its mean is used.
+            reset: forget the momentum and restart its debiasing.
+
+        Raises:
+            InputError: wrong size, not finite, or a precision that is not positive.
+        """
+        if self._inside:
+            raise RuntimeError("set_posterior() cannot be called inside sampled_params()")
+        flats = self._flats
+        follow(self._groups, self.param_groups, self.min_precision)
+        if mean is not None:
+            for g, value in zip(self._groups, spread("mean", mean, flats), strict=True):
+                g.flat.attach()
+                g.flat.vector.copy_(value) if isinstance(value, Tensor) else g.flat.vector.fill_(value)
+        if precision is not None:
+            values = spread("precision", precision, flats)
+            if any(not torch.as_tensor(v).is_meta and not bool(torch.as_tensor(v).amin() > 0) for v in values):
+                raise InputError("precision", "not positive", "must be > 0 everywhere")
+            for group, g, value in zip(self.param_groups, self._groups, values, strict=True):
+                if self.hess_structure == "scalar":
+                    value = average(values, self._groups)
+                start = value / group["ess"]
+                g.total.copy_(start) if isinstance(start, Tensor) else g.total.fill_(start)
+                g.initial = g.hess
+                torch.rsqrt(g.total, out=g.root)
+        self._forget()
+        if reset:
+            self._steps, self._idle = 0, None
+            for g in self._groups:
+                g.momentum.zero_()
+
+    def momentum(self) -> tuple[Tensor, int]:
+        """The momentum (P,), a copy, and how many steps it has seen (its debiasing needs both)."""
+        return self._join([g.momentum for g in self._groups]), self._changes()
+
+    def _changes(self) -> int:
+        """The steps that changed something."""
+        return self._steps - (0 if self._idle is None else int(self._idle))
+
+    @torch.no_grad()
+    def load_momentum(self, momentum: Tensor, steps: int) -> None:
+        """Go on with a momentum from :meth:`momentum`."""
+        sizes = [g.momentum.numel() for g in self._groups]
+        for g, part in zip(self._groups, momentum.split(sizes), strict=True):
+            g.momentum.copy_(part)
+        self._steps, self._idle = steps, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters (the mean) that the next step depends on, the noise stream included.
+
+        Take it between steps: samples collected for an unfinished step are not in it.
+        """
+        own = {
+            "steps": self._changes(),
+            "groups": [{name: getattr(g, name) for name in SAVED} for g in self._groups],
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+        return {**super().state_dict(), "ivon": own}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; the parameters have to be restored with the model.
+
+        Raises:
+            ValueError: it is a state of another optimizer, or the groups or their sizes do not match.
+        """
+        own = self._own(state_dict, "ivon")
+        sizes = [g.flat.vector.numel() for g in self._groups]
+        if [saved["momentum"].numel() for saved in own["groups"]] != sizes:
+            raise ValueError(f"the saved optimizer has other parameters than this one ({sizes} per group)")
+        if any(saved["total"].shape != g.total.shape for g, saved in zip(self._groups, own["groups"], strict=True)):
+            raise ValueError(f"the saved optimizer is not of hess_structure={self.hess_structure}")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "ivon"})
+        for g, saved, group in zip(self._groups, own["groups"], self.param_groups, strict=True):
+            g.load(saved, group)
+            g.refresh(self.min_precision)
+        self._steps, self._idle = own["steps"], None
+        self._forget()
+        if self.generator is not None and own["generator"] is not None:
+            self.generator.set_state(own["generator"].cpu())

@@ -1,0 +1,5 @@
+"""Laplace's approximation at the mode."""
+
+from clients.laplace.solver import LaplaceSolver
+
+__all__ = ["LaplaceSolver"]

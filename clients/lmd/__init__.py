@@ -1,0 +1,5 @@
+"""LMD: mirror descent with multiplicative updates."""
+
+from clients.lmd.solver import LMDSolver
+
+__all__ = ["LMDSolver"]

@@ -1,1 +1,0 @@
-"""What training does in C where that fits, and how it is compiled."""

@@ -1,0 +1,1 @@
+"""NVA: deterministic Gaussian search for modes."""

@@ -1,0 +1,133 @@
+"""SGD, Adam and AdamW for many clients side by side: :class:`clients.point.PointSolver` on (C, P) matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayesfed.families import PointMass
+from bayesfed.federation.local import LocalProblem, LocalSolution
+from bayesfed.schedule import Schedule
+from clients.point.solver import Progress, quadratic_terms
+from clients.side_by_side import Gradients, SideBySide
+
+if TYPE_CHECKING:
+    from clients.point.solver import PointSolver
+
+EPS = 1e-8  # of torch's Adam
+
+
+class State:
+    """What the optimizer keeps, a row per client.
+
+    Args:
+        solver: its settings.
+        clients: memory of earlier rounds is taken up.
+
+    Attributes:
+        names: of the tensors in ``memory`` as torch's optimizers name them.
+        first: (C, P) momentum buffer of SGD, or running mean of the gradients of Adam; None for plain SGD.
+        second: (C, P) running mean of Adam's squared gradients.
+        steps: how many steps they have seen before this round, one number per client.
+    """
+
+    def __init__(self, solver: PointSolver, clients: SideBySide):
+        self.solver, self._column = solver, clients.column
+        self.names = ["exp_avg", "exp_avg_sq"]
+        if solver.optimizer == "sgd":
+            self.names = ["momentum_buffer"] if solver.momentum else []
+        tensors = [clients.remembered(name) for name in self.names]
+        self.first: Tensor | None = tensors[0] if tensors else None
+        self.second: Tensor | None = tensors[1] if len(tensors) > 1 else None
+        self.steps = [float(p.memory.get("step", 0.0)) for p in clients.problems]
+
+    def step(self, weights: Tensor, gradient: Tensor, rates: list[float], step: int) -> None:
+        """Update ``weights`` (A, P); ``gradient`` is overwritten. ``rates`` holds A learning rates, ``step`` counts from 1."""
+        solver, column, active = self.solver, self._column, len(weights)
+        if solver.weight_decay and solver.optimizer == "adamw":
+            weights.mul_(column([1 - rate * solver.weight_decay for rate in rates]))
+        elif solver.weight_decay:
+            gradient.add_(weights, alpha=solver.weight_decay)
+        if self.first is None:
+            weights.addcmul_(gradient, column(rates), value=-1)
+            return
+        first = self.first[:active]
+        if self.second is None:
+            first.mul_(solver.momentum).add_(gradient)
+            weights.addcmul_(first, column(rates), value=-1)
+            return
+        second = self.second[:active]
+        first.lerp_(gradient, 1 - solver.beta1)
+        second.mul_(solver.beta2).addcmul_(gradient, gradient, value=1 - solver.beta2)
+        seen = [before + step for before in self.steps[:active]]
+        debiased = [rate / (1 - solver.beta1**t) for rate, t in zip(rates, seen, strict=True)]
+        root = column([(1 - solver.beta2**t) ** -0.5 for t in seen])
+        denominator = torch.sqrt(second, out=gradient).mul_(root).add_(EPS)
+        weights.addcdiv_(first * column(debiased), denominator, value=-1)
+
+    def memory(self, row: int, steps: int) -> dict[str, Tensor]:
+        """What one client's torch optimizer would hold after ``steps`` steps of this round."""
+        tensors = (t for t in (self.first, self.second) if t is not None)
+        kept = {name: tensor[row].clone() for name, tensor in zip(self.names, tensors, strict=True)}
+        if self.second is not None:
+            kept["step"] = torch.tensor(self.steps[row] + steps, dtype=torch.float32, device=self.second.device)
+        return kept
+
+
+@torch.no_grad()
+def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+    """:meth:`PointSolver.solve_together`."""
+    clients = SideBySide(problems, solver.epochs, solver.batch_size)
+    clients.model.module.train()
+    weights = clients.matrix([p.start() for p in clients.problems])
+    state = State(solver, clients)
+    slope, offset = _stack(clients)
+    schedules = [Schedule(solver.local_schedule, steps) for steps in clients.steps]
+    totals = torch.zeros_like(weights[:, 0])
+    seen = torch.zeros_like(weights) if problems[0].keep_gradient else None
+
+    for active, steps in clients.segments():
+        here = weights[:active]
+        gradients = Gradients(clients, here, solver.amp)
+        for step in steps:
+            totals[:active] += gradients(*clients.batch(step, active))
+            if seen is not None:
+                seen[:active] += gradients.matrix
+            if slope is not None and offset is not None:
+                gradients.matrix.addcmul_(slope[:active], here).add_(offset[:active])
+            if solver.clip_norm is not None:
+                gradients.clip(solver.clip_norm)
+            pairs = zip(clients.problems[:active], schedules, strict=False)
+            rates = [solver.lr * p.lr_factor * factor(step) for p, factor in pairs]
+            state.step(here, gradients.matrix, rates, step + 1)
+
+    solutions = []
+    for row, (problem, count, loss) in enumerate(zip(clients.problems, clients.steps, totals.tolist(), strict=True)):
+        mean, server = weights[row].clone(), problem.server
+        posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
+        memory = state.memory(row, count) if solver.keep_momentum else {}
+        progress = Progress(solver)
+        for step in range(count):
+            progress.step(schedules[row](step))
+        metrics = {
+            "loss": loss / max(count, 1),
+            "gradient-evaluations": problem.examples_seen(solver.epochs, solver.batch_size),
+            "local-progress": progress.total,
+        }
+        solutions.append(LocalSolution(posterior, metrics, memory, None if seen is None else seen[row] / max(count, 1)))
+    return solutions
+
+
+def _stack(clients: SideBySide) -> tuple[Tensor | None, Tensor | None]:
+    """:func:`quadratic_terms` of all clients: slope (C, P) or (C, 1), offset (C, P); (None, None) if there are none."""
+    slopes, offsets = zip(*(quadratic_terms(p) for p in clients.problems), strict=True)
+    if all(slope is None for slope in slopes):
+        return None, None
+    zero = torch.zeros_like(clients.problems[0].initial)
+    return (
+        clients.matrix([zero[:1] if s is None else s for s in slopes]),
+        clients.matrix([zero if o is None else o for o in offsets]),
+    )

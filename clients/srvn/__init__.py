@@ -1,0 +1,5 @@
+"""SR-VN: square-root variational Newton."""
+
+from clients.srvn.solver import SRVNSolver
+
+__all__ = ["SRVNSolver"]
