@@ -99,7 +99,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
 
     def tensors(self) -> dict[str, Tensor]:
         """``sum_k eta_k``; the posterior is saved by the run."""
-        return {"hsum.first": self.hsum.first, "hsum.second": self.hsum.second}
+        return {"hsum.first": self.hsum.linear, "hsum.second": self.hsum.quadratic}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`."""
@@ -127,13 +127,13 @@ class BayesADMM(FederatedStrategy[Gaussian]):
 
     def empty(self) -> Sums:
         """``sum_k lambda_k``."""
-        return {"first": torch.zeros_like(self._server.first), "second": torch.zeros_like(self._server.second)}
+        return {"first": torch.zeros_like(self._server.linear), "second": torch.zeros_like(self._server.quadratic)}
 
     def accumulate(self, sums: Sums, posterior: Gaussian, num_examples: int) -> dict[str, float]:
         """Add ``lambda_k``. Clients are not weighted by size: their precision does that."""
         natural = posterior.natural
-        sums["first"].add_(natural.first)
-        sums["second"].add_(natural.second)
+        sums["first"].add_(natural.linear)
+        sums["second"].add_(natural.quadratic)
         return {
             "residual": float(natural.add_(self._server, -1.0).norm())
         }  # in place: large vectors cost time to allocate
@@ -150,7 +150,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         alpha = self.server_weight
         natural = mean * (1 - alpha) + (self.prior + self.hsum) * alpha
         if self.covariance == "fixed":
-            natural = NaturalParameters(self.family, natural.first, self._server.second)
+            natural = NaturalParameters(self.family, natural.linear, self._server.quadratic)
         natural, raised = self._guard(natural, mean)
         self.posterior = self.gaussian.from_natural(natural).to(self.dtype)
         moved = (self.posterior.to(torch.float64).natural - self._server).norm()
@@ -167,14 +167,14 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     def _guard(self, natural: NaturalParameters, mean: NaturalParameters) -> tuple[NaturalParameters, int]:
         """Keep the precision at its floor or above; says so when it acts."""
         floor = self.precision_floor * min(self.prior_precision, self.init_precision)
-        participants = self.gaussian.solve(mean.second * -2.0, mean.first)
-        natural, raised = self.gaussian.raise_precision(natural, natural.second.new_tensor(floor), participants)
+        participants = self.gaussian.solve(mean.quadratic * -2.0, mean.linear)
+        natural, raised = self.gaussian.raise_precision(natural, natural.quadratic.new_tensor(floor), participants)
         if count := int(raised):
             log.warning(
                 "precision guard: %d of %d precisions fell below %g and were raised to it; smaller strategy.damping, "
                 "or larger strategy.prior_precision, avoids this",
                 count,
-                natural.second.shape[0] if natural.second.dim() else 1,
+                natural.quadratic.shape[0] if natural.quadratic.dim() else 1,
                 floor,
             )
         return natural, count

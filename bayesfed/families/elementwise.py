@@ -49,10 +49,10 @@ class ElementwiseGaussian(Gaussian):
     def raise_precision(
         cls, natural: NaturalParameters, floor: Tensor, mean: Tensor
     ) -> tuple[NaturalParameters, Tensor]:
-        precision = natural.second * -2.0
+        precision = natural.quadratic * -2.0
         low = ~(precision >= floor)  # also catches nan
         lifted = torch.where(low, floor, precision)
-        first = torch.where(low, lifted * mean, natural.first)
+        first = torch.where(low, lifted * mean, natural.linear)
         return NaturalParameters(cls.name, first, lifted * -0.5), low.sum()
 
     def _repeats(self) -> int:

@@ -95,12 +95,12 @@ class FullGaussian(Gaussian):
     def raise_precision(
         cls, natural: NaturalParameters, floor: Tensor, mean: Tensor
     ) -> tuple[NaturalParameters, Tensor]:
-        values, vectors = torch.linalg.eigh(natural.second * -2.0)
+        values, vectors = torch.linalg.eigh(natural.quadratic * -2.0)
         low = ~(values >= floor)
         if not bool(low.any()):  # keep the bits of a healthy precision
             return natural, low.sum()
         lifted = torch.where(low, floor, values)
-        rotated = torch.where(low, lifted * (vectors.mT @ mean), vectors.mT @ natural.first)
+        rotated = torch.where(low, lifted * (vectors.mT @ mean), vectors.mT @ natural.linear)
         second = (vectors * lifted) @ vectors.mT
         return NaturalParameters(cls.name, vectors @ rotated, (second + second.mT) * -0.25), low.sum()
 

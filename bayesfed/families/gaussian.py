@@ -61,11 +61,11 @@ class Gaussian(ABC):
             ValueError: where ``-2 second`` is not a positive (definite) precision, naming the entries.
         """
         cls._require_family(natural)
-        precision = natural.second * -2.0
+        precision = natural.quadratic * -2.0
         if not precision.is_meta:
             require_finite(precision, "precision")
             cls.require_positive(precision)
-        return cls.from_mean_precision(cls.solve(precision, natural.first), precision)
+        return cls.from_mean_precision(cls.solve(precision, natural.linear), precision)
 
     @classmethod
     @abstractmethod

@@ -81,11 +81,11 @@ class LogNormal(IsotropicGaussian):
     @classmethod
     def from_natural(cls, natural: NaturalParameters) -> Self:
         cls._require_family(natural)
-        precision = natural.second * -2.0
+        precision = natural.quadratic * -2.0
         if not precision.is_meta:
             require_finite(precision, "precision")
             cls.require_positive(precision)
-        return cls.from_log_median(natural.first / precision, precision)
+        return cls.from_log_median(natural.linear / precision, precision)
 
     @classmethod
     def from_expectation(cls, first: Tensor, second: Tensor) -> Self:

@@ -18,43 +18,43 @@ class NaturalParameters:
 
     Attributes:
         family: name of the family whose sufficient statistic ``T`` this pairs with.
-        first: (P,) coefficient of ``theta``.
-        second: coefficient of ``theta theta^T``: () isotropic, (P,) diagonal, (P, P) full.
+        linear: (P,) coefficient of ``theta``.
+        quadratic: coefficient of ``theta theta^T``: () isotropic, (P,) diagonal, (P, P) full.
     """
 
     family: str
-    first: Tensor
-    second: Tensor
+    linear: Tensor
+    quadratic: Tensor
 
     def _pair(self, other: NaturalParameters) -> NaturalParameters:
         if not isinstance(other, NaturalParameters):
             raise TypeError(f"expected natural parameters, got {type(other).__name__}")
         if (
             other.family != self.family
-            or other.second.shape != self.second.shape
-            or other.first.shape != self.first.shape
+            or other.quadratic.shape != self.quadratic.shape
+            or other.linear.shape != self.linear.shape
         ):
             raise ValueError(
-                f"cannot combine natural parameters of {self.family} {tuple(self.first.shape)} "
-                f"and {other.family} {tuple(other.first.shape)}"
+                f"cannot combine natural parameters of {self.family} {tuple(self.linear.shape)} "
+                f"and {other.family} {tuple(other.linear.shape)}"
             )
         return other
 
     def __add__(self, other: NaturalParameters) -> NaturalParameters:
         other = self._pair(other)
-        return NaturalParameters(self.family, self.first + other.first, self.second + other.second)
+        return NaturalParameters(self.family, self.linear + other.linear, self.quadratic + other.quadratic)
 
     def __sub__(self, other: NaturalParameters) -> NaturalParameters:
         other = self._pair(other)
-        return NaturalParameters(self.family, self.first - other.first, self.second - other.second)
+        return NaturalParameters(self.family, self.linear - other.linear, self.quadratic - other.quadratic)
 
     def __mul__(self, scale: float) -> NaturalParameters:
-        return NaturalParameters(self.family, self.first * scale, self.second * scale)
+        return NaturalParameters(self.family, self.linear * scale, self.quadratic * scale)
 
     __rmul__ = __mul__
 
     def __truediv__(self, scale: float) -> NaturalParameters:
-        return NaturalParameters(self.family, self.first / scale, self.second / scale)
+        return NaturalParameters(self.family, self.linear / scale, self.quadratic / scale)
 
     def __neg__(self) -> NaturalParameters:
         return self * -1.0
@@ -62,31 +62,31 @@ class NaturalParameters:
     def add_(self, other: NaturalParameters, scale: float = 1.0) -> NaturalParameters:
         """In place ``self += scale * other`` (streaming sums on the server)."""
         other = self._pair(other)
-        self.first.add_(other.first, alpha=scale)
-        self.second.add_(other.second, alpha=scale)
+        self.linear.add_(other.linear, alpha=scale)
+        self.quadratic.add_(other.quadratic, alpha=scale)
         return self
 
     def norm(self) -> Tensor:
         """Euclidean norm of all entries, shape ()."""
-        return torch.sqrt(self.first.square().sum() + self.second.square().sum())
+        return torch.sqrt(self.linear.square().sum() + self.quadratic.square().sum())
 
     def isfinite(self) -> Tensor:
         """Whether all entries are finite, shape ()."""
-        return self.first.isfinite().all() & self.second.isfinite().all()
+        return self.linear.isfinite().all() & self.quadratic.isfinite().all()
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> NaturalParameters:
         """The same point in another precision or on another device."""
         return NaturalParameters(
-            self.family, self.first.to(device=device, dtype=dtype), self.second.to(device=device, dtype=dtype)
+            self.family, self.linear.to(device=device, dtype=dtype), self.quadratic.to(device=device, dtype=dtype)
         )
 
     def zeros_like(self) -> NaturalParameters:
         """The zero of the space."""
-        return NaturalParameters(self.family, torch.zeros_like(self.first), torch.zeros_like(self.second))
+        return NaturalParameters(self.family, torch.zeros_like(self.linear), torch.zeros_like(self.quadratic))
 
     def clone(self) -> NaturalParameters:
         """A copy that shares no memory."""
-        return NaturalParameters(self.family, self.first.clone(), self.second.clone())
+        return NaturalParameters(self.family, self.linear.clone(), self.quadratic.clone())
 
 
 def all_finite(values: Tensor) -> bool:

@@ -131,7 +131,7 @@ class LocalProblem:
         """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in the model's dtype; None if zero."""
         if self.site is None:
             return None
-        return self.site.first.to(self.server.mean), self.site.second.to(self.server.mean) * -2.0
+        return self.site.linear.to(self.server.mean), self.site.quadratic.to(self.server.mean) * -2.0
 
     def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
         """Mean loss of a batch at the model's parameters; ``amp=bfloat16`` runs the model in mixed precision."""

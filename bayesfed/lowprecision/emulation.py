@@ -118,11 +118,11 @@ class _Handles(RemovableHandle):
     """Two handles as one."""
 
     def __init__(self, first: RemovableHandle, second: RemovableHandle):
-        self.first, self.second = first, second
+        self.linear, self.quadratic = first, second
 
     def remove(self) -> None:
-        self.first.remove()
-        self.second.remove()
+        self.linear.remove()
+        self.quadratic.remove()
 
 
 @lru_cache(maxsize=1024)

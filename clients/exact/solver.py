@@ -54,13 +54,13 @@ class ExactSolver(Solver):
             scale = problem.loss_scale
             right = pull / size + problem.proximal / scale * server.mean
             if problem.site is not None:
-                right = right - problem.site.first / scale
+                right = right - problem.site.linear / scale
             left = curvature / size + problem.proximal / scale * torch.eye(len(pull), dtype=pull.dtype)
             mean = torch.linalg.lstsq(left, right[:, None], driver="gelsd")
             return self._solution(problem, PointMass(mean.solution[:, 0]), loss)
 
         site = problem.site if problem.site is not None else server.zero(server.mean)
-        linear, quadratic = site.first, site.second * -2.0  # v_k, V_k
+        linear, quadratic = site.linear, site.quadratic * -2.0  # v_k, V_k
         anchor = server.precision * problem.rho
         excess = {
             "full": curvature,

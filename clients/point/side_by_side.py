@@ -40,8 +40,8 @@ class State:
         if solver.optimizer == "sgd":
             self.names = ["momentum_buffer"] if solver.momentum else []
         tensors = [clients.remembered(name) for name in self.names]
-        self.first: Tensor | None = tensors[0] if tensors else None
-        self.second: Tensor | None = tensors[1] if len(tensors) > 1 else None
+        self.linear: Tensor | None = tensors[0] if tensors else None
+        self.quadratic: Tensor | None = tensors[1] if len(tensors) > 1 else None
         self.steps = [float(p.memory.get("step", 0.0)) for p in clients.problems]
 
     def step(self, weights: Tensor, gradient: Tensor, rates: list[float], step: int) -> None:
@@ -51,15 +51,15 @@ class State:
             weights.mul_(column([1 - rate * solver.weight_decay for rate in rates]))
         elif solver.weight_decay:
             gradient.add_(weights, alpha=solver.weight_decay)
-        if self.first is None:
+        if self.linear is None:
             weights.addcmul_(gradient, column(rates), value=-1)
             return
-        first = self.first[:active]
-        if self.second is None:
+        first = self.linear[:active]
+        if self.quadratic is None:
             first.mul_(solver.momentum).add_(gradient)
             weights.addcmul_(first, column(rates), value=-1)
             return
-        second = self.second[:active]
+        second = self.quadratic[:active]
         first.lerp_(gradient, 1 - solver.beta1)
         second.mul_(solver.beta2).addcmul_(gradient, gradient, value=1 - solver.beta2)
         seen = [before + step for before in self.steps[:active]]
@@ -70,10 +70,10 @@ class State:
 
     def memory(self, row: int, steps: int) -> dict[str, Tensor]:
         """What one client's torch optimizer would hold after ``steps`` steps of this round."""
-        tensors = (t for t in (self.first, self.second) if t is not None)
+        tensors = (t for t in (self.linear, self.quadratic) if t is not None)
         kept = {name: tensor[row].clone() for name, tensor in zip(self.names, tensors, strict=True)}
-        if self.second is not None:
-            kept["step"] = torch.tensor(self.steps[row] + steps, dtype=torch.float32, device=self.second.device)
+        if self.quadratic is not None:
+            kept["step"] = torch.tensor(self.steps[row] + steps, dtype=torch.float32, device=self.quadratic.device)
         return kept
 
 

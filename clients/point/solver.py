@@ -204,7 +204,7 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
         slope = server.mean.new_full((), proximal)
         offset = -slope * server.mean
         if problem.site is not None:
-            offset += problem.site.first.to(offset) / problem.loss_scale
+            offset += problem.site.linear.to(offset) / problem.loss_scale
         return slope, offset if problem.linear is None else offset + problem.linear
     if problem.unsquared and server.precision.dim():
         raise InputError("strategy.family", server.name, "must be isotropic or point with strategy.reference_quirks")

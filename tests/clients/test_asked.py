@@ -119,24 +119,24 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
     if isinstance(server, PointMass):
         pull = gap / gap.norm().clamp_min(1e-9) / 2 if problem.unsquared else gap
         loss = problem.loss_scale * ((A @ posterior.mean - b) / N + linear)
-        return loss + (0.0 if site is None else site.first) + problem.proximal * pull
+        return loss + (0.0 if site is None else site.linear) + problem.proximal * pull
     if isinstance(server, LogNormal):
         spread = 1 / server.precision if problem.learn_precision else torch.tensor(0.0, dtype=F64)
         means = (posterior.log_median.view(2, -1) + spread / 2).exp()
         residual = A @ (means[0] - means[1]) - b
         found = torch.cat([means[0] * residual, -means[1] * residual])
         found = found + (means.square() * spread.expm1() * A.diagonal()).flatten()  # covariance of u and the gradient
-        z, V = posterior.log_median, 0.0 if site is None else -2 * site.second
+        z, V = posterior.log_median, 0.0 if site is None else -2 * site.quadratic
         return (
             found / tau
-            + (0.0 if site is None else site.first)
+            + (0.0 if site is None else site.linear)
             - V * z
             + problem.rho * server.precision * (z - server.log_median)
         )
     S = server.precision
     pull = gap / gap.norm().clamp_min(1e-9) / 2 if problem.unsquared else gap
     found = (A @ posterior.mean - b + N * linear) / tau + problem.rho * server.multiply(S, pull)
-    return found if site is None else found + site.first - server.multiply(-2 * site.second, posterior.mean)
+    return found if site is None else found + site.linear - server.multiply(-2 * site.quadratic, posterior.mean)
 
 
 def curvature(problem: LocalProblem, learns: bool) -> Tensor:
@@ -146,7 +146,7 @@ def curvature(problem: LocalProblem, learns: bool) -> Tensor:
         return server.precision
     A, _ = quadratic(problem)
     A = {"full": A, "diagonal": A.diagonal(), "isotropic": A.diagonal().mean()}[server.name]
-    V = 0.0 if problem.site is None else -2 * problem.site.second
+    V = 0.0 if problem.site is None else -2 * problem.site.quadratic
     return server.precision + (A / problem.temperature - V) / problem.rho
 
 

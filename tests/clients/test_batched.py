@@ -85,7 +85,7 @@ LIKELIHOOD = Categorical()
 
 def exceeding(site: NaturalParameters) -> NaturalParameters:
     """A site that asks for more precision than there is."""
-    return NaturalParameters(site.family, site.first, site.second - 3.0)
+    return NaturalParameters(site.family, site.linear, site.quadratic - 3.0)
 
 
 def one_by_one(solver: Solver, problems: list[LocalProblem]) -> list[LocalSolution]:

@@ -48,8 +48,8 @@ def test_the_dual_is_formed_from_the_arrays_on_the_wire(trainer, context):
 
     expected = (natural(reply.content["posterior"]) - natural(sent.content["posterior"])) * 0.25
     kept = sites.read(0, 1)
-    assert torch.equal(kept["site.first"], expected.first)
-    assert torch.equal(kept["site.second"], expected.second)
+    assert torch.equal(kept["site.first"], expected.linear)
+    assert torch.equal(kept["site.second"], expected.quadratic)
     assert reply.content["metrics"]["num-examples"] == 20
     assert reply.content["metrics"]["round"] == 1
 
@@ -65,8 +65,8 @@ def test_in_16_bits_the_dual_is_formed_from_what_the_bits_decode_to(trainer, con
     answer = codec.decode(reply.content["posterior"], received)
     assert not torch.equal(received["mean"], server["mean"])
     expected = (family.from_arrays(answer).natural - family.from_arrays(received).natural) * 0.25
-    assert torch.equal(sites.read(0, 1)["site.first"], expected.first)
-    assert torch.equal(sites.read(0, 1)["site.second"], expected.second)
+    assert torch.equal(sites.read(0, 1)["site.first"], expected.linear)
+    assert torch.equal(sites.read(0, 1)["site.second"], expected.quadratic)
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [("full", "float16"), ("float16", "full"), ("float16", "bfloat16")])

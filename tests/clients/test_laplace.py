@@ -111,7 +111,7 @@ def test_laplace_precision() -> None:
     """S_k = S_g + (H_k/tau - V_k)/rho at the mode; fixed covariance keeps S_g."""
     likelihood, y = PROBLEMS["categorical"]
     site = DiagonalGaussian.zero(torch.zeros(43).double())
-    site.second.fill_(-0.25)
+    site.quadratic.fill_(-0.25)
     problem = pose(likelihood, y, site=site, rho=2.0, temperature=0.5)
     solver = LaplaceSolver("adam", lr=0.01, epochs=3, batch_size=4)
     solution = solver.solve(problem)

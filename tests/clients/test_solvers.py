@@ -177,7 +177,7 @@ def test_gradient_descent_reaches_the_exact_point(quadratic):
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
 def test_gradient_descent_reaches_the_exact_mean_with_site_and_anchor(quadratic, family):
     problem = pose(quadratic, family, learn_precision=False, rho=1.5)
-    problem.site.first.fill_(3.0)
+    problem.site.linear.fill_(3.0)
     sgd = PointSolver("sgd", lr=0.1, epochs=400, batch_size=100)
     assert torch.allclose(
         sgd.solve(problem).posterior.mean, ExactSolver().solve(problem).posterior.mean, rtol=0, atol=1e-9

@@ -57,8 +57,8 @@ def test_the_servers_sum_of_duals_is_that_of_the_clients(data, federate):
     for client in range(CLIENTS):
         record = run.sites.read(client, strategy.accepted[client])
         total = total[0] + record["site.first"], total[1] + record["site.second"]
-    torch.testing.assert_close(strategy.hsum.first, total[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(strategy.hsum.second, total[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(strategy.hsum.linear, total[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(strategy.hsum.quadratic, total[1], rtol=1e-12, atol=1e-12)
 
 
 def sgd(lr: float, steps: int) -> PointSolver:

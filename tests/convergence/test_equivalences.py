@@ -130,8 +130,8 @@ def test_pvi_damped_by_clients_is_natural_parameter_averaging(data, federate, re
     for round in range(1, 7):
         naturals = [run.uploaded(round, k).natural for k in range(CLIENTS)]
         mean = sum(naturals[1:], naturals[0]) / CLIENTS
-        assert relative(run.posteriors[round].natural.first, mean.first) < 1e-10
-        assert relative(run.posteriors[round].natural.second, mean.second) < 1e-10
+        assert relative(run.posteriors[round].natural.linear, mean.linear) < 1e-10
+        assert relative(run.posteriors[round].natural.quadratic, mean.quadratic) < 1e-10
     plain = federate(data, NaturalAveraging(family, prior_precision=4.0), 1)
     assert relative(plain.means[1], run.means[1]) < 1e-10
 
@@ -159,7 +159,7 @@ def test_bregman_admm_in_closed_form(quadratics, federate, relative) -> None:
         assert relative(run.site(k)[0], v) < 1e-10
         assert relative(run.site(k)[1], curvature) < 1e-10
     total = sum(run.sites.read(k, 5)["site.second"] for k in range(3))
-    assert relative(run.strategy.hsum.second, total) < 1e-10
+    assert relative(run.strategy.hsum.quadratic, total) < 1e-10
 
 
 @pytest.mark.parametrize("quirk", [False, True])

@@ -49,11 +49,11 @@ def test_guard_lifts_counts_and_logs(quadratics, federation, relative, caplog, f
         assert relative(getattr(run.strategy.hsum, part), getattr(before, part) + change) < 1e-13
 
     # where it acted, the mean is the participants'; elsewhere nothing changed
-    first, second = sum(q.first for q in sent) / CLIENTS, sum(q.second for q in sent) / CLIENTS
+    first, second = sum(q.linear for q in sent) / CLIENTS, sum(q.quadratic for q in sent) / CLIENTS
     mean = run.strategy.gaussian.solve(second * -2, first)
     alpha = 1 / (1 + CLIENTS * rho)
-    plain_first = (1 - alpha) * first + alpha * run.strategy.hsum.first
-    plain_second = (1 - alpha) * second + alpha * (run.strategy.prior.second + run.strategy.hsum.second)
+    plain_first = (1 - alpha) * first + alpha * run.strategy.hsum.linear
+    plain_second = (1 - alpha) * second + alpha * (run.strategy.prior.quadratic + run.strategy.hsum.quadratic)
     if family == "isotropic":
         assert relative(posterior.mean, mean) < 1e-12
     elif family == "diagonal":
@@ -63,7 +63,7 @@ def test_guard_lifts_counts_and_logs(quadratics, federation, relative, caplog, f
     else:
         bad = vectors[:, 0]
         assert float(bad @ (posterior.mean - mean)) == pytest.approx(0, abs=1e-6)  # 1e6 in the matrix: 1e-10 relative
-        kept = posterior.natural.first - plain_first
+        kept = posterior.natural.linear - plain_first
         assert float((kept - bad * (bad @ kept)).abs().max()) < 1e-8
 
 
@@ -95,7 +95,7 @@ def test_client_with_negative_curvature_is_refused(quadratics, federation, famil
     """A client whose own site exceeds its curvature has no posterior: an error reply with the reason, no NaN."""
     data = quadratics.random(34, 2, DIM)
     run = federation(data.problem(), BayesADMM(family, rho=0.5, prior_precision=PRIOR)).run(1)
-    second = run.strategy.prior.second * 1e5
+    second = run.strategy.prior.quadratic * 1e5
     for k in range(2):
         first, _ = run.site(k)
         run.sites.save(k, 1, {"site.first": first, "site.second": second})

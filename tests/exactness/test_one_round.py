@@ -83,7 +83,7 @@ def test_contraction(quadratics, federation, seed: int, rho: float | None) -> No
     run = federation(data.problem(), strategy).run(6)
     mean, precision = data.posterior(prior)
     first, second = precision @ mean, precision * -0.5
-    errors = [(q.natural.first - first, q.natural.second - second) for q in run.posteriors]
+    errors = [(q.natural.linear - first, q.natural.quadratic - second) for q in run.posteriors]
     scale = max(float(first.abs().max()), float(second.abs().max()))
     assert float(errors[1][1].abs().max()) > 1.0
     factor = clients * rho / (1 + clients * rho)

@@ -54,7 +54,10 @@ def test_one_sampled_round_in_closed_form(quadratics, federation, relative, abse
         sent = {k: run.uploaded(round, k).natural for k in present}
         for k, q in sent.items():
             v, h = sites[k]
-            sites[k] = (v + gamma * rho * (q.first - server.first), h + gamma * rho * (q.second - server.second))
+            sites[k] = (
+                v + gamma * rho * (q.linear - server.linear),
+                h + gamma * rho * (q.quadratic - server.quadratic),
+            )
         for part, prior in (("first", 0.0), ("second", -0.5 * 9.0)):
             index, old = ("first", "second").index(part), getattr(server, part)
             total = sum(getattr(q, part) for q in sent.values())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import clients.ivon
+import clients.ivon.solver
 from bayesfed.families import gaussian
 from bayesfed.federation.client.sites import DiskSites
 from bayesfed.problem.likelihood import Categorical
@@ -23,7 +23,7 @@ def check_sum(run, tolerance: float) -> None:
     """``Hsum`` against the clients' stores: largest deviation relative to the largest entry of any site."""
     pairs = [run.site(k) for k in run.strategy.accepted]
     hsum = run.strategy.hsum
-    for mine, theirs in ((hsum.first, [v for v, _ in pairs]), (hsum.second * -2, [V for _, V in pairs])):
+    for mine, theirs in ((hsum.linear, [v for v, _ in pairs]), (hsum.quadratic * -2, [V for _, V in pairs])):
         assert mine.dtype == torch.float64
         scale = max(float(site.abs().max()) for site in theirs)
         assert scale > 0
@@ -185,11 +185,11 @@ def test_curvature_form_of_the_dual(quadratics, federation, monkeypatch, dtype, 
                 assert float((mine - theirs).abs().max()) < tolerance * float(theirs.abs().max())
 
 
-def spy(monkeypatch) -> list[clients.ivon.IVON]:
+def spy(monkeypatch) -> list[clients.ivon.solver.IVON]:
     """Every IVON that a client builds from now on; ``start`` is (h, mean, precision) when its first sample is drawn."""
-    built: list[clients.ivon.IVON] = []
+    built: list[clients.ivon.solver.IVON] = []
 
-    class Spied(clients.ivon.IVON):
+    class Spied(clients.ivon.solver.IVON):
         start = None
 
         def __init__(self, *arguments, **options):
@@ -201,7 +201,7 @@ def spy(monkeypatch) -> list[clients.ivon.IVON]:
                 self.start = (self.hess.clone(), self.mean.clone(), self.precision.clone())
             return super().sampled_params(train=train)
 
-    monkeypatch.setattr(clients.ivon, "IVON", Spied)
+    monkeypatch.setattr(clients.ivon.solver, "IVON", Spied)
     return built
 
 

@@ -61,9 +61,9 @@ def diagonal_case(quadratics) -> tuple:
 
 def closed_form(data, server, site) -> tuple[Tensor, Tensor]:
     """Mean and precision of a diagonal client, from the formulas of spec 1.5."""
-    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, -2 * site.second
+    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, -2 * site.quadratic
     precision = server.precision + (curvature - V) / RHO
-    return (server.precision * server.mean + (pull - site.first) / RHO) / precision, precision
+    return (server.precision * server.mean + (pull - site.linear) / RHO) / precision, precision
 
 
 def test_exact_solver_against_the_formula(quadratics, relative) -> None:
@@ -111,9 +111,9 @@ def full_case(quadratics) -> tuple:
 def test_von_reaches_the_full_posterior(quadratics, relative) -> None:
     """The delta method is exact on quadratics: the formula, VON and the exact solver agree to 1e-8 (mean and matrix)."""
     data, server, site = full_case(quadratics)
-    V = -2 * site.second
+    V = -2 * site.quadratic
     precision = server.precision + (data.curvature(0) / TAU - V) / RHO
-    first = server.precision @ server.mean + (data.pull(0) / TAU - site.first) / RHO
+    first = server.precision @ server.mean + (data.pull(0) / TAU - site.linear) / RHO
     mean = torch.linalg.solve(precision, first)
     von = (
         VONSolver(epochs=25, mc_samples=0, local_schedule="constant").solve(local_problem(data, server, site)).posterior
@@ -180,5 +180,5 @@ def test_isotropic_exact_precision_is_the_mean_eigenvalue(quadratics, relative, 
     curvature = data.curvature(0) / TAU
     assert float(found.precision) == pytest.approx(7 + (float(curvature.trace()) / 6 + sign * 1.2) / RHO, rel=1e-12)
     left = curvature + (sign * 1.2 + RHO * 7) * torch.eye(6).double()
-    right = data.pull(0) / TAU - site.first + RHO * 7 * server.mean
+    right = data.pull(0) / TAU - site.linear + RHO * 7 * server.mean
     assert relative(found.mean, torch.linalg.solve(left, right)) < 1e-12

@@ -132,8 +132,8 @@ def test_damping_one_over_k_averages_natural_parameters(quadratics, federation, 
     run = federation(data.problem(), strategy).run(6)
     for round, posterior in enumerate(run.posteriors[1:], start=1):
         sent = [run.uploaded(round, k).natural for k in range(4)]
-        assert relative(posterior.natural.first, sum(q.first for q in sent) / 4) < 1e-12
-        assert relative(posterior.natural.second, sum(q.second for q in sent) / 4) < 1e-12
+        assert relative(posterior.natural.linear, sum(q.linear for q in sent) / 4) < 1e-12
+        assert relative(posterior.natural.quadratic, sum(q.quadratic for q in sent) / 4) < 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -79,9 +79,9 @@ def test_definition_of_the_coordinates(family: type[Gaussian]) -> None:
     """lambda = (S m, -S/2), and mu = E[T] with T = theta theta^T restricted to the structure."""
     q = make(family, 2)
     matrix = torch.linalg.inv(covariance(q))
-    assert close(q.natural.first, matrix @ q.mean, torch.float64)
+    assert close(q.natural.linear, matrix @ q.mean, torch.float64)
     assert q.natural.family == family.name
-    assert torch.equal(q.natural.second, q.precision / -2)
+    assert torch.equal(q.natural.quadratic, q.precision / -2)
     moments = covariance(q) + torch.outer(q.mean, q.mean)
     expected = {"full": moments, "diagonal": moments.diagonal(), "isotropic": moments.trace()}[family.name]
     assert torch.equal(q.expectation[0], q.mean)
@@ -92,25 +92,25 @@ def test_definition_of_the_coordinates(family: type[Gaussian]) -> None:
 def test_linear_algebra_of_natural_parameters(family: type[Gaussian]) -> None:
     a, b = make(family, 3).natural, make(family, 4).natural
     for got, first, second in (
-        (a + b, a.first + b.first, a.second + b.second),
-        (a - b, a.first - b.first, a.second - b.second),
-        (a * 3.0, 3 * a.first, 3 * a.second),
-        (3.0 * a, 3 * a.first, 3 * a.second),
-        (a / 4.0, a.first / 4, a.second / 4),
-        (-a, -a.first, -a.second),
-        (a.zeros_like() + b, b.first, b.second),
-        (family.zero(a.first) + b, b.first, b.second),
+        (a + b, a.linear + b.linear, a.quadratic + b.quadratic),
+        (a - b, a.linear - b.linear, a.quadratic - b.quadratic),
+        (a * 3.0, 3 * a.linear, 3 * a.quadratic),
+        (3.0 * a, 3 * a.linear, 3 * a.quadratic),
+        (a / 4.0, a.linear / 4, a.quadratic / 4),
+        (-a, -a.linear, -a.quadratic),
+        (a.zeros_like() + b, b.linear, b.quadratic),
+        (family.zero(a.linear) + b, b.linear, b.quadratic),
     ):
-        assert torch.equal(got.first, first)
-        assert torch.equal(got.second, second)
+        assert torch.equal(got.linear, first)
+        assert torch.equal(got.quadratic, second)
     copy = a.clone()
     assert copy.add_(b, -0.5) is copy
-    assert close(copy.first, (a - b * 0.5).first, torch.float64)
-    assert not torch.equal(copy.first, a.first)  # the clone shares no memory
-    assert float(a.norm()) == pytest.approx(math.sqrt(a.first.square().sum() + a.second.square().sum()))
+    assert close(copy.linear, (a - b * 0.5).linear, torch.float64)
+    assert not torch.equal(copy.linear, a.linear)  # the clone shares no memory
+    assert float(a.norm()) == pytest.approx(math.sqrt(a.linear.square().sum() + a.quadratic.square().sum()))
     assert bool(a.isfinite())
     assert not bool((a * math.nan).isfinite())
-    assert a.to(torch.float32).second.dtype == torch.float32
+    assert a.to(torch.float32).quadratic.dtype == torch.float32
 
 
 def test_natural_parameters_of_different_spaces_do_not_mix() -> None:
@@ -160,9 +160,9 @@ def test_gradient_of_the_kl_in_expectation_parameters(family: type[Gaussian]) ->
     mu = tuple(x.clone().requires_grad_() for x in q.expectation)
     gradient = torch.autograd.grad(family.from_expectation(*mu).kl(p), mu)
     difference = q.natural - p.natural
-    assert torch.allclose(gradient[0], difference.first, rtol=0, atol=1e-10)
+    assert torch.allclose(gradient[0], difference.linear, rtol=0, atol=1e-10)
     second = gradient[1] if family is not FullGaussian else (gradient[1] + gradient[1].T) / 2
-    assert torch.allclose(second, difference.second, rtol=0, atol=1e-10)
+    assert torch.allclose(second, difference.quadratic, rtol=0, atol=1e-10)
 
 
 @every
@@ -251,8 +251,8 @@ def test_raise_precision_elementwise() -> None:
         NaturalParameters("diagonal", first, precision / -2), torch.tensor(1.0).double(), mean
     )
     assert int(count) == 3
-    assert torch.equal(lam.second * -2, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0]).double())
-    assert torch.equal(lam.first, torch.tensor([1.0, -1.0, -2.0, -3.0, 5.0]).double())
+    assert torch.equal(lam.quadratic * -2, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0]).double())
+    assert torch.equal(lam.linear, torch.tensor([1.0, -1.0, -2.0, -3.0, 5.0]).double())
     one, count = IsotropicGaussian.raise_precision(
         NaturalParameters("isotropic", first, torch.tensor(4.0).double()), torch.tensor(0.5).double(), mean
     )
@@ -282,8 +282,8 @@ def test_raise_precision_leaves_a_healthy_one_alone(family: type[Gaussian]) -> N
     q = make(family, 16)
     lam, count = family.raise_precision(q.natural, torch.tensor(1e-3).double(), torch.zeros(P).double())
     assert int(count) == 0
-    assert torch.equal(lam.first, q.natural.first)
-    assert torch.equal(lam.second, q.natural.second)
+    assert torch.equal(lam.linear, q.natural.linear)
+    assert torch.equal(lam.quadratic, q.natural.quadratic)
 
 
 @every
@@ -292,7 +292,7 @@ def test_meta_tensors_stay_meta(family: type[Gaussian]) -> None:
     q = family.isotropic(torch.zeros(P, device="meta"), 2.0)
     lam = q.natural * 0.5 + family.zero(q.mean)
     back = family.from_natural(lam)
-    tensors = [q.mean, q.precision, lam.first, lam.second, *q.arrays().values(), back.mean, back.precision]
+    tensors = [q.mean, q.precision, lam.linear, lam.quadratic, *q.arrays().values(), back.mean, back.precision]
     tensors += [*q.expectation, q.kl(q), q.log_prob(q.mean)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

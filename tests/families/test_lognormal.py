@@ -111,7 +111,7 @@ def test_it_is_saved(tmp_path):
 def test_zero_and_shapes_fit_the_number_of_weights():
     q = member()
     total = q.natural + LogNormal.zero(q.mean)
-    assert torch.equal(total.first, q.natural.first)
+    assert torch.equal(total.linear, q.natural.linear)
     assert {n: tuple(v.shape) for n, v in q.arrays().items()} == LogNormal.array_shapes(q.dim)
 
 

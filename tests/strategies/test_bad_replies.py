@@ -82,7 +82,7 @@ def test_bad_reply_is_left_out(posterior, strategy, scripted, reply_content, cal
     others.start(scripted(6, lambda c, r: None if c == 2 else posterior("diagonal", c, r)), num_rounds=1)
     assert torch.equal(made.posterior.mean, others.posterior.mean)
     assert torch.equal(made.posterior.precision, others.posterior.precision)
-    assert torch.equal(made.hsum.first, others.hsum.first)
+    assert torch.equal(made.hsum.linear, others.hsum.linear)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_unasked_replies_are_ignored(posterior, strategy, scripted, callbacks, c
     made.start(scripted(6, lambda c, r: posterior("diagonal", c, r), arrange), num_rounds=1, callbacks=callbacks)
     plain.start(scripted(6, lambda c, r: posterior("diagonal", c, r)), num_rounds=1)
     assert torch.equal(made.posterior.mean, plain.posterior.mean)
-    assert torch.equal(made.hsum.second, plain.hsum.second)
+    assert torch.equal(made.hsum.quadratic, plain.hsum.quadratic)
     assert callbacks.metrics[1]["clients/replied"] == 6
     assert [client for client, _ in callbacks.done[1]] == list(range(6))
     assert "was not asked for" in caplog.text
@@ -146,7 +146,7 @@ def test_too_few_replies_stop_the_run(posterior, strategy, scripted, callbacks) 
     ):
         made.start(scripted(6, answer), num_rounds=3, first_round=3, callbacks=callbacks)
     assert made.posterior is before[0]
-    assert torch.equal(made.hsum.first, before[1].first)
+    assert torch.equal(made.hsum.linear, before[1].linear)
     assert made.accepted == before[2] == dict.fromkeys(range(6), 2)
     assert callbacks.metrics == {}
 

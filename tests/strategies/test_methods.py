@@ -148,7 +148,7 @@ def test_no_tensor_on_the_default_device(family: str, options: dict) -> None:
     with torch.device("meta"):
         made.setup(initial, 3)
         for push in (0.0, 1e6):
-            made.hsum.second.add_(push)
+            made.hsum.quadratic.add_(push)
             made.begin()
             sums = made.empty()
             for q in replies:

@@ -361,7 +361,7 @@ class Trainer:
                 site = site.clone().add_(duals.difference(method.dual, posterior, server), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise wire.Diverged("the site is not finite; use a smaller damping or learning rate, or a larger rho")
-            kept |= {"site.first": site.first, "site.second": site.second}
+            kept |= {"site.first": site.linear, "site.second": site.quadratic}
             metrics["dual-norm"] = float(site.norm())
         if self.remembers:
             state = self.settle(task, solution, posterior, extra)
