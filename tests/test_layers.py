@@ -1,4 +1,4 @@
-"""Dependencies point one way: strategies and clients build on bayesfed, never the reverse."""
+"""Dependencies point one way: strategies and clients build on bayesfed, strategies on clients, never the reverse."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_NOT = {"bayesfed": {"strategies", "clients"}, "strategies": {"clients"}, "clients": {"strategies"}}
+PACKAGES = ("bayesfed", "strategies", "clients")
+MAY_NOT = {"bayesfed": {"strategies", "clients"}, "clients": {"strategies"}}
 
 
 def imported(source: str) -> set[str]:
@@ -34,13 +35,13 @@ def test_imports_point_one_way(package):
 
 
 def test_the_check_sees_hidden_imports():
-    source = "def f():\n    from clients.ivon import X\n    import_module('bayesfed.federation.server.strategy')"
+    source = "def f():\n    from clients.ivon import X\n    import_module('strategies.fedavg')"
     assert imported(source) == {"clients", "strategies"}
 
 
 def test_flower_is_imported_from_its_stable_modules():
     """Everything else of Flower's lives in the one module that a later release may cost."""
-    for package in MAY_NOT:
+    for package in PACKAGES:
         for module in (ROOT / package).rglob("*.py"):
             if module.name == "flower_version.py":
                 continue
@@ -51,5 +52,5 @@ def test_flower_is_imported_from_its_stable_modules():
 
 
 def test_no_module_is_a_drawer_for_everything():
-    names = {m.stem for package in MAY_NOT for m in (ROOT / package).rglob("*.py")}
+    names = {m.stem for package in PACKAGES for m in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "common", "misc"}
