@@ -101,7 +101,7 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     if any(text.startswith("resume=") and text != "resume=null" for text in given):
         overrides = [text for text in given if not text.startswith("data.path=")]  # of the stored run's data
     overrides = with_tuned(overrides)
-    cfg = _with_whole_paths(_compose(overrides))
+    cfg = _with_whole_paths(without_handler(_compose(overrides)))
     refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
@@ -141,9 +141,9 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         InputError: it doesn't go together with them.
     """
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
-    kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
+    kept = [key for key in RunSchema.__dataclass_fields__ if key != "resume"]
     try:
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), without_handler(stored))  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
@@ -153,6 +153,21 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
+
+
+def without_handler(cfg: DictConfig) -> DictConfig:
+    """``cfg`` without the keys that named a client half before 0.5: a strategy's class has it as attribute ``client``.
+
+    Raises:
+        InputError: it names a class that isn't bayesfed's, which the strategy has to name now.
+    """
+    for section, key in ((cfg, "handler"), (cfg.strategy, "strategy.handler")):
+        named = section.get("handler")
+        if named is not None and str(named).partition(".")[0] not in ("bayesfed", "clients"):
+            raise InputError(key, named, "name it in the strategy's class (client = MyClient) and leave the key out")
+        with open_dict(section):
+            section.pop("handler", None)
+    return cfg
 
 
 def whole_path(path: str) -> str:
@@ -252,7 +267,7 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
-    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
+    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "tuned"}
     for key in cfg:
         if key not in known:
             names = sorted({*known, "experiment"})
@@ -295,8 +310,6 @@ def validate(cfg: DictConfig) -> None:
         check_types(cfg[group], group)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-    handler = cfg.strategy.get("handler", cfg.get("handler"))
-    resolve({"_target_": handler}, "handler")
 
 
 def named_group(group: str, name: str) -> dict[str, Any]:
