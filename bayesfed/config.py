@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
+from bayesfed.configured import GROUPS, build, check, plain_section, resolve
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
-from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
@@ -293,7 +293,7 @@ def validate(cfg: DictConfig) -> None:
     number("limits.relative_examples", cfg.limits.relative_examples, above=1)
     integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
-        check_types(cfg[group], group)
+        check(cfg[group], group)
     Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from bayesfed.errors import InputError, RunFailed
-from bayesfed.groups import look_at, reason, resolve
+from bayesfed.configured import look_at, own_code, resolve
 
 # what `bayesfed.app` gives a handler
 HANDLED = ("name", "family", "solver", "problem", "sites", "seed", "dtype", "device", "wire_format")
@@ -19,14 +16,3 @@ def look_at_handler(target: str) -> None:
     look_at(kind, "handler", target)
     with own_code("handler", target, "its constructor"):
         inspect.signature(kind).bind(**dict.fromkeys(HANDLED))
-
-
-@contextmanager
-def own_code(group: str, target: str, what: str) -> Iterator[None]:
-    """What a class of the group raises in the block becomes one line."""
-    try:
-        yield
-    except (InputError, RunFailed):
-        raise
-    except Exception as error:
-        raise InputError(f"{group}._target_", target, f"{what} fails: {reason(error)}") from error

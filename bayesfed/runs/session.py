@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.checksum import data_digest
+from bayesfed.configured import build, own_code
 from bayesfed.errors import InputError, RunFailed, reason_of
 from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.foreign import plain_text
-from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.model_check import check_forward
 from bayesfed.profiling import span, timed
@@ -33,7 +33,7 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
-from bayesfed.runs.parts import look_at_handler, own_code
+from bayesfed.runs.parts import look_at_handler
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets, worse_than_start

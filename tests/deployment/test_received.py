@@ -72,9 +72,7 @@ def test_run_configuration_of_the_command() -> None:
             run_config(bad)
 
 
-def test_words_of_the_command(capsys) -> None:
-    assert deploy(["local", "--help"]) == 0
-    assert "bayesfed deploy SUPERLINK" in capsys.readouterr().out
+def test_words_of_the_command() -> None:
     for words, reason in (
         (["local", "--rounds", "3"], "takes no options"),
         ([], "name a connection"),
