@@ -149,12 +149,12 @@ def test_a_sweep_says_each_round_once(tmp_path, monkeypatch, capfd):
 
 
 def test_a_job_that_crashes_says_so_and_the_sweep_goes_on(tmp_path, monkeypatch, capfd):
-    def crash(self):
-        if self.cfg.seed == 2:
+    def crash(cfg, *parts):
+        if cfg.seed == 2:
             raise ZeroDivisionError("no luck")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bayesfed.runs.session.Session._check", crash)
+    monkeypatch.setattr("bayesfed.runs.session.check_fit", crash)
     assert code(["-m", *LINREG, "seed=1,2,3", "hydra.sweep.dir=sweep"]) == 1
     err = capfd.readouterr().err
     (line,) = [line for line in err.splitlines() if "no luck" in line]

@@ -98,9 +98,9 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
         recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
         assert recorded == {"run_dir": "7", "overrides": text.split()}
         session.strategy.accepted = {0: 1}
-        for session.round in (0, 1):
+        for session.recorder.round in (0, 1):
             session.directory.append("rounds", {"round": session.round})
-        session._checkpoint()
+        session.recorder.checkpoint()
         with pytest.raises(InputError, match=r"another process .* is at work there"):
             server(None, context({"overrides": text}))
     monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
