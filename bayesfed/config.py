@@ -19,6 +19,7 @@ from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
+from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
@@ -293,6 +294,7 @@ def validate(cfg: DictConfig) -> None:
     integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
         check_types(cfg[group], group)
+    Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
     handler = cfg.strategy.get("handler", cfg.get("handler"))

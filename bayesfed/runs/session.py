@@ -79,11 +79,8 @@ class Session:
         with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
             self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         self.strategy.shape = self.problem.shape
-        horizon = Schedule(
-            cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
-            cfg.client.get("schedule_decay", 0.1),
-        )  # fmt: skip
-        self.strategy.lr_factor = lambda round: horizon(round - 1)
+        schedule = Schedule.of(cfg)
+        self.strategy.lr_factor = lambda round: schedule(round - 1)
         system, sizes = System.of(self.config.get("system")), [len(client) for client in self.problem.clients]
         if system.active:
             self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
