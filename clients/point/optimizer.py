@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from bayesfed.accelerate.undecorated import bare_step
-from bayesfed.errors import InputError
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem
 
@@ -36,8 +35,6 @@ class LocalOptimizer:
         gradients = model.gradients()
         if self.seen is not None:
             torch._foreach_add_(model.split(self.seen), gradients)
-        if problem.unsquared:
-            torch._foreach_add_(gradients, model.split(_unit_pull(problem, model.vector)))
         if self._slope is not None and self._offset is not None:
             extra = self._slope @ model.vector if self._slope.dim() == 2 else self._slope * model.vector
             torch._foreach_add_(gradients, model.split(extra.add_(self._offset)))
@@ -50,17 +47,6 @@ class LocalOptimizer:
             problem.observer(self._count, model.vector)
 
 
-def _unit_pull(problem: LocalProblem, weights: Tensor) -> Tensor:
-    """Gradient of ``c/2 ||w - w_g||`` (zero at ``w_g``), in mean-loss units; c is the weight of the proximal term."""
-    server = problem.server
-    weight = problem.proximal / problem.loss_scale
-    if not isinstance(server, PointMass):
-        weight = problem.rho * float(server.precision) / problem.data_weight
-    gap = weights - server.mean
-    norm = torch.linalg.vector_norm(gap)
-    return gap * (0.5 * weight / norm.clamp_min(torch.finfo(gap.dtype).tiny))
-
-
 def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:
     """The gradient of site, linear and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if there are none.
 
@@ -68,7 +54,7 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
     """
     server = problem.server
     if isinstance(server, PointMass):
-        proximal = 0.0 if problem.unsquared else problem.proximal / problem.loss_scale
+        proximal = problem.proximal / problem.loss_scale
         if proximal == 0 and problem.site is None and problem.linear is None:
             return None, None
         slope = server.mean.new_full((), proximal)
@@ -76,11 +62,8 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
         if problem.site is not None:
             offset += problem.site.linear.to(offset) / problem.loss_scale
         return slope, offset if problem.linear is None else offset + problem.linear
-    if problem.unsquared and server.precision.dim():
-        raise InputError("strategy.family", server.name, "must be isotropic or point with strategy.reference_quirks")
-    anchor = 0.0 if problem.unsquared else problem.rho
-    slope = anchor * server.precision
-    offset = -anchor * server.multiply(server.precision, server.mean)
+    slope = problem.rho * server.precision
+    offset = -problem.rho * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]

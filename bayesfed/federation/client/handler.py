@@ -48,7 +48,6 @@ class Method:
         lr_factor: learning-rate schedule at this round.
         dual: what the dual moves along, see :func:`bayesfed.federation.duals.difference`.
         size_scale: weight of the *summed* loss of point estimates; 0: the mean loss has weight 1.
-        unsquared: see :class:`bayesfed.federation.local.LocalProblem`.
         work: share of its local steps that the client does, see :class:`bayesfed.system.System`.
     """
 
@@ -64,7 +63,6 @@ class Method:
     lr_factor: float
     dual: str = "natural"
     size_scale: float = 0.0
-    unsquared: bool = False
     work: float = 1.0
     older: int = 0
 
@@ -306,7 +304,6 @@ class Trainer:
             lr_factor=method.lr_factor,
             memory={name: value.to(device) for name, value in memory.items()},
             loss_scale=method.size_scale * len(self.problem.clients[client]) or 1.0,
-            unsquared=method.unsquared,
             work=method.work,
         )
         extra = self._extra_of(message)
