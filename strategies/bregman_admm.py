@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bayesfed.families import Gaussian, NaturalParameters
+from bayesfed.families import ExponentialFamily, NaturalParameters
 from bayesfed.federation.server.strategy import Sums
 from strategies.bayes_admm import BayesADMM
 
@@ -59,7 +59,7 @@ class BregmanADMM(BayesADMM):
         sums = super().empty()
         return sums | {f"{name}_moment": torch.zeros_like(value) for name, value in sums.items()}
 
-    def accumulate(self, sums: Sums, posterior: Gaussian, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, posterior: ExponentialFamily, num_examples: int) -> dict[str, float]:
         """Add ``lambda_k`` and ``mu_k``."""
         first, second = posterior.expectation
         sums["first_moment"].add_(first)
