@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def hvp(
     """
 
     def product(x: Tensor, y: Tensor) -> Tensor:
-        slope = grad(lambda theta: likelihood.loss(_outputs(model, theta, x), y))
+        slope = grad(lambda theta: likelihood.loss(_outputs(model, x, theta), y))
         return jvp(slope, (at,), (vector,))[1]
 
     return _summed(product, model, data, rows)
@@ -51,10 +52,10 @@ def ggn_vp(
     """
 
     def product(x: Tensor, y: Tensor) -> Tensor:
-        outputs, pullback = vjp(lambda theta: _outputs(model, theta, x), at)[:2]
-        tangent = jvp(lambda theta: _outputs(model, theta, x), (at,), (vector,))[1]
-        curved = jvp(grad(lambda outputs: likelihood.loss(outputs, y)), (outputs,), (tangent,))[1]
-        return pullback(curved)[0]
+        outputs = partial(_outputs, model, x)
+        values, tangent = jvp(outputs, (at,), (vector,))[:2]
+        slope = grad(lambda values: likelihood.loss(values, y))
+        return vjp(outputs, at)[1](jvp(slope, (values,), (tangent,))[1])[0]
 
     return _summed(product, model, data, rows)
 
@@ -81,6 +82,6 @@ def _summed(product: Callable[[Tensor, Tensor], Tensor], model: FlatModel, data:
     return total
 
 
-def _outputs(model: FlatModel, theta: Tensor, x: Tensor) -> Tensor:
+def _outputs(model: FlatModel, x: Tensor, theta: Tensor) -> Tensor:
     outputs: Tensor = functional_call(model.module, model.named(theta), (x,))
     return outputs
