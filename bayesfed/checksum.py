@@ -17,7 +17,8 @@ DIGESTS: dict[str, Callable[[bytes], Any]] = {SHA256: hashlib.sha256, XXH3: xxha
 
 
 def file_digest(path: Path) -> str:
-    """XXH3 of a file's bytes; of a folder, of the names and bytes of the :func:`files_of` it, but those of runs in it."""
+    """XXH3 of a file's bytes; of a folder, of the names and bytes of the :func:`files_of` it, but those of runs in
+    it."""
     made = DIGESTS[XXH3](b"")
     files = files_of(path)
     runs = {file.parent for file in files if file.name == "config.yaml"} - {path}  # with data.path=. they grow

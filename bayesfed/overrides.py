@@ -18,7 +18,8 @@ _COMMAS = re.compile(r",(?![^(\[{]*[)\]}])")  # between the values of a sweep, n
 
 @lru_cache(maxsize=1024)
 def readable(text: str) -> str:
-    """The override ``text``, its value in quotes if Hydra can't read it without (``data.path=größe.npz``, ``resume=~/run``).
+    """The override ``text``, its value in quotes if Hydra can't read it without (``data.path=größe.npz``,
+    ``resume=~/run``).
 
     Each value of a sweep is looked at on its own. What Hydra reads is left alone, and so is what no quotes can help.
     """

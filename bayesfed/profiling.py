@@ -3,14 +3,16 @@
     with span("update"):
         optimizer.step()
 
-Marks like this one stay in the code for good. They do nothing (a shared object, 0.2 microseconds) until somebody records:
+Marks like this one stay in the code for good. They do nothing (a shared object, 0.2 microseconds) until somebody
+records:
 
     with recording(Profiler()) as profiler:
         ...
     profiler.root  # the tree of what happened
 
-One profiler is current in a process, and one thread at a time may open spans. Spans measure the host's wall time; on a GPU, where
-kernels run behind the host's back, a profiler made :meth:`Profiler.on` that device waits for them at both ends of every span.
+One profiler is current in a process, and one thread at a time may open spans. Spans measure the host's wall time; on a
+GPU, where kernels run behind the host's back, a profiler made :meth:`Profiler.on` that device waits for them at both
+ends of every span.
 """
 
 from __future__ import annotations
@@ -265,5 +267,6 @@ def occupied(worker: int, message_type: str, seconds: float, messages: int) -> N
 
 
 def worker_number() -> int:
-    """A number for this process, the same in all its messages (and another one in other processes, with near certainty)."""
+    """A number for this process, the same in all its messages (and another one in other processes, with near
+    certainty)."""
     return zlib.crc32(f"{socket.gethostname()}:{os.getpid()}".encode())

@@ -17,7 +17,9 @@ from bayesfed.compare import grid as grids
 from bayesfed.compare import table as tables
 from bayesfed.compare import tune as tuning
 from bayesfed.compare.figures import make_figures
-from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.formats import to_csv, to_latex, to_markdown
+from bayesfed.compare.grid import Run
+from bayesfed.compare.options import Options, split_options
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
@@ -44,7 +46,7 @@ def compare(args: Sequence[str]) -> int:
         KeyboardInterrupt: interrupted; the same call goes on.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    options, overrides = grids.split_options(args)
+    options, overrides = split_options(args)
     given = {override.key_or_group for override in overrides}
     extra = {"figures": "false", "eval.clients_every": "null"}  # a picture of each run is not needed, fairness is
     runs = grids.grid(overrides, [f"{key}={value}" for key, value in extra.items() if key not in given])
@@ -116,9 +118,9 @@ def _write(
     args: Sequence[str],
 ) -> int:
     rows = tables.rows(groups, baseline, options.target)
-    write_text(folder / "table.csv", tables.to_csv(rows, options.target))
-    write_text(folder / "table.md", tables.to_markdown(rows, baseline))
-    write_text(folder / "table.tex", tables.to_latex(rows, baseline))
+    write_text(folder / "table.csv", to_csv(rows, options.target))
+    write_text(folder / "table.md", to_markdown(rows, baseline))
+    write_text(folder / "table.tex", to_latex(rows, baseline))
     pictures = make_figures(rows, folder / "figures", options.target)
     made = provenance()
     about = About(
@@ -126,7 +128,7 @@ def _write(
         baseline=baseline,
         notes=notes,
         tuning=[
-            (s.setting, s.method, _values(s.best[0]), s.best[1]) if s.best else (s.setting, s.method, "failed", float("nan"))
+            (s.setting, s.method, *((_values(s.best[0]), s.best[1]) if s.best else ("failed", float("nan"))))
             for s in found.values()
         ],
         versions={**made["versions"], "commit": made["git_commit"]},

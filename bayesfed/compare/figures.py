@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from bayesfed.compare.picture import Picture, save
 from bayesfed.compare.results import HIGHER_IS_BETTER, Group
 from bayesfed.compare.sensitivity import sensitivities, shade
 from bayesfed.compare.table import Row, by_setting
-from bayesfed.runs.figures import label
+from bayesfed.runs.labels import label
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
@@ -34,33 +34,15 @@ TARGET = {"rounds": "rounds", "bytes": "MB sent", "gradients": "gradient evaluat
 SCALE = {"bytes": 1e-6}  # of the numbers on an axis
 NAMES = {"accuracy": "accuracy (%)", "nll": "NLL (nats per example)", "ece": "ECE (%)", "rmse": "RMSE"}
 TITLES = {"accuracy": "Accuracy", "nll": "NLL", "rmse": "RMSE"}
-DPI = 160
 Styles = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as it goes into the report.
-
-    Attributes:
-        name: of its files, without ending.
-        setting: it belongs to; empty for all.
-        title: what it shows.
-        svg: the file's text.
-    """
-
-    name: str
-    setting: str
-    title: str
-    svg: str
 
 
 def make_figures(table: Sequence[Row], folder: Path, target: float | None = None) -> list[Picture]:
     """Draw all figures that apply.
 
-    For each setting accuracy and NLL (RMSE where there is no accuracy) against rounds, bytes sent and gradient evaluations, the
-    line being the mean over seeds and the band one standard deviation; final ECE; what it took to reach ``target``. A heat map of
-    methods and settings if there are several settings.
+    For each setting accuracy and NLL (RMSE where there is no accuracy) against rounds, bytes sent and gradient
+    evaluations, the line being the mean over seeds and the band one standard deviation; final ECE; what it took to
+    reach ``target``. A heat map of methods and settings if there are several settings.
 
     Args:
         table: the rows.
@@ -77,15 +59,15 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
         for number, (setting, part) in enumerate(settings, start=1):
             prefix = f"{number:02d}_" if len(settings) > 1 else ""
             for name, title, figure in _of_setting(part, styles, target):
-                made.append(_save(figure, folder, prefix + name, setting, title))
+                made.append(save(figure, folder, prefix + name, setting, title))
         for name, setting, title, figure in sensitivities(table):
-            made.append(_save(figure, folder, name, setting, title))
+            made.append(save(figure, folder, name, setting, title))
         if len(settings) > 1:
             for metric in ("accuracy", "nll"):
                 if any(metric in row.metrics for row in table):
                     figure = heat_map(table, metric)
                     title = f"{TITLES[metric]} by method and setting"
-                    made.append(_save(figure, folder, f"heat_map_{metric}", "", title))
+                    made.append(save(figure, folder, f"heat_map_{metric}", "", title))
     return made
 
 
@@ -159,7 +141,8 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
 
 
 def clients_apart(part: Sequence[Row], styles: Styles) -> Figure | None:
-    """From the mean over clients to the mean over the worst tenth of them, each on its own test distribution; None without."""
+    """From the mean over clients to the mean over the worst tenth of them, each on its own test distribution; None
+    without."""
     shown = [row for row in part if all(math.isfinite(row.clients.get(key, math.nan)) for key in ("mean", "worst10"))]
     if not shown:
         return None
@@ -186,8 +169,9 @@ def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figur
         if math.isfinite(value):
             axis.barh(place, value, color=styles[row.group.method]["color"], height=0.62)
         axis.annotate(
-            f"{value:,.4g}" if math.isfinite(value) else "not reached by all seeds", (value if math.isfinite(value) else 0, place),
-            xytext=(4, 0), textcoords="offset points", va="center", size=8.5,
+            f"{value:,.4g}" if math.isfinite(value) else "not reached by all seeds",
+            (value if math.isfinite(value) else 0, place), xytext=(4, 0), textcoords="offset points",
+            va="center", size=8.5,
         )  # fmt: skip
     axis.set_xlim(0, 1.4 * max(finite))
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=cost == "rounds"))
@@ -221,7 +205,7 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     return figure
 
 
-# -- details --------------------------------------------------------------------------------------------------------------
+# -- details -----------------------------------------------------------------------------------------------------------
 
 
 def _of_setting(part: Sequence[Row], styles: Styles, target: float | None) -> Iterator[tuple[str, str, Figure]]:
@@ -295,10 +279,3 @@ def _wrapped(setting: str) -> str:
     experiment, *swept = setting.split(" ")
     pairs = (item.rpartition("=")[0].rpartition(".")[2] + "=" + item.rpartition("=")[2] for item in swept)
     return "\n".join(label(line, 28, width=14) for line in (experiment, *pairs))
-
-
-def _save(figure: Figure, folder: Path, name: str, setting: str, title: str) -> Picture:
-    figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})  # no version: equal runs, equal files
-    path = folder / f"{name}.svg"
-    figure.savefig(path, metadata={"Date": None, "Creator": None}, transparent=True)
-    return Picture(name, setting, title, path.read_text())

@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 from omegaconf import OmegaConf
 
 from bayesfed import seeding
-from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.grid import Run
+from bayesfed.compare.options import Options
 from bayesfed.compare.results import HIGHER_IS_BETTER, Trace
 from bayesfed.compare.runner import Outcome, Runner
 from bayesfed.composing import conf_dirs
@@ -95,7 +96,8 @@ def tune(
 ) -> dict[tuple[str, str], Tuned]:
     """Search ``options.tune`` trials for each setting and method; trials of different methods run side by side.
 
-    A method's proposals depend on nothing but its earlier trials, so a search that was interrupted goes on with the same ones.
+    A method's proposals depend on nothing but its earlier trials, so a search that was interrupted goes on with the
+    same ones.
 
     Args:
         options: trials, their seed and what they are judged by.

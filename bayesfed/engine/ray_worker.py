@@ -39,7 +39,8 @@ def share_memory() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault per 4 KiB.
+    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault
+    per 4 KiB.
 
     A quarter of the processor time of a round with a million parameters. Does nothing where there is no glibc.
     """

@@ -32,7 +32,8 @@ class Checkpoint:
     Attributes:
         round: last finished round.
         tensors: posterior (``posterior.*``) and the strategy's sums.
-        state: plain values: which client's reply was accepted when, also as of the checkpoint before (``durable``), totals.
+        state: plain values: which client's reply was accepted when, also as of the checkpoint before (``durable``),
+            totals.
     """
 
     round: int
@@ -67,7 +68,8 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path, last: int | None = None) -> Checkpoint:
-        """The newest readable checkpoint: one that is cut off or whose checksum is wrong is passed over, with a warning.
+        """The newest readable checkpoint: one that is cut off or whose checksum is wrong is passed over, with a
+        warning.
 
         Args:
             folder: of the checkpoints.

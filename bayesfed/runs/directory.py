@@ -37,7 +37,8 @@ class RunDirectory:
     Attributes:
         path: the folder; holds ``config.yaml``, ``rounds.jsonl``, ``clients.jsonl``, ``summary.json``,
             ``posterior.safetensors``, ``checkpoint/`` and ``figures/``.
-        lock: descriptor of the lock file (:func:`bayesfed.lock.alone`), for child processes to inherit; -1 = not locked.
+        lock: descriptor of the lock file (:func:`bayesfed.lock.alone`), for child processes to inherit; -1 = not
+            locked.
     """
 
     def __init__(self, path: Path | str):

@@ -235,7 +235,8 @@ class Fitted:
 
 
 def fixed(value: float, digits: int) -> str:
-    """``value`` with ``digits`` decimals; with four significant digits where that gave a long row of them, or zeros only."""
+    """``value`` with ``digits`` decimals; with four significant digits where that gave a long row of them, or zeros
+    only."""
     size = abs(value)
     return f"{value:.4g}" if size >= LARGE or 0 < size < 0.5 * 10.0**-digits else f"{value:.{digits}f}"
 

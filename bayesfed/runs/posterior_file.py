@@ -1,9 +1,9 @@
 """``posterior.safetensors``: the posterior of a run with all that is needed to build its model again.
 
-Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the model has frozen
-parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
-``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON because safetensors writes several metadata
-keys in random order; so equal posteriors are equal files.
+Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the
+model has frozen parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model``
+(as ``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON
+because safetensors writes several metadata keys in random order; so equal posteriors are equal files.
 """
 
 from __future__ import annotations

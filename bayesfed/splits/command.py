@@ -41,8 +41,8 @@ HEADERS = {
 def partition(args: Sequence[str]) -> Path:
     """Split the data as ``bayesfed run`` with the same overrides would, and write what that looks like.
 
-    Writes ``clients.csv``, ``partition.json`` and pictures into ``out`` (default: a new folder under ``runs/partition``), and prints a
-    summary.
+    Writes ``clients.csv``, ``partition.json`` and pictures into ``out`` (default: a new folder under
+    ``runs/partition``), and prints a summary.
 
     Raises:
         InputError: bad configuration or data, or a folder with other files.
@@ -102,8 +102,9 @@ def _text(name: str, value: Any) -> str:
 
 def _told(summary: dict[str, float]) -> str:
     lines = [
-        f"{summary['clients']:,} clients, {summary['examples']:,} examples: {summary['smallest']:,} to {summary['largest']:,} a client, "
-        f"median {summary['median']:,.0f}, Gini coefficient of the sizes {summary['size_gini']:.2f}"
+        f"{summary['clients']:,} clients, {summary['examples']:,} examples: "
+        f"{summary['smallest']:,} to {summary['largest']:,} a client, median {summary['median']:,.0f}, "
+        f"Gini coefficient of the sizes {summary['size_gini']:.2f}"
     ]
     if "mean_distance" in summary:
         lines.append(

@@ -18,9 +18,10 @@ def client_records(problem: Problem, system: System, seed: int) -> list[dict[str
     """What sets each client apart.
 
     Returns:
-        per client ``client``, ``name`` (where the data give one), ``examples``, ``test_examples`` (its own test distribution); with classes ``classes``,
-        ``effective_classes`` (e to the entropy of its labels) and ``distance`` (total variation between its labels and all labels,
-        0 to 1); with a shift what :meth:`ClientShift.description` says; with a deadline the simulated ``arrival`` in round 1.
+        per client ``client``, ``name`` (where the data give one), ``examples``, ``test_examples`` (its own test
+        distribution); with classes ``classes``, ``effective_classes`` (e to the entropy of its labels) and ``distance``
+        (total variation between its labels and all labels, 0 to 1); with a shift what :meth:`ClientShift.description`
+        says; with a deadline the simulated ``arrival`` in round 1.
     """
     records: list[dict[str, Any]] = []
     counts = problem.label_counts
