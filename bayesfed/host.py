@@ -53,7 +53,7 @@ def own_packages() -> None:
     for name in ("strategies", "clients"):
         module = sys.modules.get(name)
         spec = module.__spec__ if module is not None else find_spec(name)
-        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
-        if found != HOME / name / "__init__.py":
+        origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if origin != HOME / name / "__init__.py":
             fix = f"hides bayesfed's own package `{name}` ({HOME / name}); rename yours, or start where Python doesn't find it first"
-            raise InputError(f"package {name}", found.parent if found and found.stem == "__init__" else found, fix)
+            raise InputError(f"package {name}", origin.parent if origin and origin.stem == "__init__" else origin, fix)

@@ -69,14 +69,14 @@ def check_folder(folder: Path, mark: str, kind: str) -> None:
         InputError: it is something else.
     """
     try:
-        found = {entry.name for entry in folder.iterdir()} - {NAME}
+        names = {entry.name for entry in folder.iterdir()} - {NAME}
     except FileNotFoundError:
         return
     except NotADirectoryError:
         raise InputError("out", folder, "is a file; name a folder") from None
     except (OSError, ValueError) as error:
         raise InputError("out", folder, f"can't be read ({reason(error)})") from error
-    if found and mark not in found:
+    if names and mark not in names:
         raise InputError("out", folder, f"holds other files; name a new or empty folder, or that of {kind}")
 
 
@@ -162,8 +162,8 @@ def _sign(handle: int) -> None:
 
 def _signature(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 1000, 0))
-        return plain_text(f"pid {found['pid']} on host {found['host']}, since {found['since']}")
+        record = json.loads(os.pread(handle, 1000, 0))
+        return plain_text(f"pid {record['pid']} on host {record['host']}, since {record['since']}")
     except (OSError, ValueError, TypeError, KeyError):
         return "which has not signed the lock"
 

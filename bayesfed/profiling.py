@@ -54,10 +54,10 @@ class Node:
 
     def child(self, name: str) -> Node:
         """The child of that name, made if there is none."""
-        found = self.children.get(name)
-        if found is None:
-            found = self.children[name] = Node()
-        return found
+        node = self.children.get(name)
+        if node is None:
+            node = self.children[name] = Node()
+        return node
 
     def add(self, seconds: float, calls: int = 1) -> None:
         """Count ``calls`` more, which took ``seconds`` together."""
@@ -72,10 +72,10 @@ class Node:
 
     def numbers(self) -> dict[str, float]:
         """The descendants as flat numbers that fit into a message: ``time/PATH`` in seconds, and ``calls/PATH``."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for path, node in self.paths():
-            found |= {f"time/{path}": node.seconds, f"calls/{path}": node.calls}
-        return found
+            numbers |= {f"time/{path}": node.seconds, f"calls/{path}": node.calls}
+        return numbers
 
     def add_numbers(self, numbers: Mapping[str, float]) -> None:
         """Add what :meth:`numbers` of another tree gave; other keys are passed over."""

@@ -54,21 +54,21 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
         old.unlink()
     styles = {method: _style(i) for i, method in enumerate(dict.fromkeys(row.group.method for row in table))}
     settings = by_setting(table)
-    made = []
+    pictures = []
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bayesfed", "font.size": 9.5, **_ink()}):
         for number, (setting, part) in enumerate(settings, start=1):
             prefix = f"{number:02d}_" if len(settings) > 1 else ""
             for name, title, figure in _of_setting(part, styles, target):
-                made.append(save(figure, folder, prefix + name, setting, title))
+                pictures.append(save(figure, folder, prefix + name, setting, title))
         for name, setting, title, figure in sensitivities(table):
-            made.append(save(figure, folder, name, setting, title))
+            pictures.append(save(figure, folder, name, setting, title))
         if len(settings) > 1:
             for metric in ("accuracy", "nll"):
                 if any(metric in row.metrics for row in table):
                     figure = heat_map(table, metric)
                     title = f"{TITLES[metric]} by method and setting"
-                    made.append(save(figure, folder, f"heat_map_{metric}", "", title))
-    return made
+                    pictures.append(save(figure, folder, f"heat_map_{metric}", "", title))
+    return pictures
 
 
 def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> Figure | None:
@@ -117,8 +117,8 @@ def band(group: Group, metric: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
     rounds = sorted(set.intersection(*(set(p) for p in points))) if points else []
     if not rounds:
         return np.empty(0), np.empty((0, 0))
-    found = np.array([[p[r] for r in rounds] for p in points])
-    return found[:, :, 0].mean(0), found[:, :, 1]
+    values = np.array([[p[r] for r in rounds] for p in points])
+    return values[:, :, 0].mean(0), values[:, :, 1]
 
 
 def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
@@ -128,12 +128,12 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
         return None
     figure, axis = _figure(height=1.2 + 0.34 * len(shown))
     for place, row in enumerate(shown):
-        style, found = styles[row.group.method], row.metrics[metric]
+        style, statistic = styles[row.group.method], row.metrics[metric]
         seeds = list(row.group.finals(metric).values())
         axis.plot(seeds, [place] * len(seeds), "o", color=style["color"], alpha=0.45, markersize=4)
-        error = found.std if math.isfinite(found.std) else 0.0
+        error = statistic.std if math.isfinite(statistic.std) else 0.0
         axis.errorbar(
-            found.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
+            statistic.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
         )
     _methods(axis, shown)
     axis.set_xlabel(NAMES[metric])
@@ -187,15 +187,15 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     """Mean of ``metric`` by method and setting; the best of a setting in bold."""
     methods = list(dict.fromkeys(row.group.method for row in table))
     settings = [setting for setting, _ in by_setting(table)]
-    found = {(row.group.method, row.group.setting): row.metrics.get(metric) for row in table}
+    statistics = {(row.group.method, row.group.setting): row.metrics.get(metric) for row in table}
     values = np.array(
-        [[getattr(found.get((m, s)), "mean", math.nan) for s in settings] for m in methods], dtype=np.float64
+        [[getattr(statistics.get((m, s)), "mean", math.nan) for s in settings] for m in methods], dtype=np.float64
     )
     figure = Figure(figsize=(2.6 + 1.15 * len(settings), 1.7 + 0.36 * len(methods)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     up = metric in HIGHER_IS_BETTER
-    best = np.array([[getattr(found.get((m, s)), "best", False) for s in settings] for m in methods])
+    best = np.array([[getattr(statistics.get((m, s)), "best", False) for s in settings] for m in methods])
     shade(axis, values, up, best)
     axis.set_yticks(range(len(methods)), [label(method, width=18) for method in methods])
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)

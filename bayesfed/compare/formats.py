@@ -41,9 +41,9 @@ def to_csv(table: Sequence[Row], target: float | None = None) -> str:
             "status": plain_text(group.status, 2000),
         }
         for metric in ("accuracy", "nll", "ece", *extra):
-            found = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
+            statistic = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
             for part in ("mean", "std", "p"):
-                cells[f"{metric}_{part}"] = decimal(getattr(found, part))
+                cells[f"{metric}_{part}"] = decimal(getattr(statistic, part))
             if metric not in extra:
                 cells[f"{metric}_at_mean"] = decimal(row.at_mean.get(metric, math.nan))
         cells |= {f"{name}_to_target": decimal(value) for name, value in row.to_target.items()}

@@ -93,10 +93,10 @@ def grid(overrides: Sequence[Override], extra: Sequence[str] = ()) -> list[Run]:
     drafts: dict[str, _Draft] = {}
     for combination in product(*(values for _, values, _ in others)):
         pairs = {key: value for (key, _, _), value in zip(others, combination, strict=True)}
-        cfg, kept = _compose(pairs, [f"seed={seeds[0]}", *extra], several, missing)
-        met |= kept.keys()
-        swept = {key: value for (key, _, is_swept) in others if is_swept and (value := kept.get(key)) is not None}
-        lines = [f"{key}={value}" for key, value in kept.items()]
+        cfg, valid = _compose(pairs, [f"seed={seeds[0]}", *extra], several, missing)
+        met |= valid.keys()
+        swept = {key: value for (key, _, is_swept) in others if is_swept and (value := valid.get(key)) is not None}
+        lines = [f"{key}={value}" for key, value in valid.items()]
         draft = _Draft(cfg, [*lines, *extra], swept)
         drafts.setdefault(json.dumps([_experiment(cfg), swept, plain(cfg)], sort_keys=True), draft)
     for key, error in missing.items():
@@ -205,16 +205,16 @@ def _compose(
     pairs: dict[str, str], extra: list[str], lenient: bool, missing: dict[str, InputError]
 ) -> tuple[DictConfig, dict[str, str]]:
     """The configuration, and the pairs that hold for it (see :func:`grid`)."""
-    kept = dict(pairs)
+    valid = dict(pairs)
     while True:
         try:
-            return compose_config([*(f"{key}={value}" for key, value in kept.items()), *extra]), kept
+            return compose_config([*(f"{key}={value}" for key, value in valid.items()), *extra]), valid
         except InputError as error:
-            optional = lenient and error.field in kept and "." in error.field and _is_method(error.field)
+            optional = lenient and error.field in valid and "." in error.field and _is_method(error.field)
             if not (optional and error.fix.startswith("no such key")):
                 raise
             missing[error.field] = error  # the last: the first method may have few keys to propose
-            del kept[error.field]
+            del valid[error.field]
 
 
 def _experiment(cfg: DictConfig) -> str:

@@ -65,7 +65,7 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
         target: accuracy in percent.
     """
     metrics = [m for m in METRICS if any(group.finals(m) for group in groups)]
-    made = []
+    table = []
     for group in groups:
         peers = [other for other in groups if other.setting == group.setting]
         reference = next((other for other in peers if other.method == baseline), None)
@@ -85,8 +85,8 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
             reached = {name: _mean_std([trace[key] for trace in traces])[0] for name, key in COSTS.items()}
         tested = [part for part in CLIENTS if any(part in t.clients for t in group.traces)]
         clients = {part: _mean_std([t.clients.get(part, math.nan) for t in group.traces])[0] for part in tested}
-        made.append(Row(group, values, at_mean, costs, reached, clients))
-    return made
+        table.append(Row(group, values, at_mean, costs, reached, clients))
+    return table
 
 
 def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
@@ -134,9 +134,9 @@ def cells(
     for row in part:
         line = [escape(row.group.method)]
         for metric in metrics:
-            found = row.metrics[metric]
-            text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
-            line.append(bold(text) if found.best and len(part) > 1 else text)
+            statistic = row.metrics[metric]
+            text = spread(metric, statistic, plus_minus) if math.isfinite(statistic.mean) else escape("–")
+            line.append(bold(text) if statistic.best and len(part) > 1 else text)
         rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
         rest += [decimal(row.clients.get(name, math.nan), 4) or "–" for name in clients]
         rest += [
@@ -178,14 +178,15 @@ def test_of(baseline: str) -> str:
     return f"two-sided paired t-test over seeds against {baseline}"
 
 
-def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:
+def spread(metric: str, statistic: Statistic, plus_minus: str = " ± ") -> str:
     """``91.20 ± 0.31``; ``1.717e+11 ± 2.3e+10`` where decimals say nothing."""
-    if not math.isfinite(found.mean):
+    if not math.isfinite(statistic.mean):
         return "–"
-    text = fixed(found.mean, digits := DIGITS[metric])
-    if not math.isfinite(found.std):
+    text = fixed(statistic.mean, digits := DIGITS[metric])
+    if not math.isfinite(statistic.std):
         return text
-    return text + plus_minus + (f"{found.std:.{digits}f}" if text == f"{found.mean:.{digits}f}" else f"{found.std:.2g}")
+    plain = text == f"{statistic.mean:.{digits}f}"
+    return text + plus_minus + (f"{statistic.std:.{digits}f}" if plain else f"{statistic.std:.2g}")
 
 
 def short_p(p: float) -> str:
@@ -206,7 +207,7 @@ def thousands(value: float) -> str:
 
 
 def _tested(table: Sequence[Row]) -> bool:
-    return any(math.isfinite(found.p) for row in table for found in row.metrics.values())
+    return any(math.isfinite(statistic.p) for row in table for statistic in row.metrics.values())
 
 
 def _unit(name: str) -> str:

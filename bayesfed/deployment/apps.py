@@ -78,9 +78,9 @@ def session_of(context: Context) -> Iterator[Session]:
     from bayesfed.runs.launch import prepare
 
     folder = _root("BAYESFED_RUNS", "runs") / Path(_run(context)).expanduser()
-    given = split(str(context.run_config.get("overrides", "")))
-    keys = [override.key_or_group for override in parse(given)]
-    overrides = [text for text, key in zip(given, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
+    texts = split(str(context.run_config.get("overrides", "")))
+    keys = [override.key_or_group for override in parse(texts)]
+    overrides = [text for text, key in zip(texts, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
     cfg = compose_config([*overrides, "display=false"], str(folder))
     changed = overrides
     if context.run_config.get("resume", False):
@@ -144,8 +144,8 @@ def client_config(context: Context) -> Plain:
 
 def _served(context: Context) -> SimulationApp:
     config = client_config(context)
-    given = context.node_config.get("sites")
-    root = Path(str(given)).expanduser() if given else _root("BAYESFED_SITES", "sites")
+    folder = context.node_config.get("sites")
+    root = Path(str(folder)).expanduser() if folder else _root("BAYESFED_SITES", "sites")
     return _app(json.dumps(config), str(root / experiment_key(config, _run(context))), origins(config))
 
 

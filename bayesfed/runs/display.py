@@ -243,8 +243,8 @@ def fixed(value: float, digits: int) -> str:
 
 def console() -> Console:
     """Standard output for tables: as wide as a terminal, or as wide as the tables where nobody looks at one."""
-    found = Console()
-    return found if found.is_terminal else Console(width=UNLIMITED)
+    output = Console()
+    return output if output.is_terminal else Console(width=UNLIMITED)
 
 
 def is_interactive() -> bool:

@@ -46,9 +46,9 @@ def save_posterior(
     path = Path(path)
     metadata = {"family": posterior.name, "format": FORMAT, "model": model_description}
     # clones, because safetensors refuses tensors that share memory (views of one message buffer)
-    kept = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
-    kept |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
-    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in kept.items()}
+    values = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
+    values |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
+    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in values.items()}
     metadata[XXH3] = checksum(tensors, json.dumps(metadata, sort_keys=True), XXH3)
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")

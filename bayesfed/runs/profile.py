@@ -64,17 +64,17 @@ def categories(tree: Node) -> dict[str, Node]:
 
     A span's own time belongs to the nearest span around it (itself included) that ``CATEGORY_OF`` knows.
     """
-    found: dict[str, Node] = {}
+    categories: dict[str, Node] = {}
 
     def visit(node: Node, name: str, around: str) -> None:
         category = CATEGORY_OF.get(name, around)
         entered = 0 if category == around else node.calls
-        found.setdefault(category, Node()).add(node.own, entered)
+        categories.setdefault(category, Node()).add(node.own, entered)
         for child_name, child in node.children.items():
             visit(child, child_name, category)
 
     visit(tree, "", "other")
-    return {name: found[name] for name in LABELS if name in found}
+    return {name: categories[name] for name in LABELS if name in categories}
 
 
 class RunProfile:

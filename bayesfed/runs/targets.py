@@ -34,22 +34,22 @@ def to_targets(rounds: Sequence[dict[str, Any]], targets: Sequence[float]) -> di
         targets: accuracies in percent.
     """
     kind = prediction(rounds, "accuracy")
-    found: dict[str, float | None] = {}
+    costs: dict[str, float | None] = {}
     for target in targets:
         name, sent = f"to_target/{target:g}", 0.0
-        found |= dict.fromkeys(f"{name}/{cost}" for cost in ("rounds", "bytes", "gradients", "seconds"))
+        costs |= dict.fromkeys(f"{name}/{cost}" for cost in ("rounds", "bytes", "gradients", "seconds"))
         for record in rounds:
             sent += (record.get("bytes/down") or 0) + (record.get("bytes/up") or 0)
             accuracy = record.get(f"{kind}/accuracy")
             if accuracy is not None and accuracy >= target:
-                found |= {
+                costs |= {
                     f"{name}/rounds": record["round"],
                     f"{name}/bytes": sent,
                     f"{name}/gradients": record.get("gradients/total"),
                     f"{name}/seconds": record.get("seconds/total"),
                 }
                 break
-    return found
+    return costs
 
 
 def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:

@@ -59,10 +59,10 @@ def partition(args: Sequence[str]) -> Path:
     note_unused_partition(cfg, problem)
     records = client_records(problem, System.of(config.get("system")), cfg.seed)
     summary = overview(records)
-    kept = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
+    settings = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
-    found = {"summary": summary, "clients": records, "label_counts": counts, "config": kept}
-    text = json.dumps(found if problem.classes is None else {**found, "classes": problem.classes}, indent=2)
+    record = {"summary": summary, "clients": records, "label_counts": counts, "config": settings}
+    text = json.dumps(record if problem.classes is None else {**record, "classes": problem.classes}, indent=2)
     with alone(folder, "out"):
         try:
             write_text(folder / MARK, text + "\n")

@@ -59,7 +59,7 @@ def overview(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     sizes = np.sort([record["examples"] for record in records]).astype(np.float64)
     count = len(sizes)
     gini = float((2 * np.arange(1, count + 1) - count - 1) @ sizes / (count * sizes.sum()))
-    found = {
+    summary = {
         "clients": count,
         "examples": int(sizes.sum()),
         "smallest": int(sizes[0]),
@@ -69,8 +69,8 @@ def overview(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     for name in ("classes", "effective_classes", "distance"):
         if name in records[0]:
-            found[f"mean_{name}"] = float(np.mean([record[name] for record in records]))
-    return found
+            summary[f"mean_{name}"] = float(np.mean([record[name] for record in records]))
+    return summary
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
