@@ -32,6 +32,8 @@ HELP = {"-h", "--help"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes above."""
+    for library in ("FLWR_TELEMETRY", "RAY_USAGE_STATS"):  # a process of its own, which tells nobody what it does
+        os.environ.setdefault(f"{library}_ENABLED", "0")
     with steady():
         _main(list(sys.argv[1:] if argv is None else argv))
 
@@ -78,10 +80,12 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
     began, where = time.perf_counter(), None
     try:
+        from bayesfed import accelerate
         from bayesfed.config import compose_config
         from bayesfed.runs.launch import run_config
 
         cfg = compose_config(overrides, directory)
+        accelerate.start(cfg.accelerate)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides, began)
     except InputError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed import composing
+from bayesfed import accelerate, composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
@@ -23,7 +23,22 @@ from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
-RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
+RESUMABLE = (
+    "rounds",
+    "engine",
+    "eval",
+    "logger",
+    "device",
+    "accelerate",
+    "resume",
+    "display",
+    "figures",
+    "profile",
+    "hydra",
+)
+GONE = {  # keys of stored runs that no longer exist, and why
+    ("client", "native"): "the run's accelerate=auto|off decides",
+}
 BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
 
 
@@ -62,6 +77,7 @@ class RunSchema:
     seed: int = 1
     rounds: int = 20
     dtype: str = "float32"
+    accelerate: str = "auto"
     wire: str = "full"
     device: str = "auto"
     resume: str | None = None
@@ -145,6 +161,8 @@ def with_defaults(stored: DictConfig) -> DictConfig:
     try:
         cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
+        for group, key in GONE:
+            cfg[group].pop(key, None)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
             ours = OmegaConf.load(file) if file.is_file() else None
@@ -269,6 +287,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
+    choice("accelerate", cfg.accelerate, accelerate.MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     integer("eval.every", cfg.eval.every, at_least=1)

@@ -67,7 +67,8 @@ class FlowerEngine:
             path,
             str(time.time() - _seconds_so_far()),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {"FLWR_TELEMETRY_ENABLED": "0", **os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
         kept = tuple(fd for fd in (session.directory.lock,) if fd >= 0)  # locked as long as either of the two lives
         child = subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=kept)

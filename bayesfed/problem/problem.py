@@ -13,13 +13,13 @@ import torch
 import xxhash
 from torch import nn
 
-from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.problem.configured import construct
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.likelihood import Likelihood
 from bayesfed.problem.model_check import check_state
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import global_generators
+from bayesfed.tensors import ordinary_tensors
 
 
 @dataclass(eq=False)

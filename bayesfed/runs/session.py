@@ -15,7 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from bayesfed.accelerate.arithmetic import arithmetic
+from bayesfed import accelerate
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
@@ -201,7 +201,7 @@ class Session:
         structured = JsonLog(self.directory.path / "log.jsonl")
         log.addHandler(structured)
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
-        with arithmetic(), Display(
+        with accelerate.running(self.cfg.accelerate), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title,
             averaged=self.strategy.family != "point", enabled=self.cfg.display,
         ) as self.display:  # fmt: skip
@@ -213,6 +213,7 @@ class Session:
                     log.addHandler(shown)
                 with span("start-up"), span("logger"):
                     self.logger.begin(self.directory.path, self.config)
+                accelerate.prepare(self.model)
                 if not self.directory.rounds():
                     self._finish_round(0, {})
                 if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round

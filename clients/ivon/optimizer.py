@@ -84,8 +84,6 @@ class IVON(PosteriorOptimizer):
             noise are halved, and terms of odd order in z cancel over the two samples of a pair.
         compile: do a step after a single sample as one kernel made by ``torch.compile`` (it needs a C++ compiler on CPUs and
             takes seconds at the first step). Results agree with the uncompiled ones to rounding.
-        native: draw samples and do a step after a single sample with C functions (:mod:`clients.ivon.native`) where they fit: a
-            diagonal Hessian, float32, a CPU, one torch thread, a C compiler. Results agree with torch's to rounding.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -119,7 +117,6 @@ class IVON(PosteriorOptimizer):
         noise: Literal["quantile", "normal"] = "quantile",
         antithetic: bool = False,
         compile: bool = False,
-        native: bool = True,
         generator: torch.Generator | None = None,
     ):
         mc_samples = integer("mc_samples", mc_samples, at_least=1)
@@ -164,7 +161,7 @@ class IVON(PosteriorOptimizer):
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
         self._noise = Noise(noise, generator)
-        self.native = native and not compile and hess_structure == "diagonal"
+        self.native = not compile and hess_structure == "diagonal"
         self.native = self.native and all(native_step.suits(g) for g in self._groups) and native_step.available()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

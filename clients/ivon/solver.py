@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.federation.local import LEARNS, NO_PATH, LocalProblem, LocalSolution, check_gradients, check_training
@@ -50,8 +50,6 @@ class IVONSolver(BatchingSolver):
         amp: ``bfloat16`` runs the model in mixed precision (posterior, gradients and update stay in ``dtype``); ``none``.
         antithetic: every second sample mirrors the one before, see :class:`clients.optim.IVON`.
         compile: the optimizer's step as one kernel made by ``torch.compile``.
-        native: samples, gradients and steps by C functions where they fit, see :class:`clients.optim.IVON` and
-            :meth:`bayesfed.federation.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -81,7 +79,6 @@ class IVONSolver(BatchingSolver):
         amp: str = "none",
         antithetic: bool = False,
         compile: bool = False,
-        native: bool = True,
     ):
         check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
@@ -98,7 +95,7 @@ class IVONSolver(BatchingSolver):
         self.mc_samples, self.clip_radius, self.clip_norm = mc_samples, clip_radius, clip_norm
         self.min_precision = min_precision
         self.local_schedule, self.noise, self.keep_momentum = local_schedule, noise, keep_momentum
-        self.amp, self.antithetic, self.compile, self.native = amp, antithetic, compile, native
+        self.amp, self.antithetic, self.compile = amp, antithetic, compile
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         self.require(problem)
@@ -126,7 +123,6 @@ class IVONSolver(BatchingSolver):
                 noise=self.noise,  # type: ignore[arg-type]
                 antithetic=self.antithetic,
                 compile=self.compile,
-                native=self.native,
                 generator=problem.generator("noise", problem.device),
                 hess_structure="scalar" if server.name == "isotropic" else "diagonal",
             )
@@ -137,13 +133,13 @@ class IVONSolver(BatchingSolver):
 
         start = optimizer.precision
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
-        take_step = bare_step(optimizer)
+        take_step = accelerate.bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
-                    loss = problem.backward(x, y, self.amp, self.native)
+                    loss = problem.backward(x, y, self.amp)
                     if self.clip_norm is not None:
                         torch.nn.utils.clip_grad_norm_(model.parameters, self.clip_norm)
                 total += loss

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.errors import InputError, choice, number
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution, check_training
@@ -40,7 +40,6 @@ class PointSolver(BatchingSolver):
         local_schedule: learning rate over the steps of a round.
         keep_momentum: keep the optimizer's state between rounds instead of restarting it.
         amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``); ``none``.
-        native: gradients by a C function where it fits, see :meth:`bayesfed.federation.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -67,7 +66,6 @@ class PointSolver(BatchingSolver):
         local_schedule: str = "constant",
         keep_momentum: bool = False,
         amp: str = "none",
-        native: bool = True,
     ):
         choice("optimizer", optimizer, ("sgd", "adam", "adamw"))
         check_training(lr, epochs, batch_size, local_schedule, amp)
@@ -79,7 +77,7 @@ class PointSolver(BatchingSolver):
         self.optimizer, self.lr, self.epochs, self.batch_size = optimizer, lr, epochs, batch_size
         self.momentum, self.beta1, self.beta2, self.weight_decay = momentum, beta1, beta2, weight_decay
         self.clip_norm, self.local_schedule, self.keep_momentum = clip_norm, local_schedule, keep_momentum
-        self.amp, self.native = amp, native
+        self.amp = amp
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         model = problem.model
@@ -92,7 +90,7 @@ class PointSolver(BatchingSolver):
             _restore(optimizer, model, problem.memory)
         slope, offset = quadratic_terms(problem)
 
-        take_step = bare_step(optimizer)
+        take_step = accelerate.bare_step(optimizer)
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         seen = torch.zeros_like(model.vector) if problem.keep_gradient else None
@@ -100,7 +98,7 @@ class PointSolver(BatchingSolver):
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             with span("gradient"):
-                loss = problem.backward(x, y, self.amp, self.native)
+                loss = problem.backward(x, y, self.amp)
             with span("update"):
                 gradients = model.gradients()
                 if seen is not None:

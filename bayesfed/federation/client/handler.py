@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from bayesfed import wire
-from bayesfed.accelerate.undecorated import spare_dynamo
+from bayesfed import accelerate, wire
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
 from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
@@ -174,11 +173,11 @@ class Trainer:
         device: torch.device,
         wire_format: str = "full",
     ):
-        spare_dynamo()
         self.name, self.family, self.solver = name, FAMILIES[family], solver
         self.problem, self.seed, self.dtype = problem, seed, dtype
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites
         self.model = FlatModel(problem.build_model(seed), dtype, device)
+        accelerate.prepare(self.model)
         self.initial = self.model.vector.clone()
         self.constants = Constants(self.model, problem.model)
         self._sent: object = None  # the posterior received last, and what it decodes to

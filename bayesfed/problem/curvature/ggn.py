@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, vjp, vmap
 
-from bayesfed.accelerate.layers import QuickLinear
 from bayesfed.federation.local import LocalProblem
 
 
@@ -97,7 +96,7 @@ def _linear_layers(problem: LocalProblem, vector: Tensor, probe: Tensor) -> list
     """
     module, trainable = problem.model.module, {id(p) for p in problem.model.parameters}
     owners = [(m, p) for m in module.modules() for p in m.parameters(recurse=False) if id(p) in trainable]
-    layers = list(dict.fromkeys(m for m, _ in owners if type(m) is nn.Linear or type(m) is QuickLinear))
+    layers = list(dict.fromkeys(m for m, _ in owners if isinstance(m, nn.Linear)))
     if len(owners) != len(trainable) or {id(p) for m, p in owners if m in layers} != trainable:
         return []
     values = _leaves(problem, vector)
@@ -107,15 +106,15 @@ def _linear_layers(problem: LocalProblem, vector: Tensor, probe: Tensor) -> list
         return []
     ends = [calls[layer][0][1] for layer in layers]
     names = {id(p): n for n, p in zip(problem.model.names, problem.model.parameters, strict=True)}
-    weights = [layer.weight for layer in layers if id(layer.weight) in names]
-    wanted = [values[names[id(weight)]] for weight in weights]
+    own = [p for layer in layers for p in (layer.weight, layer.bias) if id(p) in names]
+    wanted = [values[names[id(p)]] for p in own]
     slopes = torch.autograd.grad(found.sum(), [*ends, *wanted], allow_unused=True)
     if any(slope is None for slope in slopes):
         return []
-    outer = {
-        id(layer.weight): slope.mT @ calls[layer][0][0].detach() for layer, slope in zip(layers, slopes, strict=False)
-    }
-    close = (torch.allclose(outer[id(w)], g, rtol=1e-3) for w, g in zip(weights, slopes[len(ends) :], strict=True))
+    expected: dict[int, Tensor] = {}
+    for layer, slope in zip(layers, slopes, strict=False):
+        expected |= {id(layer.weight): slope.mT @ calls[layer][0][0].detach(), id(layer.bias): slope.sum(0)}
+    close = (torch.allclose(expected[id(p)], g, rtol=1e-3) for p, g in zip(own, slopes[len(ends) :], strict=True))
     return layers if all(close) else []
 
 
