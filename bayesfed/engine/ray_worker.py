@@ -30,9 +30,9 @@ def share_memory() -> None:
 
     def array(values: Any) -> Array:
         dtype, shape, stype, data = values
-        made = Array(dtype, shape, stype, b"")
-        made.data = data.data
-        return made
+        array = Array(dtype, shape, stype, b"")
+        array.data = data.data
+        return array
 
     ray.util.register_serializer(Array, serializer=parts, deserializer=array)
 

@@ -295,8 +295,8 @@ SOLVERS = {
     "ivon, two samples": lambda: IVONSolver(lr=0.01, epochs=1, batch_size=8, mc_samples=2),
     "srvon": lambda: SRVNSolver(lr=0.01, epochs=2, batch_size=8),
     "lmd": lambda: LMDSolver(lr=0.01, epochs=2, batch_size=8, signed=False),
-    "sgd": lambda: PointSolver("sgd", 0.1, 2, 8, momentum=0.9),
-    "adam, clipped": lambda: PointSolver("adam", 0.01, 2, 8, clip_norm=0.1),
+    "sgd": lambda: PointSolver(optimizer="sgd", lr=0.1, epochs=2, batch_size=8, momentum=0.9),
+    "adam, clipped": lambda: PointSolver(optimizer="adam", lr=0.01, epochs=2, batch_size=8, clip_norm=0.1),
 }
 
 
