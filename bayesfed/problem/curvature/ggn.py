@@ -11,6 +11,7 @@ from torch.func import functional_call, hessian, vjp, vmap
 
 from bayesfed.accelerate.layers import QuickLinear
 from bayesfed.federation.local import LocalProblem
+from bayesfed.problem.inputs import each
 
 
 def ggn_diagonal(problem: LocalProblem, vector: Tensor, memory_mb: float = 128) -> tuple[Tensor, int]:
@@ -58,7 +59,7 @@ def _of_examples(problem: LocalProblem, parameters: dict[str, Tensor], x: Tensor
     """The diagonal over a batch (P,), from the gradients of every example."""
 
     def outputs(x: Tensor, values: dict[str, Tensor]) -> Tensor:
-        result: Tensor = functional_call(problem.model.module, values, (x[None],))[0]
+        result: Tensor = functional_call(problem.model.module, values, (each(lambda v: v[None], x),))[0]
         return result
 
     def squares(x: Tensor, y: Tensor) -> dict[str, Tensor]:

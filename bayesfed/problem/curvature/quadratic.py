@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacrev
 
 from bayesfed.federation.local import LocalProblem
+from bayesfed.problem.inputs import arrays_of
 
 
 class LocalLoss:
@@ -38,7 +39,7 @@ class LocalLoss:
         self.gradient: Callable[[Tensor], Tensor] = grad(loss)
         # a row of an example's Hessian is one more backward pass
         self.gradients_per_point = size * (1 + problem.model.dim)
-        per_row = 8 * (problem.model.dim + 4 * x.numel())
+        per_row = 8 * (problem.model.dim + 4 * sum(v.numel() for v in arrays_of(x)))
         rows = max(1, min(problem.model.dim, int(memory_mb * 1e6 / per_row)))
         self.hessian: Callable[[Tensor], Tensor] = (
             jacrev(grad(loss), chunk_size=rows) if rows < problem.model.dim else hessian(loss)
