@@ -14,11 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
+from bayesfed.configured import GROUPS, build, check, plain_section, resolve
+from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
-from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
+from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
@@ -135,7 +137,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_defaults(stored: DictConfig) -> DictConfig:
-    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know.
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without those that
+    are gone (:mod:`bayesfed.earlier`).
 
     Raises:
         InputError: it doesn't go together with them.
@@ -143,13 +146,14 @@ def with_defaults(stored: DictConfig) -> DictConfig:
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
     kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
     try:
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
+        own = {key: value for key, value in stored.items() if key != "handler" or value not in HANDLERS}
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), own)  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
             ours = OmegaConf.load(file) if file.is_file() else None
             if isinstance(ours, DictConfig) and ours.get("_target_") == cfg[group].get("_target_"):
-                cfg[group] = OmegaConf.merge(ours, cfg[group])
+                cfg[group] = OmegaConf.merge(ours, of_today(group, cfg[group], ours))
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
@@ -292,7 +296,8 @@ def validate(cfg: DictConfig) -> None:
     number("limits.relative_examples", cfg.limits.relative_examples, above=1)
     integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
     for group in GROUPS:
-        check_types(cfg[group], group)
+        check(cfg[group], group)
+    Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
     handler = cfg.strategy.get("handler", cfg.get("handler"))

@@ -53,7 +53,6 @@ def can_batch(problems: Sequence[LocalProblem]) -> bool:
         and (p.site is None) == (first.site is None)
         and p.keep_gradient == first.keep_gradient
         and p.observer is None
-        and not p.unsquared
         for p in problems
     )
     return alike and isinstance(first.server, PointMass | ElementwiseGaussian) and separable(first)

@@ -28,8 +28,6 @@ class FedADMM(FedAvg):
     Args:
         rho: weight of the proximal term, and step of the duals.
         server_step: eta; null is ``|P|/K``.
-        reference_quirks: the norm itself instead of its square in the client's problem, as in published reference code. For parity
-            checks only.
         fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
@@ -37,12 +35,12 @@ class FedADMM(FedAvg):
     """
 
     name: str = "fedadmm"
+    asks: frozenset[str] = frozenset({"proximal"})
 
     def __init__(
         self,
         rho: float = 0.1,
         server_step: float | None = None,
-        reference_quirks: bool = False,
         fraction: float = 1.0,
         min_replies: int = 1,
         timeout: float = 86400.0,
@@ -50,13 +48,11 @@ class FedADMM(FedAvg):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
         number("rho", rho, above=0)
         number("server_step", server_step, above=0, optional=True)
-        self.rho, self.server_step, self.reference_quirks = float(rho), server_step, reference_quirks
-        self.asks = frozenset({"proximal", "path"} if reference_quirks else {"proximal"})
+        self.rho, self.server_step = float(rho), server_step
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal term and ``f_k = (K/N) l_k``; the dual is the handler's (:mod:`clients.fedadmm`)."""
-        settings: dict[str, float | bool | str] = {"proximal": self.rho, "size_scale": self.size_scale}
-        return settings | ({"unsquared": True} if self.reference_quirks else {})
+        return {"proximal": self.rho, "size_scale": self.size_scale}
 
     def empty(self) -> Sums:
         """``sum_k (w_g + Delta_k)``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.accelerate.undecorated import bare_step
-from bayesfed.errors import InputError, choice, number
+from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution, check_training
 from bayesfed.problem.flat import FlatModel
@@ -105,8 +105,6 @@ class PointSolver(BatchingSolver):
                 gradients = model.gradients()
                 if seen is not None:
                     torch._foreach_add_(model.split(seen), gradients)
-                if problem.unsquared:
-                    torch._foreach_add_(gradients, model.split(_unit_pull(problem, model.vector)))
                 if slope is not None and offset is not None:
                     extra = slope @ model.vector if slope.dim() == 2 else slope * model.vector
                     torch._foreach_add_(gradients, model.split(extra.add_(offset)))
@@ -162,17 +160,6 @@ class Progress:
         self.total += rate * self._weight
 
 
-def _unit_pull(problem: LocalProblem, weights: Tensor) -> Tensor:
-    """Gradient of ``c/2 ||w - w_g||`` (zero at ``w_g``), in mean-loss units; c is the weight of the proximal term."""
-    server = problem.server
-    weight = problem.proximal / problem.loss_scale
-    if not isinstance(server, PointMass):
-        weight = problem.rho * float(server.precision) / problem.data_weight
-    gap = weights - server.mean
-    norm = torch.linalg.vector_norm(gap)
-    return gap * (0.5 * weight / norm.clamp_min(torch.finfo(gap.dtype).tiny))
-
-
 def _memory(optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:
     """The optimizer's state as vectors (P,), and its count of steps, shape ()."""
     states = [optimizer.state[p] for p in model.parameters]
@@ -198,7 +185,7 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
     """
     server = problem.server
     if isinstance(server, PointMass):
-        proximal = 0.0 if problem.unsquared else problem.proximal / problem.loss_scale
+        proximal = problem.proximal / problem.loss_scale
         if proximal == 0 and problem.site is None and problem.linear is None:
             return None, None
         slope = server.mean.new_full((), proximal)
@@ -206,11 +193,8 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
         if problem.site is not None:
             offset += problem.site.linear.to(offset) / problem.loss_scale
         return slope, offset if problem.linear is None else offset + problem.linear
-    if problem.unsquared and server.precision.dim():
-        raise InputError("strategy.family", server.name, "must be isotropic or point with strategy.reference_quirks")
-    anchor = 0.0 if problem.unsquared else problem.rho
-    slope = anchor * server.precision
-    offset = -anchor * server.multiply(server.precision, server.mean)
+    slope = problem.rho * server.precision
+    offset = -problem.rho * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]

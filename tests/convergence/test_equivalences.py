@@ -162,22 +162,15 @@ def test_bregman_admm_in_closed_form(quadratics, federate, relative) -> None:
     assert relative(run.strategy.hsum.quadratic, total) < 1e-10
 
 
-@pytest.mark.parametrize("quirk", [False, True])
-def test_bregman_sign_of_the_second_moment(quadratics, federate, quirk) -> None:
-    """Spec 1.8: three scalar clients, nine settings of rho and gamma: published code's sign meets negative precisions, the right one never."""
+def test_bregman_never_meets_negative_precisions(quadratics, federate) -> None:
+    """Three scalar clients, nine settings of rho and gamma; with the sign of published code's second moments four and more do."""
     one = torch.ones(1, 1).double()
     data = quadratics([one, one * 2, one * 3], [torch.tensor([v]).double() for v in (1.0, -2.0, 4.0)])
-    bad = 0
     for rho in (0.3, 1.0, 3.0):
         for gamma in (0.1, 0.3, 1.0):
-            strategy = BregmanADMM("diagonal", rho=rho, damping=gamma, prior_precision=1.0, reference_quirks=quirk)
-            try:
-                run = federate(data, strategy, 60)
-            except Exception:  # every client's precision is negative: nobody replies
-                bad += 1
-                continue
-            bad += bool(run.refused) or any(metrics["guard/count"] for metrics in run.metrics)
-    assert (bad == 0) if not quirk else (bad >= 4)
+            run = federate(data, BregmanADMM("diagonal", rho=rho, damping=gamma, prior_precision=1.0), 60)
+            assert not run.refused
+            assert not any(metrics["guard/count"] for metrics in run.metrics)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
@@ -236,12 +229,3 @@ def test_fedpa_round(data, federate, relative) -> None:
             path(step, w)
         expected -= 0.5 * n / sum(sizes) * posterior_delta(x, torch.stack(path.values), 0.5)
     assert relative(run.means[2] - x, expected) < 1e-8
-
-
-def test_the_unsquared_norm_stops_short_of_the_optimum(data, federate, optimum, relative) -> None:
-    """The reference's variant has a ball of fixed points: clients return w_g while their gradient is below alpha/2."""
-    solver = sgd(100, lr=0.05)
-    proper = federate(data, FedDyn(1.0), 40, solver=solver)
-    quirky = federate(data, FedDyn(1.0, reference_quirks=True), 40, solver=solver)
-    assert relative(proper.means[-1], optimum(data)) < 1e-5
-    assert 1e-2 < relative(quirky.means[-1], optimum(data)) < 0.2
