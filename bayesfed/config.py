@@ -144,7 +144,7 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         InputError: it doesn't go together with them.
     """
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
-    kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
+    kept = [key for key in RunSchema.__dataclass_fields__ if key != "resume"]
     try:
         own = {key: value for key, value in stored.items() if key != "handler" or value not in HANDLERS}
         cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), own)  # type: ignore[arg-type]
@@ -256,7 +256,10 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
-    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
+    if named := cfg.strategy.get("handler", cfg.get("handler")):  # bayesfed's own went with `with_defaults`
+        fix = "name it in the strategy's class (client = MyClient) and leave the key out"
+        raise InputError("strategy.handler", named, fix)
+    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "tuned"}
     for key in cfg:
         if key not in known:
             names = sorted({*known, "experiment"})
@@ -300,8 +303,6 @@ def validate(cfg: DictConfig) -> None:
     Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-    handler = cfg.strategy.get("handler", cfg.get("handler"))
-    resolve({"_target_": handler}, "handler")
 
 
 def named_group(group: str, name: str) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from bayesfed.seeding import global_generators
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 MISSING = "???"  # OmegaConf's value of a key that has none
-_RESERVED = {"_target_", "name", "default_client", "handler"}
+_RESERVED = {"_target_", "name", "default_client"}
 _GIVEN = {"model": ("input_shape", "num_outputs")}  # arguments that don't come from the configuration
 _NEEDED = {  # what is used of a class, and what has it all
-    "strategy": ("family asks setup start prepare combine", "strategies.FederatedStrategy"),
+    "strategy": ("family client asks setup start prepare combine", "strategies.FederatedStrategy"),
     "client": ("families lacks batches stepwise check require solve solve_many", "bayesfed.federation.local.Solver"),
-    "handler": ("train query", "bayesfed.federation.client.handler.Trainer"),
     "engine": ("run", "bayesfed.engine.inline.InlineEngine"),
     "logger": ("begin log end", "bayesfed.runs.loggers.NoLogger"),
 }

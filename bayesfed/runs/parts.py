@@ -8,22 +8,26 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig
 
-from bayesfed.configured import look_at, own_code, resolve
+from bayesfed.configured import own_code
 from bayesfed.errors import InputError
 from bayesfed.evaluation.predictive import noise_precision
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.foreign import plain_text
 from bayesfed.problem import Problem
 from bayesfed.system import System
 
-# what `bayesfed.app` gives a handler
-HANDLED = ("name", "family", "solver", "problem", "sites", "seed", "dtype", "device", "wire_format")
+# what `bayesfed.app` gives a client half
+GIVEN = ("name", "family", "solver", "problem", "sites", "seed", "dtype", "device", "wire_format")
 
 
-def look_at_handler(target: str) -> None:
-    """Raise InputError if a handler can't be imported, is something else or takes other arguments than ``Trainer``."""
-    kind = resolve({"_target_": target}, "handler")
-    look_at(kind, "handler", target)
-    with own_code("handler", target, "its constructor"):
-        inspect.signature(kind).bind(**dict.fromkeys(HANDLED))
+def look_at_client(strategy: Any) -> None:
+    """Raise InputError if a strategy's client half is no ``Trainer``, or takes other arguments."""
+    kind = strategy.client
+    if not (isinstance(kind, type) and issubclass(kind, Trainer)):
+        fix = f"derive it from {Trainer.__module__}.{Trainer.__name__}"
+        raise InputError("strategy.client", plain_text(getattr(kind, "__name__", kind)), fix)
+    with own_code("strategy", f"{kind.__module__}.{kind.__qualname__}", "the constructor of its client half"):
+        inspect.signature(kind).bind(**dict.fromkeys(GIVEN))
 
 
 def check_fit(cfg: DictConfig, strategy: Any, solver: Any, problem: Problem, num_parameters: int) -> None:

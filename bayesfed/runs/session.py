@@ -27,7 +27,7 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
-from bayesfed.runs.parts import check_fit, look_at_handler
+from bayesfed.runs.parts import check_fit, look_at_client
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.recorder import Recorder
 from bayesfed.runs.targets import outcome, to_targets, worse_than_start
@@ -62,7 +62,7 @@ class Session:
         self.strategy = build(cfg.strategy, "strategy", cfg.seed)
         self.strategy.name = cfg.strategy.name
         self.solver = build(cfg.client, "client", cfg.seed)
-        look_at_handler(cfg.strategy.get("handler", cfg.handler))
+        look_at_client(self.strategy)
         self.logger = Guarded(build(cfg.logger, "logger", cfg.seed), cfg.logger.name)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
