@@ -58,7 +58,7 @@ class PerceptronGradient:
             return None
         return cls(model, linear, ACTIVATIONS[kinds.pop()])
 
-    def __call__(self, loss_of: Any, x: Tensor, y: Tensor) -> Tensor | None:
+    def __call__(self, loss_of: Any, x: Any, y: Tensor) -> Tensor | None:
         """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing done, torch has to do it.
 
         Args:
@@ -66,7 +66,7 @@ class PerceptronGradient:
             x: (B, ...) float32.
             y: (B,) int64.
         """
-        if loss_of is not functional.cross_entropy or not self._suits(x, y):
+        if loss_of is not functional.cross_entropy or not isinstance(x, Tensor) or not self._suits(x, y):
             return None
         batch, layers = len(x), len(self._widths) - 1
         rows = x.reshape(batch, -1).contiguous()

@@ -7,11 +7,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bayesfed.problem.inputs import Inputs
+
 
 class Gradient(Protocol):
     """Loss of a batch and its gradient in one call, see :meth:`__call__`."""
 
-    def __call__(self, loss_of: Any, x: Tensor, y: Tensor) -> Tensor | None:
+    def __call__(self, loss_of: Any, x: Inputs, y: Tensor) -> Tensor | None:
         """``loss_of(model(x), y)``, detached, with its gradient in the parameters' ``grad``; None: nothing done, autograd has to."""
 
 
@@ -88,5 +90,5 @@ class FlatModel:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
         return dict(zip(self.names, self.split(vector), strict=True))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         return self.module(x)
