@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.configured import GROUPS, build, check, plain_section, resolve
 from bayesfed.earlier import HANDLERS, of_today
-from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
+from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
@@ -45,36 +46,28 @@ class EvalSchema:
 
 @dataclass
 class CheckpointSchema:
-    every: int = 1
-
-
-@dataclass
-class LimitsSchema:
-    mean_norm: float = 1e30
-    precision: float = 1e30
-    relative_precision: float = 100.0
-    relative_examples: float = 100.0
-    reply_bytes: int | None = None
+    every: int = MISSING
 
 
 @dataclass
 class RunSchema:
-    """Types of the top-level keys; the groups are checked against the constructors they name."""
+    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked against the
+    classes that take them."""
 
-    seed: int = 1
-    rounds: int = 20
-    dtype: str = "float32"
-    wire: str = "full"
-    device: str = "auto"
+    seed: int = MISSING
+    rounds: int = MISSING
+    dtype: str = MISSING
+    wire: str = MISSING
+    device: str = MISSING
     resume: str | None = None
-    display: bool = True
-    figures: bool = True
-    profile: bool = False
+    display: bool = MISSING
+    figures: bool = MISSING
+    profile: bool = MISSING
     eval: EvalSchema = field(default_factory=EvalSchema)
-    shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
+    shift: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
-    limits: LimitsSchema = field(default_factory=LimitsSchema)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 def import_from_here() -> None:
@@ -87,7 +80,7 @@ def import_from_here() -> None:
 def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
     """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
 
-    Composes twice: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
+    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
     values, before the user's own overrides.
 
     Args:
@@ -203,7 +196,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     settings = dict(tuned.get(strategy) or {})
     preferred = settings.pop("client", None)
     extra = _as_overrides("strategy", settings)
-    if extra:  # the tuned values may choose the family
+    if settings.keys() & {"family", "covariance"}:  # they decide which client fits
         first = _compose([*extra, *overrides])
     family = tuned.get(f"{strategy}/{first.strategy.get('family')}") or {}
     extra += _as_overrides("strategy", family)
@@ -266,7 +259,7 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
             )
-    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
+    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("limits", "shift", "system")]
     for key in plain:
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
@@ -293,11 +286,7 @@ def validate(cfg: DictConfig) -> None:
         choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
-    number("limits.mean_norm", cfg.limits.mean_norm, above=0)
-    number("limits.precision", cfg.limits.precision, above=0)
-    number("limits.relative_precision", cfg.limits.relative_precision, above=1)
-    number("limits.relative_examples", cfg.limits.relative_examples, above=1)
-    integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
+    Limits(**settings_of(cfg.get("limits"), Limits, "limits"))
     for group in GROUPS:
         check(cfg[group], group)
     Schedule.of(cfg)

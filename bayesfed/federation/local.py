@@ -20,6 +20,7 @@ from bayesfed.errors import Diverged, InputError, choice, integer, number
 from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs
 from bayesfed.schedule import Schedule
 
 Posterior = ExponentialFamily | PointMass
@@ -131,7 +132,7 @@ class LocalProblem:
         site = self.site.to(self.server.mean.dtype, self.server.mean.device)
         return site.linear, site.precision
 
-    def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
+    def loss(self, x: Inputs, y: Tensor, amp: str = "none") -> Tensor:
         """Mean loss of a batch at the model's parameters; ``amp=bfloat16`` runs the model in mixed precision."""
         if amp == "none":
             return self.likelihood.loss(self.model(x), y)
@@ -139,7 +140,7 @@ class LocalProblem:
             outputs = self.model(x)
         return self.likelihood.loss(outputs.to(self.dtype), y)
 
-    def backward(self, x: Tensor, y: Tensor, amp: str = "none", native: bool = True) -> Tensor:
+    def backward(self, x: Inputs, y: Tensor, amp: str = "none", native: bool = True) -> Tensor:
         """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
 
         Args:
@@ -181,7 +182,7 @@ class LocalProblem:
         for _ in range(epochs):
             yield torch.randperm(self.num_examples, generator=generator, device="cpu")
 
-    def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epochs: int, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Mini-batches of ``epochs`` passes over :meth:`orders`, as many as :meth:`steps` says."""
         left = self.steps(epochs, batch_size)
         for order in self.orders(epochs):

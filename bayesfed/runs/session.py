@@ -68,8 +68,8 @@ class Session:
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         check_fit(cfg, self.strategy, self.solver, self.problem, self.num_parameters)
-        check_forward(self.problem, cfg.seed, DTYPES[cfg.dtype], device_of(self.config))
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
+        check_forward(self.problem, self.model, cfg.seed)
         with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
             self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         self.strategy.shape = self.problem.shape
@@ -111,7 +111,8 @@ class Session:
         except InputError:
             raise
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            fix = f"its checkpoint doesn't fit its config.yaml ({type(error).__name__}: {plain_text(error)}); start a new run"
+            reason = f"{type(error).__name__}: {plain_text(error)}"
+            fix = f"its checkpoint doesn't fit its config.yaml ({reason}); start a new run"
             raise InputError("resume", directory.path, fix) from error
 
     def client_app(self):
@@ -134,7 +135,8 @@ class Session:
         Raises:
             KeyboardInterrupt, Exception: what ended the run early, after the summary was written.
         """
-        title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
+        method = f"{self.cfg.strategy.name} ({self.strategy.family})"
+        title = f"{method} · {self.problem_name} · {self.num_parameters:,} parameters"
         status, shown = "failed", _Shown()
         started = time.perf_counter()
         structured = JsonLog(self.directory.path / "log.jsonl")
@@ -212,7 +214,7 @@ class Session:
         """Whether all rounds were done, and the run ended, before this session."""
         return self.round >= self.cfg.rounds and self.directory.summary().get("status") == "finished"
 
-    # -- results ------------------------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------------
 
     @property
     def problem_name(self) -> str:
@@ -257,7 +259,8 @@ def status_after(error: BaseException) -> str:
 
 
 def resume_session(path: Path) -> Session:
-    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (for child processes of the one that locked it)."""
+    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (for child processes of the one that
+    locked it)."""
     directory = RunDirectory.open(path)
     session = Session(directory.config())
     session.open(directory, resumed=True)
