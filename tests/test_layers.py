@@ -1,6 +1,8 @@
-"""Dependencies point one way: strategies and clients build on bayesfed, strategies on clients, never the reverse."""
+"""Dependencies point one way: between the packages, between bayesfed's rooms, and between modules."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,57 @@ def test_imports_point_one_way(package):
 def test_the_check_sees_hidden_imports():
     source = "def f():\n    from clients.ivon import X\n    import_module('strategies.fedavg')"
     assert imported(source) == {"clients", "strategies"}
+
+
+def arrows() -> dict[str, set[str]]:
+    """Modules of ours and those that they import anywhere: inside functions and for type checkers, too."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+    def targets(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    module = f"{node.module}.{alias.name}"
+                    yield module if module in files else str(node.module)
+
+    return {name: {t for t in targets(path) if t in files and t != name} for name, path in files.items()}
+
+
+def room(module: str) -> str:
+    """``bayesfed.wire.codec`` is in ``wire``; modules directly in bayesfed, and the other packages, are rooms of their own."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "bayesfed" and rest else package
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of the graph; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert circle(arrows()) == []
+
+
+def test_no_rooms_import_each_other():
+    rooms: dict[str, set[str]] = {}
+    for module, imports in arrows().items():
+        rooms.setdefault(room(module), set()).update(room(i) for i in imports if room(i) != room(module))
+    assert circle(rooms) == []
+
+
+def test_the_check_sees_circles():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_flower_is_imported_from_its_stable_modules():
