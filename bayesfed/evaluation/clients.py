@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bayesfed.evaluation.metrics import classification_scores, regression_scores
-from bayesfed.evaluation.predictive import (
-    Posterior,
-    Progress,
-    class_log_probabilities,
-    gaussian_predictive,
-    input_batches,
-    noise_precision,
-    parameter_draws,
-)
+from bayesfed.evaluation.inputs import input_batches
+from bayesfed.evaluation.outputs import Posterior, Progress, parameter_draws
+from bayesfed.evaluation.predictive import predict
 from bayesfed.problem.examples import Examples, Joined
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.likelihood import Likelihood
 
 WORST = 0.1  # share of the clients in the mean over the worst
 
@@ -30,7 +23,7 @@ def evaluate_clients(
     model: FlatModel,
     posterior: Posterior,
     tests: Sequence[Examples],
-    likelihood: Any,
+    likelihood: Likelihood,
     *,
     samples: int,
     generator: torch.Generator,
@@ -46,27 +39,24 @@ def evaluate_clients(
         model: its parameters are the posterior mean afterwards.
         posterior: a member of ``bayesfed.families``.
         tests: of each client; None stands in the result for empty ones.
-        likelihood: a ``categorical`` or ``gaussian`` likelihood.
+        likelihood: makes the predictive and scores it.
         samples, generator, batch_size, at_once, progress: see :func:`bayesfed.evaluation.evaluate`.
 
     Returns:
-        per client ``accuracy`` (%), ``nll``, ``ece``, ``brier``, or ``rmse`` and ``nll``.
+        per client the likelihood's scores.
     """
-    inputs, places = _distinct([part for part in tests if len(part)])
+    tested = [part for part in tests if len(part)]
+    inputs, places = _distinct(tested)
     if not places:
         return [None] * len(tests)
-    batches, precision = input_batches(model, inputs, batch_size), noise_precision(likelihood)
-    thetas = parameter_draws(posterior, samples, generator, progress)
-    scored = zip(places, (part.targets().cpu() for part in tests if len(part)), strict=True)
     try:
-        if precision is None:
-            logs = class_log_probabilities(model, thetas, batches, at_once)
-            scores = [classification_scores(logs[rows], y) for rows, y in scored]
-        else:
-            found = gaussian_predictive(model, thetas, batches, precision, inputs.targets().cpu(), at_once)
-            assert found.log_density is not None
-            mean, density = found.mean, found.log_density
-            scores = [regression_scores(mean[rows], density[rows], y.reshape(mean[rows].shape)) for rows, y in scored]
+        thetas = parameter_draws(posterior, samples, generator, progress)
+        batches, y = input_batches(model, inputs, batch_size), inputs.targets().cpu()
+        predictive = predict(model, thetas, batches, likelihood, y, at_once)
+        scores = [
+            likelihood.scores({name: values[rows] for name, values in predictive.items()}, part.targets().cpu())
+            for rows, part in zip(places, tested, strict=True)
+        ]
     finally:
         model.load(posterior.mean)
     each = iter(scores)

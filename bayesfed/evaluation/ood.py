@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError
-from bayesfed.evaluation.predictive import (
-    EvaluationSet,
-    Posterior,
-    class_log_probabilities,
-    input_batches,
-    noise_precision,
-    parameter_draws,
-)
+from bayesfed.evaluation.inputs import EvaluationSet, input_batches
+from bayesfed.evaluation.outputs import Posterior, parameter_draws
+from bayesfed.evaluation.predictive import predict
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.likelihood import Likelihood
 
 
 def ood_auroc(
@@ -25,7 +20,7 @@ def ood_auroc(
     posterior: Posterior,
     inside: EvaluationSet,
     outside: EvaluationSet,
-    likelihood: Any,
+    likelihood: Likelihood,
     *,
     samples: int,
     generator: torch.Generator,
@@ -39,7 +34,7 @@ def ood_auroc(
         posterior: a member of ``bayesfed.families``.
         inside: test examples.
         outside: examples of another distribution.
-        likelihood: ``categorical``.
+        likelihood: of classes.
         samples, generator, batch_size, at_once: see :func:`bayesfed.evaluation.evaluate`.
 
     Returns:
@@ -50,18 +45,19 @@ def ood_auroc(
     """
     from torchmetrics.functional.classification import binary_auroc  # slow to import
 
-    if noise_precision(likelihood) is not None:
+    if not likelihood.classes:
         raise InputError("eval.ood", likelihood.name, "predictive entropy needs classes (likelihood=categorical)")
     sets = [input_batches(model, examples, batch_size) for examples in (inside, outside)]
     target = torch.cat([torch.zeros(len(inside), dtype=torch.long), torch.ones(len(outside), dtype=torch.long)])
     found: dict[str, float] = {}
     try:
         for kind, count in (("mean", 0), ("bayes", samples)):
-            if kind == "bayes" and (posterior.name == "point" or samples == 0):
+            if kind == "bayes" and (posterior.is_point or samples == 0):
                 found[kind] = found["mean"]
                 continue
             draws = list(parameter_draws(posterior, count, generator)) if count else [posterior.mean]
-            scores = torch.cat([entropy(class_log_probabilities(model, draws, inputs, at_once)) for inputs in sets])
+            predictives = [predict(model, draws, inputs, likelihood, at_once=at_once) for inputs in sets]
+            scores = torch.cat([entropy(predictive["log_probabilities"]) for predictive in predictives])
             found[kind] = 100 * binary_auroc(scores, target).item() if scores.isfinite().all() else math.nan
     finally:
         model.load(posterior.mean)

@@ -24,6 +24,7 @@ class Gaussian(ABC):
     """
 
     name: ClassVar[str]
+    is_point: ClassVar[bool] = False  # whether the predictive at the mean is the model average
 
     def __init__(self, mean: Tensor, precision: Tensor):
         self.mean = mean

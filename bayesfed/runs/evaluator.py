@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from bayesfed import seeding
 from bayesfed.config import BUILT_IN, named_group
 from bayesfed.errors import InputError
-from bayesfed.evaluation import evaluate, evaluate_clients, fairness, ood_auroc, reliability
-from bayesfed.evaluation.predictive import Progress
+from bayesfed.evaluation import evaluate, evaluate_clients, fairness, ood_auroc
+from bayesfed.evaluation.outputs import Progress
 from bayesfed.problem import Examples, Problem
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.likelihood import Predictive
+from bayesfed.problem.likelihood.metrics import reliability
 from bayesfed.problem.ood import ood_examples
 from bayesfed.profiling import timed
 
@@ -48,7 +49,7 @@ class Evaluator:
     ):
         self.cfg, self.problem, self.model, self._append, self._progress = cfg, problem, model, append, progress
         self._outside = self._other_inputs()
-        self._predictions: dict[str, Tensor] = {}  # of the last round, on the test set
+        self._predictions: dict[str, Predictive] = {}  # of the last round, on the test set
         self._options = {"batch_size": cfg.eval.batch_size, "at_once": cfg.eval.at_once, "samples": cfg.eval.samples}
 
     @timed("evaluation")
@@ -72,7 +73,7 @@ class Evaluator:
 
     @timed("evaluation")
     def reliability(self, round: int, posterior: Any) -> dict[str, Any]:
-        """Calibration bins after the last round, see :func:`bayesfed.evaluation.reliability`."""
+        """Calibration bins after the last round, see :func:`bayesfed.problem.likelihood.metrics.reliability`."""
         if not self._predictions:  # an earlier process evaluated that round
             self._test(round, posterior, bayes=True)
         return reliability(self._predictions, self.problem.test.targets().cpu())
@@ -109,7 +110,7 @@ class Evaluator:
     def _clients(self, round: int, posterior: Any) -> dict[str, float]:
         """Model-averaged under ``clients/``; at the mean under ``clients/at_mean/``, where that is another predictive."""
         found: dict[str, float] = {}
-        kinds = {"": self.cfg.eval.samples} | ({} if posterior.name == "point" else {"at_mean/": 0})
+        kinds = {"": self.cfg.eval.samples} | ({} if posterior.is_point else {"at_mean/": 0})
         scores: list[dict[str, float]] = [{} for _ in self.problem.client_tests]
         for kind, samples in kinds.items():
             each = evaluate_clients(

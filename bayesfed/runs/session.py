@@ -19,7 +19,6 @@ from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
-from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
@@ -111,7 +110,6 @@ class Session:
             raise self.solver.refusal(ability, client, f"strategy={self.cfg.strategy.name}")
         with own_code("client", self.cfg.client["_target_"], "its check"):
             self.solver.check(self.cfg.model.name, self.cfg.likelihood.name)
-        noise_precision(self.problem.likelihood)  # or there is no way to evaluate
         stragglers = System.of(self.config.get("system")).stragglers
         if stragglers and not self.solver.stepwise:
             fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 from bayesfed.evaluation import evaluate, evaluate_clients, fairness
 from bayesfed.families import DiagonalGaussian, PointMass
-from bayesfed.problem import Examples
+from bayesfed.problem import Categorical, Examples, Gaussian
 from bayesfed.problem.examples import Joined
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.shift import ClientShift
 
-CATEGORICAL = SimpleNamespace(name="categorical")
-GAUSSIAN = SimpleNamespace(name="gaussian", precision=4.0)
+CATEGORICAL = Categorical()
+GAUSSIAN = Gaussian(4.0)
 
 
 def stream(seed: int = 0) -> torch.Generator:
