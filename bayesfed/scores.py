@@ -1,10 +1,10 @@
-"""What scores of predictions are called, how they are read, and which direction is better."""
+"""Scores of predictions: what they are called, which direction is better, and which prediction of a run counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,33 @@ def register(scores: Iterable[Score]) -> None:
 def score(name: str) -> Score:
     """The description of a score; of one that no likelihood described here, its name."""
     return KNOWN.get(name) or Score(name)
+
+
+def prediction(rounds: Sequence[dict[str, Any]], metric: str) -> str:
+    """Which prediction stands for a run in ``metric``: ``bayes``, the model average, or ``mean``, the posterior mean's.
+
+    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a precision nobody
+    learned says nothing about the method).
+
+    Args:
+        rounds: ``rounds.jsonl``.
+        metric: ``accuracy``, ``nll``, ...
+    """
+    averages = any(r.get(f"bayes/{metric}") is not None for r in rounds)
+    return "bayes" if averages and learned_precision(rounds) else "mean"
+
+
+def learned_precision(rounds: Sequence[dict[str, Any]]) -> bool:
+    """Whether the mean precision of the server's posterior changed over the rounds."""
+    return len({r.get("posterior/precision_mean") for r in rounds}) > 1
+
+
+def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:
+    """What to say of a run whose posterior mean predicts worse after the last round than before the first; "" of others."""
+    known = [value for record in rounds if (value := record.get("mean/nll")) is not None]
+    if len(known) < 2 or rounds[-1].get("mean/nll") is None or not known[-1] > known[0]:
+        return ""
+    return (
+        f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: try a smaller client.lr or, "
+        "with IVON, client.clip_radius=1; standardised inputs and targets"
+    )

@@ -19,6 +19,7 @@ from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
+from bayesfed.evaluation.probes import Subject
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
@@ -35,8 +36,8 @@ from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.parts import look_at_handler, own_code
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
-from bayesfed.runs.targets import to_targets, worse_than_start
 from bayesfed.schedule import Schedule
+from bayesfed.scores import score, worse_than_start
 from bayesfed.system import System
 from bayesfed.wire import DTYPES
 
@@ -87,11 +88,11 @@ class Session:
         if system.active:
             self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
         self.directory: RunDirectory
-        self.evaluator = Evaluator(
-            cfg, self.problem, self.model, lambda line: self.directory.append("client_tests", line),
+        self.evaluator = Evaluator(cfg.eval, Subject(
+            self.problem, cfg.data.name, self.model, cfg.seed, cfg.rounds, lambda line: self.directory.append("client_tests", line),
             lambda draw, draws: self.display.evaluating(draw, draws),
-        )  # fmt: skip
-        self.personalized: dict[str, float] = {}
+        ))  # fmt: skip
+        self.at_end: dict[str, float] = {}  # what probes asked the clients after the last round
         self.started_with: str | None = None  # digest of the data, where the checkpoint that was taken up has it
         self.reason = ""  # what ended the run early
         self.workers = 1
@@ -201,7 +202,7 @@ class Session:
         self.profile = RunProfile(self.cfg.engine.name, self.workers)
         with arithmetic(), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title,
-            averaged=self.strategy.family != "point", enabled=self.cfg.display,
+            averaged=not self.strategy.posterior.is_point, enabled=self.cfg.display,
         ) as self.display:  # fmt: skip
             try:
                 for name in LOGS:  # what the checkpoint does not know of is done again
@@ -217,10 +218,9 @@ class Session:
                     self._save_posterior()
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
-                if self.cfg.eval.get("personalized"):
-                    answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
-                    kind = "mean" if self.strategy.family == "point" else "bayes"
-                    self.personalized = self.evaluator.personalized(self.round, answers, kind)
+                self.at_end = self.evaluator.at_end(
+                    self.round, self._posterior, lambda samples: self.strategy.personalize(grid, self.round, samples)
+                )
                 if worse := worse_than_start(self.directory.rounds()):
                     log.warning(worse)
                 status = "finished"
@@ -255,9 +255,7 @@ class Session:
 
     @timed("figures")
     def _figures(self) -> None:
-        bins = None
-        if self.problem.num_classes:
-            bins = self.evaluator.reliability(self.round, self._posterior)
+        bins = self.evaluator.reliability(self.round, self._posterior)
         make_figures(
             self.directory.path, label_counts=self.problem.label_counts, reliability=bins,
             classes=self.problem.classes, clients=self.problem.client_names,
@@ -293,7 +291,7 @@ class Session:
         trained = time.perf_counter()
         evaluation = self.evaluator.after_round(round, self._posterior)
         record: dict[str, Any] = {"round": round, **evaluation, **metrics}
-        if self.strategy.family != "point":
+        if not self.strategy.posterior.is_point:
             low, mean, high = self.strategy.posterior.precision_summary()
             record |= {
                 "posterior/precision_min": low, "posterior/precision_mean": mean, "posterior/precision_max": high,
@@ -389,11 +387,11 @@ class Session:
         for key in keys:
             values = [r[key] for r in rounds if r.get(key) is not None and r["round"] > 0]
             if values:
-                best = max(values) if key.endswith("accuracy") else min(values)
+                best = (max if score(key.partition("/")[2]).higher_is_better else min)(values)
                 summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
         if rounds:
             summary |= {key: value for key, value in rounds[-1].items() if key != "round"}
-        summary |= to_targets(rounds, self.cfg.eval.get("target_accuracy", ())) | self.personalized
+        summary |= self.evaluator.in_summary(rounds) | self.at_end
         for key in ("guard/count", "guard/clients"):
             summary[f"total/{key}"] = sum(r.get(key) or 0 for r in rounds)
         return summary

@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bayesfed.errors import integer
 from bayesfed.evaluation.inputs import input_batches
 from bayesfed.evaluation.outputs import Posterior, Progress, parameter_draws
 from bayesfed.evaluation.predictive import predict
+from bayesfed.evaluation.probes.base import ClientScores, PredictiveProbe
 from bayesfed.problem.examples import Examples, Joined
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Likelihood
+from bayesfed.scores import Score
 
 WORST = 0.1  # share of the clients in the mean over the worst
+
+
+@dataclass(kw_only=True)
+class OnClientTests(PredictiveProbe):
+    """``clients/...``: the model average on each client's own test distribution; ``clients/at_mean/...`` where that is another predictive.
+
+    Args:
+        clients_every: rounds between evaluations; None = after the last round, 0 = never.
+    """
+
+    clients_every: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("clients_every", self.clients_every, at_least=0, optional=True)
+
+    def after_round(self, round: int, posterior: Posterior) -> dict[str, float]:
+        subject, problem = self.subject, self.subject.problem
+        if not self._due(round):
+            return {}
+        summary: dict[str, float] = {}
+        kinds = {"": self.samples} | ({} if posterior.is_point else {"at_mean/": 0})
+        scores: list[dict[str, float]] = [{} for _ in problem.client_tests]
+        for kind, samples in kinds.items():
+            each = evaluate_clients(
+                subject.model, posterior, problem.client_tests, problem.likelihood, samples=samples,
+                generator=subject.generator(round, "clients"), progress=subject.progress, **self.options,
+            )  # fmt: skip
+            fair = fairness(each, problem.likelihood.measures)
+            summary |= {f"clients/{kind}{name}": value for name, value in fair.items()}
+            for own, values in zip(scores, each, strict=True):
+                own |= {f"{kind}{metric}": value for metric, value in (values or {}).items()}
+        subject.record(round, "test", [own or None for own in scores])
+        return summary
+
+    def _due(self, round: int) -> bool:
+        last = round == self.subject.rounds
+        if self.clients_every is None:
+            return last
+        return bool(self.clients_every) and round > 0 and (last or round % self.clients_every == 0)
 
 
 def evaluate_clients(
@@ -86,25 +130,26 @@ def _rows(part: Examples) -> Tensor:
     return torch.arange(len(part.x), device="cpu") if part.index is None else part.index
 
 
-def fairness(scores: Sequence[dict[str, float] | None]) -> dict[str, float]:
+def fairness(scores: ClientScores, measures: Iterable[Score]) -> dict[str, float]:
     """Mean over clients, mean over the worst tenth (at least one client), and spread (standard deviation over clients).
 
     Args:
         scores: of each client; None is left out.
+        measures: of the likelihood.
 
     Returns:
-        ``accuracy_mean``, ``accuracy_worst10``, ``accuracy_spread`` and the same for ``nll`` and ``rmse``, where there are such scores.
+        ``accuracy_mean``, ``accuracy_worst10``, ``accuracy_spread`` and the same for the other main scores, where there are some.
     """
-    found: dict[str, float] = {}
-    for metric in ("accuracy", "rmse", "nll"):
-        values = np.array([s[metric] for s in scores if s is not None and metric in s])
-        if not len(values):
+    summary: dict[str, float] = {}
+    for measure in measures:
+        values = np.array([s[measure.name] for s in scores if s is not None and measure.name in s])
+        if not len(values) or measure.role != "main":
             continue
-        ranked = np.sort(values) if metric == "accuracy" else -np.sort(-values)
+        ranked = np.sort(values) if measure.higher_is_better else -np.sort(-values)
         worst = ranked[: math.ceil(WORST * len(ranked) - 1e-9)]
-        found |= {
-            f"{metric}_mean": float(values.mean()),
-            f"{metric}_worst10": float(worst.mean()),
-            f"{metric}_spread": float(values.std()),
+        summary |= {
+            f"{measure.name}_mean": float(values.mean()),
+            f"{measure.name}_worst10": float(worst.mean()),
+            f"{measure.name}_spread": float(values.std()),
         }
-    return found
+    return summary
