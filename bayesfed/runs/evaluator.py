@@ -8,7 +8,7 @@ from typing import Any
 from bayesfed.evaluation.outputs import Posterior
 from bayesfed.evaluation.probes import Subject, make_probes
 from bayesfed.evaluation.probes.base import Ask
-from bayesfed.evaluation.probes.test_set import OnTestSet
+from bayesfed.evaluation.probes.scores import Scores
 from bayesfed.metrics import plain_numbers
 from bayesfed.profiling import timed
 
@@ -55,5 +55,5 @@ class Evaluator:
 
     @timed("evaluation")
     def reliability(self, round: int, posterior: Posterior) -> dict[str, Any] | None:
-        """See :meth:`bayesfed.evaluation.probes.test_set.OnTestSet.reliability`."""
-        return next(p for p in self.probes if isinstance(p, OnTestSet)).reliability(round, posterior)
+        """See :meth:`bayesfed.evaluation.probes.scores.Scores.reliability`."""
+        return next(p for p in self.probes if isinstance(p, Scores)).reliability(round, posterior)

@@ -24,7 +24,7 @@ WORST = 0.1  # share of the clients in the mean over the worst
 
 
 @dataclass(kw_only=True)
-class OnClientTests(PredictiveProbe):
+class ClientTests(PredictiveProbe):
     """``clients/...``: the model average on each client's own test distribution; ``clients/at_mean/...`` where that is another predictive.
 
     Args:

@@ -14,7 +14,7 @@ from bayesfed.problem.likelihood.metrics import reliability
 
 
 @dataclass(kw_only=True)
-class OnTestSet(PredictiveProbe):
+class Scores(PredictiveProbe):
     """``mean/...`` and ``bayes/...`` of the likelihood's scores.
 
     Args:
