@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, run_dir_of
-from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.configured import GROUPS, build, check, resolve
+from bayesfed.earlier import HANDLERS, of_today
+from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
 from bayesfed.evaluation.probes import make_probes
-from bayesfed.groups import GROUPS, build, check_types, resolve
+from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
+from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
@@ -29,36 +32,28 @@ RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display"
 
 @dataclass
 class CheckpointSchema:
-    every: int = 1
-
-
-@dataclass
-class LimitsSchema:
-    mean_norm: float = 1e30
-    precision: float = 1e30
-    relative_precision: float = 100.0
-    relative_examples: float = 100.0
-    reply_bytes: int | None = None
+    every: int = MISSING
 
 
 @dataclass
 class RunSchema:
-    """Types of the top-level keys; the groups are checked against the constructors they name."""
+    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked against the
+    classes that take them."""
 
-    seed: int = 1
-    rounds: int = 20
-    dtype: str = "float32"
-    wire: str = "full"
-    device: str = "auto"
+    seed: int = MISSING
+    rounds: int = MISSING
+    dtype: str = MISSING
+    wire: str = MISSING
+    device: str = MISSING
     resume: str | None = None
-    display: bool = True
-    figures: bool = True
-    profile: bool = False
-    eval: dict[str, Any] = field(default_factory=dict)  # checked by the probes that take its keys
-    shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
+    display: bool = MISSING
+    figures: bool = MISSING
+    profile: bool = MISSING
+    eval: dict[str, Any] = field(default_factory=dict)
+    shift: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
-    limits: LimitsSchema = field(default_factory=LimitsSchema)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 def import_from_here() -> None:
@@ -121,21 +116,23 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_defaults(stored: DictConfig) -> DictConfig:
-    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know.
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without those that
+    are gone (:mod:`bayesfed.earlier`).
 
     Raises:
         InputError: it doesn't go together with them.
     """
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
-    kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
+    kept = [key for key in RunSchema.__dataclass_fields__ if key != "resume"]
     try:
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
+        own = {key: value for key, value in stored.items() if key != "handler" or value not in HANDLERS}
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), own)  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
             ours = OmegaConf.load(file) if file.is_file() else None
             if isinstance(ours, DictConfig) and ours.get("_target_") == cfg[group].get("_target_"):
-                cfg[group] = OmegaConf.merge(ours, cfg[group])
+                cfg[group] = OmegaConf.merge(ours, of_today(group, cfg[group], ours))
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
@@ -238,14 +235,17 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
-    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
+    if named := cfg.strategy.get("handler", cfg.get("handler")):  # bayesfed's own went with `with_defaults`
+        fix = "name it in the strategy's class (client = MyClient) and leave the key out"
+        raise InputError("strategy.handler", named, fix)
+    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "tuned"}
     for key in cfg:
         if key not in known:
             names = sorted({*known, "experiment"})
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
             )
-    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
+    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("limits", "shift", "system")]
     for key in plain:
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
@@ -262,14 +262,9 @@ def validate(cfg: DictConfig) -> None:
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
-    number("limits.mean_norm", cfg.limits.mean_norm, above=0)
-    number("limits.precision", cfg.limits.precision, above=0)
-    number("limits.relative_precision", cfg.limits.relative_precision, above=1)
-    number("limits.relative_examples", cfg.limits.relative_examples, above=1)
-    integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
+    Limits(**settings_of(cfg.get("limits"), Limits, "limits"))
     for group in GROUPS:
-        check_types(cfg[group], group)
+        check(cfg[group], group)
+    Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-    handler = cfg.strategy.get("handler", cfg.get("handler"))
-    resolve({"_target_": handler}, "handler")

@@ -68,14 +68,3 @@ def prediction(rounds: Sequence[dict[str, Any]], metric: str) -> str:
 def learned_precision(rounds: Sequence[dict[str, Any]]) -> bool:
     """Whether the mean precision of the server's posterior changed over the rounds."""
     return len({r.get("posterior/precision_mean") for r in rounds}) > 1
-
-
-def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:
-    """What to say of a run whose posterior mean predicts worse after the last round than before the first; "" of others."""
-    known = [value for record in rounds if (value := record.get("mean/nll")) is not None]
-    if len(known) < 2 or rounds[-1].get("mean/nll") is None or not known[-1] > known[0]:
-        return ""
-    return (
-        f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: try a smaller client.lr or, "
-        "with IVON, client.clip_radius=1; standardised inputs and targets"
-    )

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError, choice, number
-from bayesfed.families import Gaussian, NaturalParameters, exponential
+from bayesfed.families import ExponentialFamily, NaturalParameters, exponential
 from bayesfed.federation.server.strategy import FederatedStrategy, Sums
 
 log = getLogger("bayesfed")
 
 
-class BayesADMM(FederatedStrategy[Gaussian]):
+class BayesADMM(FederatedStrategy[ExponentialFamily]):
     r"""Bayesian-duality ADMM for isotropic, diagonal and full-covariance Gaussians (arXiv 2506.13150; spec 1.3).
 
     Solves ``min_q sum_k E_q[l_k]/tau + KL(q || p_0)`` over an exponential family with natural parameters lambda:
@@ -129,7 +129,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         """``sum_k lambda_k``."""
         return {"first": torch.zeros_like(self._server.linear), "second": torch.zeros_like(self._server.quadratic)}
 
-    def accumulate(self, sums: Sums, posterior: Gaussian, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, posterior: ExponentialFamily, num_examples: int) -> dict[str, float]:
         """Add ``lambda_k``. Clients are not weighted by size: their precision does that."""
         natural = posterior.natural
         sums["first"].add_(natural.linear)
@@ -167,7 +167,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     def _guard(self, natural: NaturalParameters, mean: NaturalParameters) -> tuple[NaturalParameters, int]:
         """Keep the precision at its floor or above; says so when it acts."""
         floor = self.precision_floor * min(self.prior_precision, self.init_precision)
-        participants = self.gaussian.solve(mean.quadratic * -2.0, mean.linear)
+        participants = self.gaussian.solve(mean.precision, mean.linear)
         natural, raised = self.gaussian.raise_precision(natural, natural.quadratic.new_tensor(floor), participants)
         if count := int(raised):
             log.warning(

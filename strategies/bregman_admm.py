@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bayesfed.families import Gaussian, NaturalParameters
+from bayesfed.families import ExponentialFamily, NaturalParameters
 from bayesfed.federation.server.strategy import Sums
 from strategies.bayes_admm import BayesADMM
 
@@ -21,8 +21,6 @@ class BregmanADMM(BayesADMM):
     Client state: ``eta_k``. Travels as the family does.
 
     Args:
-        reference_quirks: the sign of published reference code, ``V += gamma rho (...)``: dual *descent* in the second moments, which drives
-            precisions negative (spec 1.8). For parity checks only.
         others: see :class:`BayesADMM`.
 
     Raises:
@@ -42,7 +40,6 @@ class BregmanADMM(BayesADMM):
         temperature: float = 1.0,
         absent: str = "mean",
         precision_floor: float = 0.1,
-        reference_quirks: bool = False,
         fraction: float = 1.0,
         min_replies: int = 1,
         timeout: float = 86400.0,
@@ -52,19 +49,17 @@ class BregmanADMM(BayesADMM):
             temperature=temperature, absent=absent, precision_floor=precision_floor,
             fraction=fraction, min_replies=min_replies, timeout=timeout,
         )  # fmt: skip
-        self.reference_quirks = reference_quirks
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """BayesADMM's, and what the dual moves along."""
-        kind = "expectation_reversed" if self.reference_quirks else "expectation"
-        return super().local_settings() | {"dual": kind}
+        return super().local_settings() | {"dual": "expectation"}
 
     def empty(self) -> Sums:
         """``sum_k lambda_k`` and ``sum_k mu_k``."""
         sums = super().empty()
         return sums | {f"{name}_moment": torch.zeros_like(value) for name, value in sums.items()}
 
-    def accumulate(self, sums: Sums, posterior: Gaussian, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, posterior: ExponentialFamily, num_examples: int) -> dict[str, float]:
         """Add ``lambda_k`` and ``mu_k``."""
         first, second = posterior.expectation
         sums["first_moment"].add_(first)
@@ -74,9 +69,8 @@ class BregmanADMM(BayesADMM):
     def dual_change(self, sums: Sums, replies: int) -> NaturalParameters:
         """``sum_k (mu_k - mu_g)``."""
         first, second = self._sent_moments()
-        moved = sums["second_moment"] - second * replies
         return NaturalParameters(
-            self.family, sums["first_moment"] - first * replies, -moved if self.reference_quirks else moved
+            self.family, sums["first_moment"] - first * replies, sums["second_moment"] - second * replies
         )
 
     def _sent_moments(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from bayesfed.errors import number
-from bayesfed.families import PointMass
+from bayesfed.families import NaturalParameters, PointMass
+from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.sites import Record
+from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
+
+
+class FedADMMClient(Trainer):
+    """Client side of FedADMM (Gong et al. 2022).
+
+    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with ``Delta_k = u_k - u_k'``. ``u_k`` follows
+    what the upload decodes to, so that the server's sum of them agrees to rounding.
+    """
+
+    remembers: ClassVar[bool] = True
+
+    def pose(self, task: Task) -> LocalProblem:
+        dual = task.state.get("dual", torch.zeros_like(self.initial, dtype=torch.float64, device="cpu"))
+        site = NaturalParameters(PointMass.name, dual, dual.new_zeros(())).to(device=task.local.device)
+        return replace(task.local, site=site)
+
+    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
+        new = self._augmented(task, solution)
+        return PointMass(task.server.mean.to(torch.float64) + (new - self._before(task))), {}
+
+    def settle(self, task: Task, solution: LocalSolution, sent: Posterior, extra: Record) -> Record:
+        weights = solution.posterior.mean.to(dtype=torch.float64, device="cpu")
+        augmented = self._before(task) + (sent.mean.to(torch.float64) - task.server.mean.to(torch.float64))
+        return {"dual": (augmented - weights) * task.method.proximal, "augmented": augmented}
+
+    def _before(self, task: Task) -> torch.Tensor:
+        """``u_k`` before the round: at first the network initialisation, where the server started too."""
+        return task.state.get("augmented", self.initial.to(dtype=torch.float64, device="cpu"))
+
+    def _augmented(self, task: Task, solution: LocalSolution) -> torch.Tensor:
+        """``w_k + y_k/rho`` after the dual's step, ``2 w_k - w_g + y_k'/rho``."""
+        weights = solution.posterior.mean.to(dtype=torch.float64, device="cpu")
+        server, rho = task.server.mean.to(torch.float64), task.method.proximal
+        dual = task.state.get("dual", torch.zeros_like(weights))
+        return 2 * weights - server + dual / rho
 
 
 class FedADMM(FedAvg):
@@ -28,8 +69,6 @@ class FedADMM(FedAvg):
     Args:
         rho: weight of the proximal term, and step of the duals.
         server_step: eta; null is ``|P|/K``.
-        reference_quirks: the norm itself instead of its square in the client's problem, as in published reference code. For parity
-            checks only.
         fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
@@ -37,12 +76,13 @@ class FedADMM(FedAvg):
     """
 
     name: str = "fedadmm"
+    asks: frozenset[str] = frozenset({"proximal"})
+    client = FedADMMClient
 
     def __init__(
         self,
         rho: float = 0.1,
         server_step: float | None = None,
-        reference_quirks: bool = False,
         fraction: float = 1.0,
         min_replies: int = 1,
         timeout: float = 86400.0,
@@ -50,13 +90,11 @@ class FedADMM(FedAvg):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
         number("rho", rho, above=0)
         number("server_step", server_step, above=0, optional=True)
-        self.rho, self.server_step, self.reference_quirks = float(rho), server_step, reference_quirks
-        self.asks = frozenset({"proximal", "path"} if reference_quirks else {"proximal"})
+        self.rho, self.server_step = float(rho), server_step
 
     def local_settings(self) -> dict[str, float | bool | str]:
-        """The proximal term and ``f_k = (K/N) l_k``; the dual is the handler's (:mod:`clients.fedadmm`)."""
-        settings: dict[str, float | bool | str] = {"proximal": self.rho, "size_scale": self.size_scale}
-        return settings | ({"unsquared": True} if self.reference_quirks else {})
+        """The proximal term and ``f_k = (K/N) l_k``; the dual is the client's."""
+        return {"proximal": self.rho, "size_scale": self.size_scale}
 
     def empty(self) -> Sums:
         """``sum_k (w_g + Delta_k)``."""

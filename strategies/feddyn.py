@@ -27,8 +27,6 @@ class FedDyn(FedAvg):
 
     Args:
         alpha: weight of the proximal term.
-        reference_quirks: the norm itself instead of its square in the client's problem, as in published reference code: its pull has
-            constant strength, so the optimum is no longer the only fixed point. For parity checks only.
         fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
@@ -36,19 +34,18 @@ class FedDyn(FedAvg):
     """
 
     name: str = "feddyn"
+    asks: frozenset[str] = frozenset({"proximal"})
 
     def __init__(
         self,
         alpha: float = 0.1,
-        reference_quirks: bool = False,
         fraction: float = 1.0,
         min_replies: int = 1,
         timeout: float = 86400.0,
     ):
         super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
         number("alpha", alpha, above=0)
-        self.alpha, self.reference_quirks = float(alpha), reference_quirks
-        self.asks = frozenset({"proximal", "path"} if reference_quirks else {"proximal"})
+        self.alpha = float(alpha)
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation, h at 0."""
@@ -65,12 +62,7 @@ class FedDyn(FedAvg):
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal term, the dual's full step, and ``L_k = (K/N) l_k``."""
-        settings: dict[str, float | bool | str] = {
-            "proximal": self.alpha,
-            "damping": 1.0,
-            "size_scale": self.size_scale,
-        }
-        return settings | ({"unsquared": True} if self.reference_quirks else {})
+        return {"proximal": self.alpha, "damping": 1.0, "size_scale": self.size_scale}
 
     def empty(self) -> Sums:
         """``sum_k w_k``."""

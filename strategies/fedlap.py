@@ -22,8 +22,6 @@ class FedLap(PVI):
         prior_precision: delta.
         damping: gamma in [0, 1]; null is ``1/K``.
         temperature: tau, 1 in the paper.
-        reference_quirks: the norm itself instead of its square in the client's problem, as in published reference code; a client
-            then returns ``w_g`` unchanged as soon as its gradient is below ``delta/2``. For parity checks only.
         fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
@@ -37,7 +35,6 @@ class FedLap(PVI):
         prior_precision: float = 1.0,
         damping: float | None = None,
         temperature: float = 1.0,
-        reference_quirks: bool = False,
         fraction: float = 1.0,
         min_replies: int = 1,
         timeout: float = 86400.0,
@@ -46,9 +43,3 @@ class FedLap(PVI):
             family="isotropic", covariance="fixed", damping=damping, prior_precision=prior_precision, temperature=temperature,
             fraction=fraction, min_replies=min_replies, timeout=timeout,
         )  # fmt: skip
-        self.reference_quirks = reference_quirks
-        self.asks |= {"path"} if reference_quirks else set()
-
-    def local_settings(self) -> dict[str, float | bool | str]:
-        """PVI's, and the quirk."""
-        return super().local_settings() | ({"unsquared": True} if self.reference_quirks else {})

@@ -7,7 +7,7 @@ import torch
 from bayesfed.families import NaturalParameters, PointMass
 from bayesfed.federation.local import Posterior
 
-KINDS = ("natural", "expectation", "expectation_reversed")
+KINDS = ("natural", "expectation")
 
 
 def difference(kind: str, posterior: Posterior, server: Posterior) -> NaturalParameters:
@@ -15,8 +15,7 @@ def difference(kind: str, posterior: Posterior, server: Posterior) -> NaturalPar
 
     Args:
         kind: ``natural``: ``lambda_k - lambda_g`` (Bayesian duality). ``expectation``: ``mu_k - mu_g`` (Bregman ADMM, Wang and Banerjee
-            2014). ``expectation_reversed``: the same with the second moments subtracted instead of added, as published code
-            does; it moves the dual of the precision the wrong way (spec 1.8).
+            2014).
         posterior, server: ``q_k`` as the server will see it, and ``q_g``. Of two point masses the difference is ``(w_k - w_g, 0)``.
     """
     own, other = posterior.to(torch.float64), server.to(torch.float64)
@@ -26,5 +25,4 @@ def difference(kind: str, posterior: Posterior, server: Posterior) -> NaturalPar
     if kind == "natural":
         return own.natural - other.natural
     (first, second), (first_server, second_server) = own.expectation, other.expectation
-    moved = second - second_server
-    return NaturalParameters(own.name, first - first_server, moved if kind == "expectation" else -moved)
+    return NaturalParameters(own.name, first - first_server, second - second_server)

@@ -17,13 +17,13 @@ from torch import Tensor
 from bayesfed import seeding
 from bayesfed.accelerate.perceptron import PerceptronGradient
 from bayesfed.errors import InputError, choice, integer, number
-from bayesfed.families import Gaussian, NaturalParameters, PointMass
+from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.schedule import Schedule
 from bayesfed.wire import Diverged
 
-Posterior = Gaussian | PointMass
+Posterior = ExponentialFamily | PointMass
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class LocalProblem:
         linear: (P,) added to every gradient of the mean loss (control variates); None for none.
         keep_gradient: the solver has to return the mean of the loss gradients it saw.
         observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
-        unsquared: the pull towards ``w_g`` is that of ``proximal/2 ||w - w_g||``, a variant in published code; never by default.
         work: share of its steps that the client gets done, in (0, 1]; below 1 it is a straggler.
     """
 
@@ -77,13 +76,12 @@ class LocalProblem:
     linear: Tensor | None = None
     keep_gradient: bool = False
     observer: Callable[[int, Tensor], None] | None = None
-    unsquared: bool = False
     work: float = 1.0
 
     @property
     def asks_for_gradients(self) -> bool:
         """Whether only a solver that takes gradient steps can serve this problem."""
-        return self.linear is not None or self.keep_gradient or self.observer is not None or self.unsquared
+        return self.linear is not None or self.keep_gradient or self.observer is not None
 
     @property
     def asks(self) -> frozenset[str]:
@@ -131,7 +129,8 @@ class LocalProblem:
         """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in the model's dtype; None if zero."""
         if self.site is None:
             return None
-        return self.site.linear.to(self.server.mean), self.site.quadratic.to(self.server.mean) * -2.0
+        site = self.site.to(self.server.mean.dtype, self.server.mean.device)
+        return site.linear, site.precision
 
     def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
         """Mean loss of a batch at the model's parameters; ``amp=bfloat16`` runs the model in mixed precision."""

@@ -1,9 +1,9 @@
 """``posterior.safetensors``: the posterior of a run with all that is needed to build its model again.
 
-Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the model has frozen
-parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
-``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON because safetensors writes several metadata
-keys in random order; so equal posteriors are equal files.
+Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the
+model has frozen parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model``
+(as ``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON
+because safetensors writes several metadata keys in random order; so equal posteriors are equal files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from bayesfed.checksum import XXH3, checksum
 from bayesfed.errors import InputError
-from bayesfed.families import FAMILIES, Gaussian, PointMass
+from bayesfed.families import FAMILIES, ExponentialFamily, PointMass
 from bayesfed.lock import PARTIAL
 
 FILE_NAME = "posterior.safetensors"
@@ -31,7 +31,7 @@ FIXED = "fixed."  # before the names of the model's frozen parameters and buffer
 
 def save_posterior(
     path: str | Path,
-    posterior: Gaussian | PointMass,
+    posterior: ExponentialFamily | PointMass,
     model_description: dict[str, Any],
     fixed: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
@@ -46,9 +46,9 @@ def save_posterior(
     path = Path(path)
     metadata = {"family": posterior.name, "format": FORMAT, "model": model_description}
     # clones, because safetensors refuses tensors that share memory (views of one message buffer)
-    kept = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
-    kept |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
-    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in kept.items()}
+    values = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
+    values |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
+    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in values.items()}
     metadata[XXH3] = checksum(tensors, json.dumps(metadata, sort_keys=True), XXH3)
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
@@ -62,7 +62,7 @@ def save_posterior(
         temporary.unlink(missing_ok=True)
 
 
-def load_posterior(path: str | Path) -> tuple[Gaussian | PointMass, dict[str, Any]]:
+def load_posterior(path: str | Path) -> tuple[ExponentialFamily | PointMass, dict[str, Any]]:
     """Read what :func:`save_posterior` wrote.
 
     Returns:

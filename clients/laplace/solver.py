@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from bayesfed.families import DiagonalGaussian
 from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.problem.curvature.ggn import ggn_diagonal
+from bayesfed.problem.curvature import ggn_diagonal
 from bayesfed.profiling import span
 from clients.point.solver import PointSolver
 
@@ -20,17 +20,18 @@ class LaplaceSolver(PointSolver):
     ``learn_precision`` off the precision stays the server's. Uploads mean and precision. Costs one gradient per output and example
     more than the steps.
 
-    Args:
-        all: see :class:`PointSolver`.
+    Args and errors are those of :class:`PointSolver`.
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal"})
     learns_precision: ClassVar[bool] = True
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        """The mode, then the curvature there."""
         return self._with_curvature(problem, super().solve(problem))
 
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        """:meth:`solve` with the modes of all clients found side by side."""
         return [self._with_curvature(p, s) for p, s in zip(problems, super().solve_together(problems), strict=True)]
 
     @staticmethod
@@ -39,7 +40,9 @@ class LaplaceSolver(PointSolver):
         if not problem.learn_precision or not isinstance(server, DiagonalGaussian):
             return solution
         with span("curvature"):
-            curvature, gradients = ggn_diagonal(problem, solution.posterior.mean)
+            curvature, gradients = ggn_diagonal(
+                problem.model, problem.likelihood, problem.data, solution.posterior.mean
+            )
             excess = curvature / problem.temperature
             site = problem.site_terms()
             if site is not None:

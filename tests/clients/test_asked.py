@@ -117,16 +117,15 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
     site = problem.site
     gap = posterior.mean - server.mean
     if isinstance(server, PointMass):
-        pull = gap / gap.norm().clamp_min(1e-9) / 2 if problem.unsquared else gap
         loss = problem.loss_scale * ((A @ posterior.mean - b) / N + linear)
-        return loss + (0.0 if site is None else site.linear) + problem.proximal * pull
+        return loss + (0.0 if site is None else site.linear) + problem.proximal * gap
     if isinstance(server, LogNormal):
         spread = 1 / server.precision if problem.learn_precision else torch.tensor(0.0, dtype=F64)
         means = (posterior.log_median.view(2, -1) + spread / 2).exp()
         residual = A @ (means[0] - means[1]) - b
         found = torch.cat([means[0] * residual, -means[1] * residual])
         found = found + (means.square() * spread.expm1() * A.diagonal()).flatten()  # covariance of u and the gradient
-        z, V = posterior.log_median, 0.0 if site is None else -2 * site.quadratic
+        z, V = posterior.log_median, 0.0 if site is None else site.precision
         return (
             found / tau
             + (0.0 if site is None else site.linear)
@@ -134,9 +133,8 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
             + problem.rho * server.precision * (z - server.log_median)
         )
     S = server.precision
-    pull = gap / gap.norm().clamp_min(1e-9) / 2 if problem.unsquared else gap
-    found = (A @ posterior.mean - b + N * linear) / tau + problem.rho * server.multiply(S, pull)
-    return found if site is None else found + site.linear - server.multiply(-2 * site.quadratic, posterior.mean)
+    found = (A @ posterior.mean - b + N * linear) / tau + problem.rho * server.multiply(S, gap)
+    return found if site is None else found + site.linear - server.multiply(site.precision, posterior.mean)
 
 
 def curvature(problem: LocalProblem, learns: bool) -> Tensor:
@@ -146,7 +144,7 @@ def curvature(problem: LocalProblem, learns: bool) -> Tensor:
         return server.precision
     A, _ = quadratic(problem)
     A = {"full": A, "diagonal": A.diagonal(), "isotropic": A.diagonal().mean()}[server.name]
-    V = 0.0 if problem.site is None else -2 * problem.site.quadratic
+    V = 0.0 if problem.site is None else problem.site.precision
     return server.precision + (A / problem.temperature - V) / problem.rho
 
 
@@ -154,8 +152,7 @@ def solved(name: str, problem: LocalProblem, **changes: Any) -> LocalSolution | 
     """The solution, seen to be one; None if the learner declares, and says, that it can't."""
     family = problem.server.name
     solver = learner(name, family, **changes)
-    unfit = problem.unsquared and family in ("diagonal", "full")
-    if problem.asks & solver.lacks.keys() or unfit or (problem.work < 1 and not solver.stepwise):
+    if problem.asks & solver.lacks.keys() or (problem.work < 1 and not solver.stepwise):
         with pytest.raises(InputError):
             solver.solve(problem)
         return None
@@ -353,7 +350,6 @@ CASES: dict[str, Callable[[str, str], None]] = {
     "linear": moves(linear=lambda family: vector("linear", 0.5)),
     "keep_gradient": gradients,
     "observer": observed,
-    "unsquared": moves(unsquared=True, proximal=0.5),
     "work": stragglers,
 }
 

@@ -61,7 +61,7 @@ def diagonal_case(quadratics) -> tuple:
 
 def closed_form(data, server, site) -> tuple[Tensor, Tensor]:
     """Mean and precision of a diagonal client, from the formulas of spec 1.5."""
-    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, -2 * site.quadratic
+    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, site.precision
     precision = server.precision + (curvature - V) / RHO
     return (server.precision * server.mean + (pull - site.linear) / RHO) / precision, precision
 
@@ -91,7 +91,7 @@ def test_point_solver_reaches_the_mode_with_fixed_precision(quadratics, relative
     """(A/tau - V + rho S_g) m = b/tau - v + rho S_g m_g, by gradient descent and in closed form."""
     data, server, site = diagonal_case(quadratics)
     exact = ExactSolver().solve(local_problem(data, server, site, learn_precision=False)).posterior
-    solver = PointSolver("sgd", lr=0.5, epochs=400, batch_size=128)
+    solver = PointSolver(optimizer="sgd", lr=0.5, epochs=400, batch_size=128)
     solution = solver.solve(local_problem(data, server, site, learn_precision=False)).posterior
     mean, _ = closed_form(data, server, site)
     for found in (exact, solution):
@@ -111,7 +111,7 @@ def full_case(quadratics) -> tuple:
 def test_von_reaches_the_full_posterior(quadratics, relative) -> None:
     """The delta method is exact on quadratics: the formula, VON and the exact solver agree to 1e-8 (mean and matrix)."""
     data, server, site = full_case(quadratics)
-    V = -2 * site.quadratic
+    V = site.precision
     precision = server.precision + (data.curvature(0) / TAU - V) / RHO
     first = server.precision @ server.mean + (data.pull(0) / TAU - site.linear) / RHO
     mean = torch.linalg.solve(precision, first)
@@ -151,7 +151,7 @@ def test_von_federation_reaches_the_posterior_in_one_round(quadratics, federatio
     [
         VONSolver(epochs=25, mc_samples=3, local_schedule="constant"),
         SRVNSolver(epochs=60, mc_samples=3),
-        PointSolver("sgd", lr=0.05, epochs=1500, batch_size=64),
+        PointSolver(optimizer="sgd", lr=0.05, epochs=1500, batch_size=64),
     ],
     ids=["von", "srvon", "sgd"],
 )

@@ -12,11 +12,9 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from bayesfed.configured import build, check, plain_section, resolve
 from bayesfed.errors import InputError, did_you_mean
 from bayesfed.evaluation.probes.base import PredictiveProbe, Probe, Subject
-from bayesfed.groups import build, check_types, resolve
 
 __all__ = ["PredictiveProbe", "Probe", "Subject", "built_in", "make_probes"]
 OTHERS = ("probes", "validation")  # keys of the section that are no probe's
@@ -34,30 +32,27 @@ def make_probes(section: Mapping[str, Any]) -> list[Probe]:
     Raises:
         InputError: a key that no probe has, or a value that its probe refuses.
     """
-    kinds = [*built_in(), *map(_own, section.get("probes") or ())]
+    values = plain_section(section)
+    kinds = [*built_in(), *map(_own, values.get("probes") or ())]
     keys = {kind: [f.name for f in fields(kind) if f.init] for kind in kinds}
     known = sorted({*OTHERS, *(key for own in keys.values() for key in own)})
-    for key in section:
+    for key, value in values.items():
         if key not in known:
-            fix = f"no such key; {did_you_mean(key, known)}valid: {', '.join(known)}"
-            raise InputError(f"eval.{key}", section[key], fix)
+            raise InputError(f"eval.{key}", value, f"no such key; {did_you_mean(key, known)}valid: {', '.join(known)}")
     probes = []
     for kind, own in keys.items():
         target = f"{kind.__module__}.{kind.__qualname__}"
-        settings = OmegaConf.create({"_target_": target, **{key: section[key] for key in own if key in section}})
-        check_types(settings, "eval")
+        settings = {"_target_": target, **{key: values[key] for key in own if key in values}}
+        check(settings, "eval")
         probes.append(build(settings, "eval"))
     return probes
 
 
 def _own(path: Any) -> type[Probe]:
     try:
-        kind = resolve({"_target_": path}, "eval.probes")
+        return resolve({"_target_": path}, "eval.probes", Probe)
     except InputError as error:
         raise InputError("eval.probes", path, error.fix) from error
-    if not _is_probe(kind):
-        raise InputError("eval.probes", path, "must be a subclass of bayesfed.evaluation.probes.Probe")
-    return kind
 
 
 def _is_probe(kind: Any) -> bool:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from bayesfed.composing import options, without_values
+from bayesfed.configured import GROUPS, build, naming, plain_section
 from bayesfed.errors import InputError, choice
 from bayesfed.evaluation.inputs import EvaluationSet, input_batches
 from bayesfed.evaluation.outputs import Posterior, parameter_draws
 from bayesfed.evaluation.predictive import predict
 from bayesfed.evaluation.probes.base import PredictiveProbe, Subject
-from bayesfed.groups import GROUPS, plain_section
 from bayesfed.problem import Examples, Problem
-from bayesfed.problem.configured import construct, naming
 from bayesfed.problem.data.source import Source
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Likelihood
@@ -134,7 +133,7 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
         raise InputError("eval.ood", kind, "predictive entropy needs classes, this is a regression")
     if data is not None:
         with naming("eval.ood"), global_generators(seed, "data"):
-            loaded = construct("data", data, Source, seed).load(seed)  # type: ignore[type-abstract]
+            loaded = build(data, "data", seed, Source).load(seed)
         shape = tuple(loaded.test_x.shape[1:])
         if shape != problem.input_shape:
             fix = f"its inputs have shape {shape}, the model takes {problem.input_shape}; use noise or inverted"

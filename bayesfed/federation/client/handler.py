@@ -18,7 +18,7 @@ from bayesfed import wire
 from bayesfed.accelerate.undecorated import spare_dynamo
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
-from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
+from bayesfed.families import FAMILIES, ExponentialFamily, NaturalParameters
 from bayesfed.families.natural import all_finite
 from bayesfed.federation import duals
 from bayesfed.federation.client.sites import DiskSites, Record, SiteStore
@@ -48,7 +48,6 @@ class Method:
         lr_factor: learning-rate schedule at this round.
         dual: what the dual moves along, see :func:`bayesfed.federation.duals.difference`.
         size_scale: weight of the *summed* loss of point estimates; 0: the mean loss has weight 1.
-        unsquared: see :class:`bayesfed.federation.local.LocalProblem`.
         work: share of its local steps that the client does, see :class:`bayesfed.system.System`.
     """
 
@@ -64,7 +63,6 @@ class Method:
     lr_factor: float
     dual: str = "natural"
     size_scale: float = 0.0
-    unsquared: bool = False
     work: float = 1.0
     older: int = 0
 
@@ -141,7 +139,7 @@ class Trainer:
     in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to rounding (spec 1.3).
     For point estimates the step is ``gamma proximal (w_k - w_g)``.
 
-    A method that needs more of its clients subclasses this (``handler:`` in ``conf/strategy/NAME.yaml``): vectors that travel besides
+    A method that needs more of its clients subclasses this and names the subclass as its strategy's ``client``: vectors that travel besides
     posteriors are named in ``received`` and ``returned``, :meth:`pose` changes the local problem, :meth:`answer` what is
     uploaded, and :meth:`settle` what is kept, as durable as the site.
 
@@ -275,7 +273,7 @@ class Trainer:
         server = self._server
         settings = message.content["method"]
 
-        keeps_site = method.damping > 0 and (isinstance(server, Gaussian) or method.proximal > 0)
+        keeps_site = method.damping > 0 and (isinstance(server, ExponentialFamily) or method.proximal > 0)
         stateful = keeps_site or self.remembers or bool(getattr(self.solver, "keep_momentum", False))
         record = (
             self.sites.open(client, method.round, method.accepted, method.durable, method.older) if stateful else None
@@ -306,7 +304,6 @@ class Trainer:
             lr_factor=method.lr_factor,
             memory={name: value.to(device) for name, value in memory.items()},
             loss_scale=method.size_scale * len(self.problem.clients[client]) or 1.0,
-            unsquared=method.unsquared,
             work=method.work,
         )
         extra = self._extra_of(message)
@@ -357,7 +354,7 @@ class Trainer:
             content["extra"], extra = self._extra_out.encode(vectors)
         if site is not None:
             with span("dual"):
-                step = method.damping * (method.rho if isinstance(server, Gaussian) else method.proximal)
+                step = method.damping * (method.rho if isinstance(server, ExponentialFamily) else method.proximal)
                 site = site.clone().add_(duals.difference(method.dual, posterior, server), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise wire.Diverged("the site is not finite; use a smaller damping or learning rate, or a larger rho")

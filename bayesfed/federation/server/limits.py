@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bayesfed.errors import integer, number
-from bayesfed.families import Gaussian, PointMass
+from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.federation.server.outliers import Outliers
 from bayesfed.wire import BadMessage, Diverged
 
@@ -50,7 +50,7 @@ class Limits:
         """The relative ones, for the replies of one round; ``compared``: also precisions, ``trusted``: not the numbers of examples."""
         return Outliers(self.relative_precision if compared else math.inf, self.relative_examples, sizes, trusted)
 
-    def check(self, posterior: Gaussian | PointMass) -> None:
+    def check(self, posterior: ExponentialFamily | PointMass) -> None:
         """Compare values.
 
         Raises:
@@ -61,7 +61,7 @@ class Limits:
             norm = float(torch.linalg.vector_norm(posterior.mean, dtype=torch.float64))
         if not norm <= self.mean_norm:
             raise Diverged(f"the mean has norm {norm:g}, limits.mean_norm={self.mean_norm:g}")
-        if isinstance(posterior, Gaussian):
+        if isinstance(posterior, ExponentialFamily):
             largest = float(posterior.precision.max())  # of a positive definite matrix, too: it is on the diagonal
             if not largest <= self.precision:
                 raise Diverged(f"a precision is {largest:g}, limits.precision={self.precision:g}")

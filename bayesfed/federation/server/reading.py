@@ -12,14 +12,14 @@ from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from bayesfed import wire
-from bayesfed.families import Gaussian, PointMass
+from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.federation.server.limits import Limits
 from bayesfed.foreign import plain_text
 from bayesfed.wire.flower_version import raised, reason
 from bayesfed.wire.size import message_bytes
 
-Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
+Posterior = TypeVar("Posterior", bound=ExponentialFamily | PointMass)
 MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
 MOST_METRICS, LONGEST_NAME = 500, 80  # of a reply: names are a stranger's text, and kept for every client and round
 OURS = ("accepted", "reason")  # what the server says of a reply, in the same line of clients.jsonl
@@ -30,7 +30,7 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: on the CPU; a Gaussian in float64, a point as it travelled (not to be written to: it may be the message's memory).
+        posterior: on the CPU; in float64, a point as it travelled (not to be written to: it may be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
@@ -153,7 +153,8 @@ class Reader(Generic[Posterior]):
             wire.BadMessage: what is wrong; ``wire.Diverged`` if a value is not finite or beyond the limits.
         """
         self.limits.check_size(message_bytes(reply), self._array_bytes)
-        wide = torch.float64 if issubclass(self.family, Gaussian) else None  # points are only added: no copy is needed
+        # points are only added: no copy is needed
+        wide = torch.float64 if issubclass(self.family, ExponentialFamily) else None
         arrays = self.codec.decode(reply.content.get("posterior"), sent, to=wide, copy=False)
         try:
             posterior = cast(Posterior, self.family.from_arrays(arrays))
