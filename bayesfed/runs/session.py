@@ -27,10 +27,10 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
+from bayesfed.runs.outcome import outcome, worse_than_start
 from bayesfed.runs.parts import check_fit, look_at_client
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.recorder import Recorder
-from bayesfed.runs.outcome import outcome, worse_than_start
 from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import DTYPES
