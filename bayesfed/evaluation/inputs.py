@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesfed.errors import integer
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs, arrays_of
 
 CPU_BATCH = 512  # rows in a forward pass: few enough for a core's caches, and for every core to have several batches
 GPU_BATCH = 2048
@@ -20,38 +21,39 @@ class EvaluationSet(Protocol):
     """What is needed of ``bayesfed.problem`` examples."""
 
     def __len__(self) -> int: ...
-    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]: ...
+    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device) -> tuple[Inputs, Tensor]: ...
     def targets(self) -> Tensor: ...
 
 
 class InputBatches:
-    """Scaled inputs in batches, iterated once for every draw of the parameters.
+    """Inputs as the model takes them, in batches, iterated once for every draw of the parameters.
 
     Converting and scaling can cost as much as a small model, so the batches are kept if all of them fit in
     ``CACHE_BYTES``; otherwise each pass makes them anew.
 
     Args:
-        load: gives the scaled inputs of a slice of rows.
+        load: gives the inputs of a slice of rows.
         count: number of rows N.
         batch_size: rows in one batch.
     """
 
-    def __init__(self, load: Callable[[slice], Tensor], count: int, batch_size: int):
+    def __init__(self, load: Callable[[slice], Inputs], count: int, batch_size: int):
         self._load, self.count = load, count
         self._slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        self._kept: list[Tensor] = []
+        self._kept: list[Inputs] = []
         self._keep = True
 
     def __len__(self) -> int:
         return len(self._slices)
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
         for position, rows in enumerate(self._slices):
             if position < len(self._kept):
                 yield rows, self._kept[position]
                 continue
             x = self._load(rows)
-            self._keep = self._keep and x.nbytes / len(x) * self.count <= CACHE_BYTES
+            size = sum(array.nbytes / len(array) for array in arrays_of(x)) * self.count  # bytes of all rows
+            self._keep = self._keep and size <= CACHE_BYTES
             if self._keep:
                 self._kept.append(x)
             yield rows, x

@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from bayesfed.evaluation.inputs import InputBatches
 from bayesfed.host import cores
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
 
@@ -107,12 +108,12 @@ def outputs(
     """
     size, thetas = together(model.vector.device, at_once), iter(draws)
 
-    def one(theta: Tensor, x: Tensor) -> Tensor:
+    def one(theta: Tensor, x: Inputs) -> Tensor:
         return functional_call(model.module, model.named(theta), (x,))
 
     modules = _replicas(model.module, min(_cores(model.vector.device), len(inputs)))
 
-    def at_the_last(batch: tuple[slice, Tensor]) -> Tensor:
+    def at_the_last(batch: tuple[slice, Inputs]) -> Tensor:
         module = modules.pop()  # as many as there are threads
         try:
             with torch.no_grad():  # a thread's own setting

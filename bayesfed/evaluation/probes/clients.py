@@ -127,7 +127,7 @@ def _distinct(parts: Sequence[Examples]) -> tuple[Joined, list[Tensor]]:
 
 
 def _rows(part: Examples) -> Tensor:
-    return torch.arange(len(part.x), device="cpu") if part.index is None else part.index
+    return torch.arange(len(part.y), device="cpu") if part.index is None else part.index
 
 
 def fairness(scores: ClientScores, measures: Iterable[Score]) -> dict[str, float]:
