@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed import composing
+from bayesfed import accelerate, composing
 from bayesfed.composing import ROOT, conf_dir, run_dir_of
 from bayesfed.configured import GROUPS, build, check, resolve
 from bayesfed.earlier import HANDLERS, of_today
@@ -27,7 +27,9 @@ from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
-RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
+RESUMABLE = (
+    "rounds", "engine", "eval", "logger", "device", "accelerate", "resume", "display", "figures", "profile", "hydra",
+)  # fmt: skip
 
 
 @dataclass
@@ -43,6 +45,7 @@ class RunSchema:
     seed: int = MISSING
     rounds: int = MISSING
     dtype: str = MISSING
+    accelerate: str = MISSING
     wire: str = MISSING
     device: str = MISSING
     resume: str | None = None
@@ -255,6 +258,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
+    choice("accelerate", cfg.accelerate, accelerate.MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     make_probes(cfg.eval)
