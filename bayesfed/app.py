@@ -20,8 +20,8 @@ from bayesfed.configured import build
 from bayesfed.deployment.own_data import place
 from bayesfed.errors import InputError
 from bayesfed.host import own_packages
-from bayesfed.problem import Problem, build_problem
-from bayesfed.problem.build import origins
+from bayesfed.problem import Problem
+from bayesfed.problem.build import build_problem, origins
 from bayesfed.wire import DTYPES
 from bayesfed.wire.flower_version import error_reply
 
