@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from bayesfed import profiling
 from bayesfed.accelerate.arithmetic import set_arithmetic
 from bayesfed.configured import build
-from bayesfed.deployment.own_data import place
 from bayesfed.errors import InputError
 from bayesfed.host import own_packages
 from bayesfed.problem import Problem, build_problem
 from bayesfed.problem.build import origins
+from bayesfed.problem.own_client import place
 from bayesfed.wire import DTYPES
 from bayesfed.wire.flower_version import error_reply
 

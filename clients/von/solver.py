@@ -47,7 +47,7 @@ class VONSolver(Solver):
         self,
         lr: float = 1.0,
         lr_precision: float = 1.0,
-        epochs: int = 10,
+        epochs: int = 5,
         mc_samples: int = 1,
         schedule: str = "constant",
         schedule_rounds: int | None = None,
