@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesfed.accelerate.layers import quicken
+from bayesfed.problem.inputs import Inputs
 
 
 class FlatModel:
@@ -80,5 +81,5 @@ class FlatModel:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
         return dict(zip(self.names, self.split(vector), strict=True))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         return self.module(x)

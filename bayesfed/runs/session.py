@@ -68,8 +68,8 @@ class Session:
         module = self.problem.build_model(cfg.seed)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         check_fit(cfg, self.strategy, self.solver, self.problem, self.num_parameters)
-        check_forward(self.problem, cfg.seed, DTYPES[cfg.dtype], device_of(self.config))
         self.model = FlatModel(module, DTYPES[cfg.dtype], device_of(self.config))
+        check_forward(self.problem, self.model, cfg.seed)
         with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
             self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         self.strategy.shape = self.problem.shape

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesfed.accelerate import library
 from bayesfed.seeding import torch_generator
-from clients.ivon import native as native_step
+from clients.ivon import fused
 from clients.optim import IVON
 
 torch.set_num_threads(1)
@@ -160,9 +160,8 @@ def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
         dtype = options.pop("dtype", torch.float32)
         return IVON([nn.Parameter(torch.zeros(5, dtype=dtype))], lr=0.1, ess=5.0, **options).native
 
-    assert chosen() == native_step.available()
+    assert chosen() == fused.available()
     assert not chosen(native=False)
-    assert not chosen(compile=True)
     assert not chosen(hess_structure="scalar")
     assert not chosen(dtype=torch.float64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -196,13 +195,13 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
     if not writable:
         folder.write_text("a file where the folder should be")
     monkeypatch.setenv("BAYESFED_CACHE", str(folder))
-    assert native_step.available()
+    assert fused.available()
     assert build(True)[0].native
     assert [file.suffix for file in folder.glob("*")] == ([".so"] if writable else [])
     library.functions.cache_clear()
     if writable:
         monkeypatch.setattr(library, "_compile", None)  # would fail if it were called again
-        assert native_step.available()
+        assert fused.available()
 
 
 @needs_compiler
@@ -210,7 +209,7 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
 def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, tmp_path, damage: str) -> None:
     """A truncated library would kill the process when it is loaded; one that others can write to runs their code."""
     monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
-    assert native_step.available()
+    assert fused.available()
     (file,) = tmp_path.glob("*.so")
     whole = file.read_bytes()
     if damage == "others may write":
@@ -221,7 +220,7 @@ def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, t
     compiled = []
     compile_ = library._compile
     monkeypatch.setattr(library, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
-    assert native_step.available()
+    assert fused.available()
     assert len(compiled) == 1
     assert library._trusted(file)
 
@@ -229,14 +228,14 @@ def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, t
 @needs_compiler
 def test_no_home_folder_is_no_obstacle(fresh, monkeypatch) -> None:
     monkeypatch.setenv("BAYESFED_CACHE", "~nobody-of-this-name/cache")
-    assert native_step.available()
+    assert fused.available()
 
 
 @needs_compiler
 def test_the_compiler_may_have_options(fresh, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "cc -O1")
-    assert native_step.available()
+    assert fused.available()
 
 
 @needs_compiler

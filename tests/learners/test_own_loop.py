@@ -6,7 +6,6 @@ import copy
 import io
 import math
 import pickle
-import shutil
 import warnings
 from pathlib import Path
 
@@ -155,19 +154,6 @@ def test_the_good_samples_of_a_step_are_used(name, order, deferred):
     tolerance = {"rtol": 2e-5, "atol": 1e-6}
     torch.testing.assert_close(values(model), values(clean), **tolerance)
     torch.testing.assert_close(spread_of(optimizer), spread_of(reference), **tolerance)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_step_does_without_waiting_too():
-    model, clean = network(), network()
-    optimizer, reference = build("ivon", model, compile=True), build("ivon torch", clean)
-    optimizer._deferred = True
-    for i in range(3):
-        train(model, optimizer, 1, BAD if i == 0 else X)
-        train(clean, reference, 1, BAD if i == 0 else X)
-    torch.testing.assert_close(values(model), values(clean), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(spread_of(optimizer), spread_of(reference), rtol=1e-5, atol=1e-6)
-    assert optimizer.refused == 1
 
 
 @one_each

@@ -1,4 +1,4 @@
-"""IVON's step as two C functions (``bayesfed/accelerate/ivon_kernel.py``).
+"""IVON's step as two C functions (``bayesfed/accelerate/ivon_kernel.py``): the fast twin of :mod:`clients.ivon.step`.
 
 A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each once.
 """
@@ -6,6 +6,7 @@ A chain of torch operations reads and writes a vector some thirty times a step; 
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from bayesfed.accelerate import library
 from bayesfed.accelerate.library import functions
 from clients.ivon.state import Group
-from clients.ivon.step import step_numbers
 from clients.noise import Noise, quantile_points
 
 
@@ -37,21 +37,22 @@ def draw(g: Group, noise: Tensor, scale: float, source: Noise) -> None:
 
 
 def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
-    """Both updates of :mod:`clients.ivon.step` after a single sample."""
-    gradients = [g.gradient] if g.released is None else [piece.resolve_neg().contiguous() for piece in g.released]
+    """``hess_step`` and ``mean_step`` after a single sample."""
+    gradients = [g.gradient] if g.pieces is None else [piece.resolve_neg().contiguous() for piece in g.pieces]
     factor, lift = (g.damping, group["hess_init"]) if rescale else (0.0, 1.0)
     terms = [
-        v.expand_as(g.total).contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)
+        v.contiguous() if isinstance(v, Tensor) and v.dim() else float(v) for v in (g.slope, g.offset, factor, g.bound)
     ]
-    scale, c, share, _, rate, clip = step_numbers(group, debias)
-    numbers = _Numbers(c * scale, c, share, debias, rate, lift, clip)
+    c, share = 1 - group["beta2"], 1 - group["beta1"]
+    rate, clip = -float(group["lr"]) / debias, group["clip_radius"] * debias  # these undo the debiasing
+    numbers = _Numbers(c * math.sqrt(group["ess"]), c, share, debias, rate, lift, clip)
     functions().ivon_update(
         *_pieces(gradients),
         *[v.data_ptr() for v in (g.noise, g.flat.vector, g.total, g.root, g.momentum)],
         (_Term * 4)(*[_Term(v.data_ptr(), 0.0) if isinstance(v, Tensor) else _Term(None, v) for v in terms]),
         ctypes.byref(numbers),
     )
-    g.released = None
+    g.pieces = None
 
 
 def _pieces(tensors: list[Tensor]) -> tuple[Any, ...]:
