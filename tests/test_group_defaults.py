@@ -9,13 +9,10 @@ from omegaconf import OmegaConf
 
 from bayesfed.composing import conf_dir
 from bayesfed.configured import GROUPS, plain_section, resolve
-from bayesfed.federation.server.limits import Limits
 from bayesfed.problem.shift import Shift
-from bayesfed.schedule import Schedule
 from bayesfed.system import System
 
-OWN = {("adamw", "weight_decay")}  # one class serves several optimizers
-GROUPS = [group for group in GROUPS if group != "strategy"]
+GROUPS = [group for group in GROUPS if group not in ("strategy", "client")]  # tests/test_defaults.py
 FILES = sorted((path.parent.name, path.stem) for group in GROUPS for path in (conf_dir() / group).glob("*.yaml"))
 
 
@@ -28,12 +25,12 @@ def defaults(function: object) -> dict[str, object]:
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_groups(group, name):
     section = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
-    known = defaults(Schedule.of_run) | defaults(resolve(section, group))
+    known = defaults(resolve(section, group))
     for key, value in plain_section(section).items():
-        if key in known and (name, key) not in OWN:
+        if key in known:
             assert value == known[key], key
 
 
-@pytest.mark.parametrize(("name", "kind"), [("limits", Limits), ("shift", Shift), ("system", System)])
+@pytest.mark.parametrize(("name", "kind"), [("shift", Shift), ("system", System)])
 def test_sections(name, kind):
     assert plain_section(OmegaConf.load(conf_dir() / "bayesfed.yaml")[name]) == defaults(kind)
