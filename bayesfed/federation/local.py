@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bayesfed import seeding
-from bayesfed.accelerate.perceptron import PerceptronGradient
 from bayesfed.errors import Diverged, InputError, choice, integer, number
 from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
@@ -140,25 +138,19 @@ class LocalProblem:
             outputs = self.model(x)
         return self.likelihood.loss(outputs.to(self.dtype), y)
 
-    def backward(self, x: Inputs, y: Tensor, amp: str = "none", native: bool = True) -> Tensor:
+    def backward(self, x: Inputs, y: Tensor, amp: str = "none") -> Tensor:
         """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
 
-        Args:
-            native: by one C function where it fits, see :mod:`bayesfed.accelerate.perceptron`; torch's numbers to rounding. Call
-                ``model.drop_grad()`` first: with gradients that are there already, even zeros, torch has to do it.
+        By ``model.gradient`` where that can; torch's numbers to rounding. Call ``model.drop_grad()`` first: with gradients that
+        are there already, even zeros, autograd has to do it.
         """
-        if native and amp == "none" and self._perceptron is not None:
-            loss = self._perceptron(x, y)
+        if self.model.gradient is not None and amp == "none" and type(self).loss is LocalProblem.loss:
+            loss = self.model.gradient(self.likelihood.loss, x, y)
             if loss is not None:
                 return loss
         loss = self.loss(x, y, amp)
         loss.backward()
         return loss.detach()
-
-    @cached_property
-    def _perceptron(self) -> PerceptronGradient | None:
-        own = type(self).loss is not LocalProblem.loss
-        return None if own else PerceptronGradient.of(self.model, self.likelihood)
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:

@@ -76,8 +76,6 @@ class IVON(PosteriorOptimizer):
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.noise`.
         antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws of
             noise are halved, and terms of odd order in z cancel over the two samples of a pair.
-        native: draw samples and do a step after a single sample with C functions (:mod:`clients.ivon.fused`) where they fit: a
-            diagonal Hessian, float32, a CPU, one torch thread, a C compiler. Results agree with torch's to rounding.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -110,7 +108,6 @@ class IVON(PosteriorOptimizer):
         min_precision: float = 0.0,
         noise: Literal["quantile", "normal"] = "quantile",
         antithetic: bool = False,
-        native: bool = True,
         generator: torch.Generator | None = None,
     ):
         mc_samples = integer("mc_samples", mc_samples, at_least=1)
@@ -155,7 +152,7 @@ class IVON(PosteriorOptimizer):
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
         self._noise = Noise(noise, generator)
-        self.native = native and fused.available() and all(fused.suits(g) for g in self._groups)
+        self.native = fused.available() and all(fused.suits(g) for g in self._groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it starts at its own ``hess_init`` with an empty momentum."""

@@ -117,7 +117,6 @@ class IVONSolver(BatchingSolver):
             min_precision=self.min_precision,
             noise=self.noise,  # type: ignore[arg-type]
             antithetic=self.antithetic,
-            native=self.native,
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
         )

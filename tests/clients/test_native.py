@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesfed import accelerate
 from bayesfed.accelerate import library
 from bayesfed.seeding import torch_generator
 from clients.ivon import fused
@@ -25,9 +26,9 @@ TOTAL = sum(SIZES)
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The choice of functions is made anew in the test and forgotten after it."""
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     yield
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
 
 
 def vectors(seed: int, low: float, high: float) -> Tensor:
@@ -37,7 +38,13 @@ def vectors(seed: int, low: float, high: float) -> Tensor:
 def build(native: bool, **options) -> tuple[IVON, list[nn.Parameter]]:
     params = [nn.Parameter(piece.clone()) for piece in vectors(1, -0.3, 0.3).split(SIZES)]
     settings = {"lr": 0.02, "ess": 500.0, "beta2": 0.9, "generator": torch_generator(2, "noise")}
-    return IVON(params, native=native, **{**settings, **options}), params
+    with accelerate.running("auto" if native else "off"):
+        return IVON(params, **{**settings, **options}), params
+
+
+def optimizer_of(params: list[nn.Parameter], native: bool) -> IVON:
+    with accelerate.running("auto" if native else "off"):
+        return IVON(params, lr=0.1, ess=50.0, generator=torch_generator(2, "noise"))
 
 
 def train(optimizer: IVON, params: list[nn.Parameter], steps: int = 6) -> None:
@@ -100,7 +107,7 @@ def test_gradients_need_not_be_contiguous_or_separate() -> None:
     results = []
     for native in (True, False):
         p = nn.Parameter(torch.linspace(-1, 1, 35).reshape(5, 7))
-        optimizer = IVON([p], lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of([p], native)
         with optimizer.sampled_params(train=True):
             p.grad = torch.linspace(0, 1, 35).reshape(7, 5).T
         optimizer.step()
@@ -111,7 +118,7 @@ def test_gradients_need_not_be_contiguous_or_separate() -> None:
         params = [nn.Parameter(torch.full((n,), 0.5)) for n in (3, 4)]
         gradient = torch.zeros(7)
         params[0].grad, params[1].grad = gradient[:3], gradient[3:]
-        optimizer = IVON(params, lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of(params, native)
         for _ in range(2):
             with optimizer.sampled_params(train=True):
                 (params[0].square().sum() + params[1].sum()).backward()
@@ -161,7 +168,8 @@ def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
         return IVON([nn.Parameter(torch.zeros(5, dtype=dtype))], lr=0.1, ess=5.0, **options).native
 
     assert chosen() == fused.available()
-    assert not chosen(native=False)
+    with accelerate.running("off"):
+        assert not chosen()
     assert not chosen(hess_structure="scalar")
     assert not chosen(dtype=torch.float64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -198,7 +206,7 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
     assert fused.available()
     assert build(True)[0].native
     assert [file.suffix for file in folder.glob("*")] == ([".so"] if writable else [])
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     if writable:
         monkeypatch.setattr(library, "_compile", None)  # would fail if it were called again
         assert fused.available()
@@ -216,7 +224,7 @@ def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, t
         file.chmod(0o666)
     else:
         file.write_bytes(whole[: len(whole) // 3 if damage == "cut" else 0])
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     compiled = []
     compile_ = library._compile
     monkeypatch.setattr(library, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
@@ -243,7 +251,7 @@ def test_a_gradient_that_torch_negates_when_it_is_read() -> None:
     results = []
     for native in (True, False):
         p = nn.Parameter(torch.zeros(5))
-        optimizer = IVON([p], lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of([p], native)
         with optimizer.sampled_params(train=True):
             p.grad = torch._neg_view(torch.ones(5))
         optimizer.step()

@@ -13,8 +13,7 @@ from typing import ClassVar, cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from bayesfed import wire
-from bayesfed.accelerate.undecorated import spare_dynamo
+from bayesfed import accelerate, wire
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, ExponentialFamily
 from bayesfed.federation.client.assignment import Assignment, LocalSettings
@@ -79,11 +78,11 @@ class Trainer:
         wire_format: str = "full",
         transforms: Sequence[Transform] = (),
     ):
-        spare_dynamo()
         self.name, self.family, self.solver = name, FAMILIES[family], solver
         self.problem, self.seed, self.dtype = problem, seed, dtype
         self.sites = DiskSites(sites) if isinstance(sites, Path) else sites
         self.model = FlatModel(problem.build_model(seed), dtype, device)
+        accelerate.prepare(self.model)
         self.initial = self.model.vector.clone()
         self.constants = Constants(self.model, problem.model)
         self.line = Line(self.family, self.model.dim, dtype, wire_format, self.received, self.returned)
