@@ -101,7 +101,8 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     if _learning_asked(overrides) and not getattr(resolve(cfg.client, "client"), "learns_precision", True):
         raise InputError(
             "strategy.covariance", "learned",
-            f"client={cfg.client.name} keeps the server's precision; use a client that learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
+            f"client={cfg.client.name} keeps the server's precision; use a client that learns it "
+            "(ivon for isotropic and diagonal, von for full), or covariance=fixed",
         )  # fmt: skip
     return cfg
 
