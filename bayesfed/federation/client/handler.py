@@ -46,7 +46,7 @@ class Method:
         older: the same, as of the checkpoint before that.
         rho, damping, temperature, proximal, learn_precision: of the local problem and the dual step.
         lr_factor: learning-rate schedule at this round.
-        dual: what the dual moves along, see :func:`bayesfed.federation.duals.difference`.
+        dual: what the dual moves along, see :func:`bayesfed.federation.duals.coordinates`.
         size_scale: weight of the *summed* loss of point estimates; 0: the mean loss has weight 1.
         work: share of its local steps that the client does, see :class:`bayesfed.system.System`.
     """
@@ -355,7 +355,8 @@ class Trainer:
         if site is not None:
             with span("dual"):
                 step = method.damping * (method.rho if isinstance(server, Gaussian) else method.proximal)
-                site = site.clone().add_(duals.difference(method.dual, posterior, server), step)
+                own, other = (duals.coordinates(method.dual, q) for q in (posterior, server))
+                site = site.clone().add_(duals.change(own, other), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum
                 raise wire.Diverged("the site is not finite; use a smaller damping or learning rate, or a larger rho")
             kept |= {"site.first": site.linear, "site.second": site.quadratic}

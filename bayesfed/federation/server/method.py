@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import FAMILIES, PointMass
 from bayesfed.families.natural import all_finite
-from bayesfed.federation.server.reading import Posterior, Reply
+from bayesfed.federation.server.ledger import Ledger
+from bayesfed.federation.server.reading import Reply
 from bayesfed.federation.server.replies import Sums
+from bayesfed.federation.server.round import Posterior, Sent
 from bayesfed.foreign import plain_text
 from bayesfed.metrics import plain_numbers
 
@@ -32,6 +35,7 @@ class Method(ABC, Generic[Posterior]):
         streams: False if it needs all replies at once, so that no engine may sum them.
         asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
         posterior: the server's.
+        ledger: which of their rounds counted, for each client.
         dtype: of models and server.
         num_clients: K.
         sizes: examples of each client that connected, by partition id.
@@ -43,6 +47,7 @@ class Method(ABC, Generic[Posterior]):
     streams: ClassVar[bool] = True
     asks: frozenset[str] = frozenset()
     posterior: Posterior
+    ledger: Ledger
     dtype: torch.dtype
     num_clients: int
     sizes: dict[int, int]
@@ -57,7 +62,7 @@ class Method(ABC, Generic[Posterior]):
         Raises:
             InputError: it is not, or the constructor did not call the base class's.
         """
-        if not hasattr(self, "fraction"):
+        if not hasattr(self, "ledger"):
             raise InputError("strategy", type(self).__name__, "its constructor must call super().__init__()")
         self.prepare(initial)
         try:
@@ -70,34 +75,26 @@ class Method(ABC, Generic[Posterior]):
         """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's handler reads."""
 
     @abstractmethod
-    def begin(self) -> None:
-        """Get ready for the replies to ``self.posterior`` as it was sent."""
-
-    @abstractmethod
     def empty(self) -> Sums:
         """Sums over no clients: named float64 tensors that add up, on the CPU."""
 
     @abstractmethod
-    def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
-
-    def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
-        """The same, for methods that need more of the reply.
+    def accumulate(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
+        """Add one client's reply to ``sums`` in place; returns numbers to log for this client.
 
         Raises:
-            wire.BadMessage: what they need is not there; ``sums`` is as before.
+            wire.BadMessage: what the method needs is not there; ``sums`` is as before.
         """
-        return self.accumulate(sums, reply.posterior, reply.num_examples)
 
     def extra(self) -> dict[str, Tensor]:
         """Vectors (P,) that go to clients with the posterior."""
         return {}
 
     @abstractmethod
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
-        """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
+    def combine(self, sums: Sums, sent: Sent[Posterior], replies: int) -> dict[str, float]:
+        """Update ``self.posterior`` from what was sent and the sums over ``replies`` clients; returns numbers to log."""
 
-    def combined(self, sums: Sums, replies: int, server_round: int) -> dict[str, float]:
+    def combined(self, sums: Sums, sent: Sent[Posterior], replies: int, server_round: int) -> dict[str, float]:
         """:meth:`combine`, its numbers as Python's, and the posterior and :meth:`tensors` it left are seen to be sound before anything is written.
 
         Raises:
@@ -105,9 +102,9 @@ class Method(ABC, Generic[Posterior]):
             RunFailed: the numbers are none.
         """
         dim = self.posterior.dim
-        found = self.combine(sums, replies)
+        numbers = self.combine(sums, sent, replies)
         try:
-            metrics = plain_numbers(found, f"{type(self).__name__}.combine")
+            metrics = plain_numbers(numbers, f"{type(self).__name__}.combine")
         except ValueError as error:
             raise RunFailed(f"round {server_round}: {error}") from error
         try:
@@ -124,11 +121,35 @@ class Method(ABC, Generic[Posterior]):
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        """Server state besides the posterior, for checkpoints."""
+        """The method's state besides the posterior."""
         return {}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint needs to go on after this round: tensors, and plain values. Once it is saved, see :meth:`saved`."""
+        posterior = {f"posterior.{name}": value for name, value in self.posterior.arrays().items()}
+        return posterior | self.tensors(), self.ledger.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` gave, after :meth:`setup`.
+
+        Raises:
+            KeyError, ValueError: it is not of this strategy and model.
+        """
+        rest = dict(tensors)
+        arrays = {name: rest.pop(f"posterior.{name}") for name in self.posterior.arrays()}
+        posterior = type(self.posterior).from_arrays(arrays)
+        if posterior.dim != self.posterior.dim:
+            raise ValueError(f"{posterior.dim} parameters, the model has {self.posterior.dim}")
+        self.posterior = cast(Posterior, posterior)
+        self.load_tensors(rest)
+        self.ledger.load(values)
+
+    def saved(self) -> None:
+        """The present :meth:`state` is safe on the disk."""
+        self.ledger.saved()
 
     @property
     def num_examples(self) -> int:
