@@ -13,7 +13,6 @@ from uuid import uuid4
 import torch
 from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import profiling
@@ -87,9 +86,10 @@ def _trainer(text: str, sites: str, app: str) -> Any:
     own_packages()
     config = json.loads(text)
     cfg = OmegaConf.create(config)
-    return get_class(cfg.strategy.get("handler", cfg.handler))(
+    strategy = build(cfg.strategy, "strategy", cfg.seed)
+    return strategy.client(
         name=cfg.strategy.name,
-        family=build(cfg.strategy, "strategy", cfg.seed).family,
+        family=strategy.family,
         solver=build(cfg.client, "client", cfg.seed),
         problem=problem_of(config),
         sites=Path(sites),

@@ -15,10 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.federation.server.limits import Limits
 from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
+from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
@@ -47,15 +49,6 @@ class CheckpointSchema:
 
 
 @dataclass
-class LimitsSchema:
-    mean_norm: float = 1e30
-    precision: float = 1e30
-    relative_precision: float = 100.0
-    relative_examples: float = 100.0
-    reply_bytes: int | None = None
-
-
-@dataclass
 class RunSchema:
     """Types of the top-level keys; the groups are checked against the constructors they name."""
 
@@ -72,7 +65,7 @@ class RunSchema:
     shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
-    limits: LimitsSchema = field(default_factory=LimitsSchema)
+    limits: Limits = field(default_factory=Limits)
 
 
 def import_from_here() -> None:
@@ -101,7 +94,7 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     if any(text.startswith("resume=") and text != "resume=null" for text in given):
         overrides = [text for text in given if not text.startswith("data.path=")]  # of the stored run's data
     overrides = with_tuned(overrides)
-    cfg = _with_whole_paths(_compose(overrides))
+    cfg = _with_whole_paths(without_handler(_compose(overrides)))
     refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
@@ -141,9 +134,9 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         InputError: it doesn't go together with them.
     """
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
-    kept = [key for key in (*RunSchema.__dataclass_fields__, "handler") if key != "resume"]
+    kept = [key for key in RunSchema.__dataclass_fields__ if key != "resume"]
     try:
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), stored)  # type: ignore[arg-type]
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), without_handler(stored))  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
@@ -153,6 +146,21 @@ def with_defaults(stored: DictConfig) -> DictConfig:
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
+
+
+def without_handler(cfg: DictConfig) -> DictConfig:
+    """``cfg`` without the keys that named a client half before 0.5: a strategy's class has it as attribute ``client``.
+
+    Raises:
+        InputError: it names a class that isn't bayesfed's, which the strategy has to name now.
+    """
+    for section, key in ((cfg, "handler"), (cfg.strategy, "strategy.handler")):
+        named = section.get("handler")
+        if named is not None and str(named).partition(".")[0] not in ("bayesfed", "clients"):
+            raise InputError(key, named, "name it in the strategy's class (client = MyClient) and leave the key out")
+        with open_dict(section):
+            section.pop("handler", None)
+    return cfg
 
 
 def whole_path(path: str) -> str:
@@ -252,7 +260,7 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
-    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "handler", "tuned"}
+    known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "tuned"}
     for key in cfg:
         if key not in known:
             names = sorted({*known, "experiment"})
@@ -286,17 +294,12 @@ def validate(cfg: DictConfig) -> None:
         choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
-    number("limits.mean_norm", cfg.limits.mean_norm, above=0)
-    number("limits.precision", cfg.limits.precision, above=0)
-    number("limits.relative_precision", cfg.limits.relative_precision, above=1)
-    number("limits.relative_examples", cfg.limits.relative_examples, above=1)
-    integer("limits.reply_bytes", cfg.limits.reply_bytes, at_least=1, optional=True)
+    Limits(**cfg.limits)
     for group in GROUPS:
         check_types(cfg[group], group)
+    Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-    handler = cfg.strategy.get("handler", cfg.get("handler"))
-    resolve({"_target_": handler}, "handler")
 
 
 def named_group(group: str, name: str) -> dict[str, Any]:

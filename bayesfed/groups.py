@@ -15,16 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayesfed.errors import InputError, did_you_mean
 from bayesfed.foreign import plain_text
+from bayesfed.schedule import Schedule
 from bayesfed.seeding import global_generators
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 MISSING = "???"  # OmegaConf's value of a key that has none
-_RESERVED = {"_target_", "name", "default_client", "handler"}
+_RESERVED = {"_target_", "name", "default_client"}
 _GIVEN = {"model": ("input_shape", "num_outputs")}  # arguments that don't come from the configuration
 _NEEDED = {  # what is used of a class, and what has it all
-    "strategy": ("family asks setup start prepare combine", "strategies.FederatedStrategy"),
+    "strategy": ("family client asks setup start prepare combine", "strategies.FederatedStrategy"),
     "client": ("families lacks batches stepwise check require solve solve_many", "bayesfed.federation.local.Solver"),
-    "handler": ("train query", "bayesfed.federation.client.handler.Trainer"),
     "engine": ("run", "bayesfed.engine.inline.InlineEngine"),
     "logger": ("begin log end", "bayesfed.runs.loggers.NoLogger"),
 }
@@ -54,6 +54,10 @@ def check_types(section: DictConfig, group: str) -> None:
     hints = _hints(target.__init__)  # type: ignore[misc]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     values = {key: value for key, value in plain_section(section).items() if key not in _RESERVED}
+    if group == "client" and getattr(target, "stepwise", True):
+        of_run = inspect.signature(Schedule.of_run).parameters
+        parameters |= {key: p for key, p in of_run.items() if key in Schedule.KEYS and key not in parameters}
+        hints = _hints(Schedule.of_run) | hints
     for key, value in values.items():
         if key not in parameters:
             if open_ended:
@@ -200,6 +204,9 @@ def build(section: DictConfig, group: str, seed: int = 0) -> Any:
     """
     settings = {key: value for key, value in plain_section(section).items() if key not in _RESERVED}
     target = resolve(section, group)
+    if group == "client":  # the schedule over rounds is the run's; a class that takes it itself gets it, too
+        takes = inspect.signature(target).parameters
+        settings = {key: value for key, value in settings.items() if key not in Schedule.KEYS or key in takes}
     try:
         with global_generators(seed, group):
             made = called(group, target, settings)

@@ -90,7 +90,7 @@ def test_every_configuration_file_names_its_keyword_defaults():
         assert section.name == path.stem, path
         parameters = inspect.signature(get_class(section["_target_"]).__init__).parameters
         takes = {n for n, p in parameters.items() if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        given = set(section) - {"_target_", "name", "default_client", "handler"}
+        given = set(section) - {"_target_", "name", "default_client"}
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         assert given <= takes or open_ended, path
         assert takes - given <= {"name", "input_shape", "num_outputs"}, path  # what the problem supplies

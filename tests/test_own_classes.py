@@ -229,9 +229,9 @@ def test_a_model_that_does_not_fit(write, refused):
     assert refused("model=mine") == "error: model=mine: output (2, 7), needs (2, 10)\n"
 
 
-def test_a_handler_that_does_not_exist(write, refused):
+def test_a_client_half_named_in_yaml(write, refused):
     write("strategy", mine("strategy", "    pass\n"), "handler: nowhere.Handler\n")
-    assert "handler._target_=nowhere.Handler: cannot be imported" in refused("strategy=mine")
+    assert "strategy.handler=nowhere.Handler: name it in the strategy's class" in refused("strategy=mine")
 
 
 def test_broken_yaml_in_a_sweep(write, monkeypatch, capfd):

@@ -39,7 +39,7 @@ def for_client(overrides: Sequence[str]) -> list[str]:
     for override, text in zip(parse(overrides), overrides, strict=True):
         key = override.key_or_group
         leaf = key.rpartition(".")[2]
-        if leaf.startswith("_") or leaf == "handler" or key.startswith("tuned") or "@" in text.partition("=")[0]:
+        if leaf.startswith("_") or key.startswith("tuned") or "@" in text.partition("=")[0]:
             raise InputError(key, override.value(), "a client takes no class names from a run")
         if _holds_mapping(override.value()):
             raise InputError(key, override.value(), "a client takes single values and lists of numbers from a run only")

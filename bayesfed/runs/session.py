@@ -20,6 +20,7 @@ from bayesfed.app import Plain, client_app, device_of, note_unused_partition, pl
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError, RunFailed, reason_of
 from bayesfed.evaluation.predictive import noise_precision
+from bayesfed.federation.server.personalize import personalize
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
@@ -33,7 +34,7 @@ from bayesfed.runs.figures import make_figures
 from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
-from bayesfed.runs.parts import look_at_handler, own_code
+from bayesfed.runs.parts import look_at_client, own_code
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.targets import to_targets, worse_than_start
@@ -68,7 +69,7 @@ class Session:
         self.strategy = build(cfg.strategy, "strategy", cfg.seed)
         self.strategy.name = cfg.strategy.name
         self.solver = build(cfg.client, "client", cfg.seed)
-        look_at_handler(cfg.strategy.get("handler", cfg.handler))
+        look_at_client(self.strategy)
         self.logger = Guarded(build(cfg.logger, "logger", cfg.seed), cfg.logger.name)
         self.num_clients = len(self.problem.clients)
         module = self.problem.build_model(cfg.seed)
@@ -79,11 +80,8 @@ class Session:
         with own_code("strategy", cfg.strategy["_target_"], "setting it up"):
             self.strategy.setup(self.model.vector, self.num_clients, cfg.seed, cfg.wire, cfg.limits)
         self.strategy.shape = self.problem.shape
-        horizon = Schedule(
-            cfg.client.get("schedule", "constant"), cfg.client.get("schedule_rounds") or max(cfg.rounds, 1),
-            cfg.client.get("schedule_decay", 0.1),
-        )  # fmt: skip
-        self.strategy.lr_factor = lambda round: horizon(round - 1)
+        schedule = Schedule.of(cfg)
+        self.strategy.lr_factor = lambda round: schedule(round - 1)
         system, sizes = System.of(self.config.get("system")), [len(client) for client in self.problem.clients]
         if system.active:
             self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
@@ -155,17 +153,7 @@ class Session:
         self.started_with = checkpoint.state.get("data")
         if self.started_with not in (None, self.data_digest):
             raise InputError("data.path", self.cfg.data.path, "holds other data than those this run was started with")
-        tensors = dict(checkpoint.tensors)
-        arrays = {name: tensors.pop(f"posterior.{name}") for name in self.strategy.posterior.arrays()}
-        posterior = type(self.strategy.posterior).from_arrays(arrays)
-        if posterior.dim != self.strategy.posterior.dim:
-            raise ValueError(f"{posterior.dim} parameters, the model has {self.strategy.posterior.dim}")
-        self.strategy.posterior = posterior
-        self.strategy.load_tensors(tensors)
-        self.strategy.accepted = {int(k): v for k, v in checkpoint.state["accepted"].items()}
-        self.strategy.durable = dict(self.strategy.accepted)
-        before = checkpoint.state.get("durable", checkpoint.state["accepted"])
-        self.strategy.older = {int(k): v for k, v in before.items()}
+        self.strategy.load_state(checkpoint.tensors, checkpoint.state)
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)
@@ -220,7 +208,7 @@ class Session:
                 self._clock = time.perf_counter()
                 self.strategy.start(grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self)
                 if self.cfg.eval.get("personalized"):
-                    answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
+                    answers = personalize(self.strategy, grid, self.round, self.cfg.eval.samples)
                     kind = "mean" if self.strategy.family == "point" else "bayes"
                     self.personalized = self.evaluator.personalized(self.round, answers, kind)
                 if worse := worse_than_start(self.directory.rounds()):
@@ -344,17 +332,10 @@ class Session:
 
     @timed("checkpoint")
     def _checkpoint(self) -> None:
-        tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
-        state = {
-            "accepted": self.strategy.accepted,
-            "durable": self.strategy.durable,
-            "seconds": self.seconds,
-            "bytes": self.bytes,
-            "gradients": self.gradients,
-            "data": self.data_digest,
-        }
-        Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
-        self.strategy.older, self.strategy.durable = self.strategy.durable, dict(self.strategy.accepted)
+        tensors, values = self.strategy.state()
+        totals = {"seconds": self.seconds, "bytes": self.bytes, "gradients": self.gradients, "data": self.data_digest}
+        Checkpoint(self.round, tensors, values | totals).save(self.directory.checkpoints)
+        self.strategy.saved()
 
     @property
     def over(self) -> bool:

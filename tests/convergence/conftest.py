@@ -1,4 +1,4 @@
-"""The federations of quadratic clients of ``tests/exactness``, for methods with any handler."""
+"""The federations of quadratic clients of ``tests/exactness``, for any method."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from bayesfed.federation.client.handler import Trainer
 from strategies import FederatedStrategy
 
 
@@ -36,25 +34,12 @@ relative = exactness.relative
 
 
 class Federation(exactness.Federation):
-    """As there; ``trainer_class`` is the method's handler, and the server may start anywhere."""
+    """As there; the server may start anywhere."""
 
-    def __init__(self, *args, handler: type[Trainer] = Trainer, start: Tensor | None = None, **options):
-        self.handler, self.start = handler, start
+    def __init__(self, *args, start: Tensor | None = None, **options):
         super().__init__(*args, **options)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.trainer) is not self.handler:
-            self.trainer = self.handler(
-                name=self.strategy.name, family=self.strategy.family, solver=self.solver, problem=self.problem,
-                sites=self.sites, seed=self.seed, dtype=self.dtype, device=torch.device("cpu"), wire_format=self.wire,
-            )  # fmt: skip
-            app = ClientApp()
-            app.train()(self.trainer.train)
-            app.query()(self.trainer.query)
-            self.grid = exactness.RecordingGrid(app, len(self.problem.clients), lambda reply: self.intercept(reply))
-        if self.start is not None:
-            self.strategy.posterior.mean = self.start.clone()
+        if start is not None:
+            self.strategy.posterior.mean = start.clone()
 
     @property
     def means(self) -> list[Tensor]:
@@ -63,7 +48,7 @@ class Federation(exactness.Federation):
 
 @pytest.fixture(scope="session")
 def federate() -> Callable[..., Federation]:
-    """``federate(data, strategy, rounds, handler=..., solver=..., start=...)``, after that many rounds."""
+    """``federate(data, strategy, rounds, solver=..., start=...)``, after that many rounds."""
 
     def make(data, strategy: FederatedStrategy, rounds: int, **options) -> Federation:
         return Federation(data.problem(), strategy, **options).run(rounds)

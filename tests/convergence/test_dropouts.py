@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayesfed.federation.client.handler import Trainer
 from bayesfed.system import System
-from clients.fedadmm import FedADMMTrainer
 from clients.point import PointSolver
-from clients.scaffold import ScaffoldTrainer
 from strategies import BayesADMM, FedADMM, FedAvg, FedDyn, FedNova, Scaffold
 
 CLIENTS, DIM = 10, 3
@@ -31,19 +28,19 @@ def under(strategy, data, **settings):
     "settings", [{"dropout": 0.4}, {"deadline": 1.5, "speed_spread": 0.0, "jitter": 1.0}], ids=["dropout", "deadline"]
 )
 @pytest.mark.parametrize(
-    ("make", "handler"),
+    "make",
     [
-        (lambda: FedDyn(alpha=1.0), Trainer),
-        (lambda: FedADMM(rho=1.0), FedADMMTrainer),
-        (lambda: BayesADMM("full", rho=0.1, damping=1.0, prior_precision=40.0), Trainer),
-        (lambda: BayesADMM("isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0), Trainer),
+        lambda: FedDyn(alpha=1.0),
+        lambda: FedADMM(rho=1.0),
+        lambda: BayesADMM("full", rho=0.1, damping=1.0, prior_precision=40.0),
+        lambda: BayesADMM("isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0),
     ],
     ids=["feddyn", "fedadmm", "bayes_admm-full", "bayes_admm-fixed"],
 )  # fmt: skip
-def test_exact_clients_that_drop_out(data, federate, optimum, relative, make, handler, settings):
+def test_exact_clients_that_drop_out(data, federate, optimum, relative, make, settings):
     strategy = under(make(), data, **settings)
     rounds = 60 if isinstance(strategy, BayesADMM) else 150
-    run = federate(data, strategy, rounds, handler=handler)
+    run = federate(data, strategy, rounds)
     assert sum(m["clients/failed"] for m in run.metrics) > 3 * rounds
     expected = data.posterior(40.0)[0] if isinstance(strategy, BayesADMM) else optimum(data)
     assert relative(run.means[-1], expected) < 1e-6
@@ -73,7 +70,7 @@ def test_scaffold_with_stragglers(data, federate, optimum, relative):
     """Control variates by the steps really taken: the fixed point needs c_k = grad l_k/N_k whatever the number of steps."""
     lr = 0.2 / smoothness(data)
     strategy = under(Scaffold(), data, stragglers=0.7, least_work=0.2, dropout=0.2)
-    run = federate(data, strategy, 300, handler=ScaffoldTrainer, solver=sgd(lr, 5))
+    run = federate(data, strategy, 300, solver=sgd(lr, 5))
     assert relative(run.means[-1], optimum(data)) < 1e-6
 
 

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from bayesfed.seeding import torch_generator
-from clients.fedadmm import FedADMMTrainer
-from clients.fedpa import FedPATrainer, PathSamples, posterior_delta
 from clients.point import PointSolver
-from clients.scaffold import ScaffoldTrainer
 from strategies import (
     PVI,
     BayesADMM,
@@ -23,6 +20,7 @@ from strategies import (
     NaturalAveraging,
     Scaffold,
 )
+from strategies.fedpa import PathSamples, posterior_delta
 
 CLIENTS, DIM = 5, 3
 
@@ -69,13 +67,13 @@ def test_feddyn_is_the_flat_limit_of_isotropic_bayes_admm(data, federate, relati
 
 def test_fedadmm_is_feddyn_at_full_participation(data, federate, relative) -> None:
     one = federate(data, FedDyn(0.8), 10)
-    other = federate(data, FedADMM(0.8), 10, handler=FedADMMTrainer)
+    other = federate(data, FedADMM(0.8), 10)
     assert all(relative(a, b) < 1e-10 for a, b in zip(other.means, one.means, strict=True))
 
 
 def test_fedadmm_follows_the_augmented_models_of_all_clients(data, federate, relative) -> None:
     """w_g = mean_k (w_k + y_k/rho), absent clients included."""
-    run = federate(data, FedADMM(0.8, fraction=0.4), 25, handler=FedADMMTrainer)
+    run = federate(data, FedADMM(0.8, fraction=0.4), 25)
     assert set(run.strategy.accepted) == set(range(CLIENTS))
     records = [run.sites.read(k, run.strategy.accepted[k]) for k in range(CLIENTS)]
     assert relative(sum(r["state.augmented"] for r in records) / CLIENTS, run.means[-1]) < 1e-12
@@ -92,7 +90,7 @@ def test_scaffold_control_variates_sum_to_the_servers(data, federate, relative, 
     """c = sum_k N_k/N c_k under client sampling and lost replies, also as 16 bits carry them; c_k is the option-II estimate."""
     lost = iter(range(1000))
     run = federate(
-        data, Scaffold(fraction=0.6), 30, handler=ScaffoldTrainer, solver=sgd(5), wire=wire, dtype=torch.float64,
+        data, Scaffold(fraction=0.6), 30, solver=sgd(5), wire=wire, dtype=torch.float64,
         intercept=lambda reply: None if reply.metadata.message_type == "train" and next(lost) % 7 == 3 else reply,
     )  # fmt: skip
     sizes = [len(x) for x in data.inputs]
@@ -107,7 +105,7 @@ def test_scaffold_control_variates_sum_to_the_servers(data, federate, relative, 
 def test_scaffold_round_in_closed_form(data, federate, relative) -> None:
     """Two rounds of the paper's recursion with option II, weighted by size."""
     steps, lr, sizes = 4, 0.05, [len(x) for x in data.inputs]
-    run = federate(data, Scaffold(server_step=0.7), 3, handler=ScaffoldTrainer, solver=sgd(steps, lr))
+    run = federate(data, Scaffold(server_step=0.7), 3, solver=sgd(steps, lr))
     x, c, own = run.means[0].clone(), torch.zeros(DIM).double(), [torch.zeros(DIM).double()] * CLIENTS
     for round in range(1, 4):
         moved, changed = torch.zeros(DIM).double(), torch.zeros(DIM).double()
@@ -215,7 +213,7 @@ def test_fedpa_samples_are_means_of_pieces_after_the_burn_in() -> None:
 
 def test_fedpa_round(data, federate, relative) -> None:
     """FedAvg while burning in, then w_g - sum p_k Delta_k from the clients' own paths."""
-    options = {"solver": sgd(9), "handler": FedPATrainer}
+    options = {"solver": sgd(9)}
     run = federate(data, FedPA(samples=3, burn_in=0.3, burn_in_rounds=1, shrinkage=0.5, server_step=0.5), 2, **options)
     average = federate(data, FedAvg(), 1, solver=sgd(9))
     half = 0.5 * (run.means[0] + average.means[1])

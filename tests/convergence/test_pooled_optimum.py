@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayesfed.federation.client.handler import Trainer
-from clients.fedadmm import FedADMMTrainer
 from clients.laplace import LaplaceSolver
 from clients.point import PointSolver
-from clients.scaffold import ScaffoldTrainer
 from strategies import PVI, BayesADMM, FedADMM, FedAvg, FedDyn, FedLap, FedLapCov, FedProx, Scaffold
 
 CLIENTS, DIM, PRIOR = 10, 3, 2.0
@@ -31,17 +28,17 @@ def smoothness(data) -> float:
 
 @pytest.mark.parametrize("fraction", [1.0, 0.3])
 @pytest.mark.parametrize(
-    ("kind", "handler", "options"),
+    ("kind", "options"),
     [
-        (FedDyn, Trainer, {"alpha": 1.0}),
-        (FedADMM, FedADMMTrainer, {"rho": 1.0}),
-        (FedADMM, FedADMMTrainer, {"rho": 2.0}),
+        (FedDyn, {"alpha": 1.0}),
+        (FedADMM, {"rho": 1.0}),
+        (FedADMM, {"rho": 2.0}),
     ],
     ids=["feddyn", "fedadmm", "fedadmm-large-rho"],
 )
-def test_dual_methods_for_point_estimates(data, federate, optimum, relative, kind, handler, options, fraction) -> None:
+def test_dual_methods_for_point_estimates(data, federate, optimum, relative, kind, options, fraction) -> None:
     """Unequal sizes, exact clients: the minimum of the *summed* loss, also if 30 % of the clients take part."""
-    run = federate(data, kind(fraction=fraction, **options), 60 if fraction == 1 else 300, handler=handler)
+    run = federate(data, kind(fraction=fraction, **options), 60 if fraction == 1 else 300)
     assert relative(run.means[-1], optimum(data)) < 1e-6
 
 
@@ -50,7 +47,7 @@ def test_scaffold(data, federate, optimum, relative, fraction) -> None:
     """Five full-batch steps: the drift of the clients is corrected completely."""
     lr = 0.2 / smoothness(data)
     rounds = 60 if fraction == 1 else 250
-    run = federate(data, Scaffold(fraction=fraction), rounds, handler=ScaffoldTrainer, solver=full_batch_sgd(lr, 5))
+    run = federate(data, Scaffold(fraction=fraction), rounds, solver=full_batch_sgd(lr, 5))
     assert relative(run.means[-1], optimum(data)) < 1e-6
 
 
@@ -58,7 +55,7 @@ def test_scaffold_with_equal_weights_has_the_mean_loss_as_its_objective(data, fe
     """The published form, p_k = 1/K: the optimum of mean_k l_k/N_k."""
     lr = 0.2 / smoothness(data)
     strategy = Scaffold(weighting="uniform")
-    run = federate(data, strategy, 60, handler=ScaffoldTrainer, solver=full_batch_sgd(lr, 5))
+    run = federate(data, strategy, 60, solver=full_batch_sgd(lr, 5))
     sizes = [len(x) for x in data.inputs]
     curvature = sum(data.curvature(k) / n for k, n in enumerate(sizes))
     expected = torch.linalg.solve(curvature, sum(data.pull(k) / n for k, n in enumerate(sizes)))

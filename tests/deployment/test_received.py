@@ -29,7 +29,7 @@ def context(run_config: dict, node_config: dict | None = None) -> Context:
 @pytest.mark.parametrize(
     "override",
     [
-        "client._target_=os.system", "+strategy._target_=subprocess.Popen", "handler=antigravity.X", "+strategy.handler=a.B",
+        "client._target_=os.system", "+strategy._target_=subprocess.Popen",
         "client={_target_:os.system,name:ivon}", "+tuned.ivon={lr:1}", "+model.hidden=[{_target_:os.system}]",
         "client.lr=${oc.env:HOME}", "data.path=${oc.env:HOME}", "+data@client=npz",
     ],

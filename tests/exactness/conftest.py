@@ -15,7 +15,6 @@ from torch import Tensor
 import clients.exact.solver
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.families import Gaussian
-from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import MemorySites, SiteStore
 from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem import Examples, Problem
@@ -179,7 +178,7 @@ class Federation:
     refused: list[str] = field(default_factory=list)  # reasons
 
     def __post_init__(self) -> None:
-        self.trainer = Trainer(
+        self.trainer = self.strategy.client(
             name=self.strategy.name,
             family=self.strategy.family,
             solver=self.solver,

@@ -1,4 +1,4 @@
-"""Somebody's own strategy, solver or handler that misbehaves: one line before the directory exists, or the reason in its summary."""
+"""Somebody's own strategy, solver or client half that misbehaves: one line before the directory exists, or the reason in its summary."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.fixture
 def attempt(tmp_path, monkeypatch) -> Callable[..., RunResult | Exception]:
-    """``attempt(strategy=Kind)``: the result of a run with that class (``client=``, ``handler=`` likewise), or its error, with what
+    """``attempt(strategy=Kind)``: the result of a run with that class (``client=`` likewise), or its error, with what
     every error owes: nothing written, or the reason; and nothing broken in checkpoint and posterior file either way."""
 
     def start(**own: Any) -> RunResult | Exception:
@@ -55,9 +55,6 @@ def attempt(tmp_path, monkeypatch) -> Callable[..., RunResult | Exception]:
         for group, kind in own.items():
             setattr(module, group, kind)
             target = f"own_classes.{group}" if kind.__module__ != "builtins" else f"builtins.{kind.__name__}"
-            if group == "handler":
-                cfg.strategy.handler = target
-                continue
             kept = {key: cfg[group][key] for key in (("name", *KEYS) if group == "strategy" else ("name",))}
             cfg[group] = {"_target_": target, **kept}
         with read_write(cfg.hydra):
@@ -123,6 +120,10 @@ def original(base: type, act: Callable[..., Any]) -> Callable[..., Any]:
 def subclass(base: type, hook: str, act: Callable[..., Any]) -> type:
     act.__dict__["hook"] = hook
     return type("Mine", (base,), {hook: act})
+
+
+def with_client(half: type) -> type:
+    return type("Mine", (BayesADMM,), {"client": half})
 
 
 HOOKS = ("__init__", "prepare", "local_settings", "begin", "empty", "accumulate", "extra", "combine", "tensors")
@@ -263,11 +264,11 @@ class Abstract(BayesADMM):
         ({"client": type("Mine", (), {})}, "derive it from bayesfed.federation.local.Solver"),
         ({"client": subclass(ExactSolver, "__init__", raises(KeyError("x")))}, "its constructor fails: KeyError"),
         ({"client": subclass(ExactSolver, "check", raises(KeyError("x")))}, "KeyError"),
-        ({"handler": type("Mine", (), {})}, "derive it from bayesfed.federation.client.handler.Trainer"),
-        ({"handler": subclass(Trainer, "__init__", lambda self, name: None)}, "unexpected keyword argument"),
+        ({"strategy": with_client(type("Mine", (), {}))}, "derive it from bayesfed.federation.client.handler.Trainer"),
+        ({"strategy": with_client(subclass(Trainer, "__init__", lambda self, name: None))}, "unexpected keyword argument"),
     ],
 )  # fmt: skip
-def test_what_is_no_strategy_solver_or_handler(attempt, own, said) -> None:
+def test_what_is_no_strategy_solver_or_client_half(attempt, own, said) -> None:
     with pytest.raises(InputError, match=said):
         raise attempt(**own)
 
@@ -323,14 +324,14 @@ def test_a_solver_that_changes_a_fixed_precision(attempt, monkeypatch) -> None:
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("hook", ["pose", "answer", "settle", "_read"])
-def test_a_handler_that_misbehaves(attempt, hook, act) -> None:
+def test_a_client_half_that_misbehaves(attempt, hook, act) -> None:
     kind = subclass(Trainer, hook, ACTS[act]())
     kind.remembers = True  # type: ignore[attr-defined]
-    assert isinstance(attempt(handler=kind), RunFailed)
+    assert isinstance(attempt(strategy=with_client(kind)), RunFailed)
 
 
-def test_a_handler_whose_constructor_raises(attempt) -> None:
+def test_a_client_half_whose_constructor_raises(attempt) -> None:
     def act(self, **settings: Any) -> None:
         raise KeyError("x")
 
-    assert isinstance(attempt(handler=subclass(Trainer, "__init__", act)), RunFailed)
+    assert isinstance(attempt(strategy=with_client(subclass(Trainer, "__init__", act))), RunFailed)

@@ -139,7 +139,7 @@ class Trainer:
     in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to rounding (spec 1.3).
     For point estimates the step is ``gamma proximal (w_k - w_g)``.
 
-    A method that needs more of its clients subclasses this (``handler:`` in ``conf/strategy/NAME.yaml``): vectors that travel besides
+    A method that needs more of its clients subclasses this and names the subclass as its strategy's ``client``: vectors that travel besides
     posteriors are named in ``received`` and ``returned``, :meth:`pose` changes the local problem, :meth:`answer` what is
     uploaded, and :meth:`settle` what is kept, as durable as the site.
 

@@ -44,7 +44,11 @@ def train_messages(
             record = ConfigRecord({**settings, "round": round, **own})
             methods[key] = record, size + record_bytes("method", record)
         record, total = methods[key]
-        yield client, Message(RecordDict({**records, "method": record}), node, MessageType.TRAIN, group_id=str(round)), total
+        yield (
+            client,
+            Message(RecordDict({**records, "method": record}), node, MessageType.TRAIN, group_id=str(round)),
+            total,
+        )
 
 
 def encoded(codec: wire.Codec, arrays: Mapping[str, Tensor], round: int) -> tuple[ArrayRecord, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import FAMILIES, PointMass
 from bayesfed.families.natural import all_finite
+from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.server.ledger import Ledger
 from bayesfed.federation.server.reading import Reply
 from bayesfed.federation.server.replies import Sums
@@ -33,6 +34,7 @@ class Method(ABC, Generic[Posterior]):
         family: of its posterior, see ``bayesfed.families``.
         received: names of further vectors (P,) in replies.
         streams: False if it needs all replies at once, so that no engine may sum them.
+        client: its client half: found by the strategy's name in local configuration, never by a message.
         asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
         posterior: the server's.
         ledger: which of their rounds counted, for each client.
@@ -46,6 +48,7 @@ class Method(ABC, Generic[Posterior]):
     received: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[bool] = True
     asks: frozenset[str] = frozenset()
+    client: ClassVar[type[Trainer]] = Trainer
     posterior: Posterior
     ledger: Ledger
     dtype: torch.dtype
@@ -72,7 +75,7 @@ class Method(ABC, Generic[Posterior]):
 
     @abstractmethod
     def local_settings(self) -> dict[str, float | bool | str]:
-        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's handler reads."""
+        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's client half reads."""
 
     @abstractmethod
     def empty(self) -> Sums:
