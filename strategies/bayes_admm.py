@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError
-from bayesfed.families import Gaussian, NaturalParameters, exponential
+from bayesfed.families import ExponentialFamily, NaturalParameters, exponential
 from bayesfed.federation import duals
 from bayesfed.federation.server.strategy import FederatedStrategy, Reply, Sent, Sums
 from bayesfed.settings import setting
@@ -18,7 +18,7 @@ log = getLogger("bayesfed")
 
 
 @dataclass(kw_only=True, eq=False)
-class BayesADMM(FederatedStrategy[Gaussian]):
+class BayesADMM(FederatedStrategy[ExponentialFamily]):
     r"""Bayesian-duality ADMM for exponential families (arXiv 2506.13150; docs/method.md 2).
 
         client   q_k = argmin_q  E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)
@@ -115,7 +115,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         """``sum_k lambda_k``."""
         return {"linear": torch.zeros_like(self.hsum.linear), "quadratic": torch.zeros_like(self.hsum.quadratic)}
 
-    def accumulate(self, sums: Sums, reply: Reply[Gaussian]) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[ExponentialFamily]) -> dict[str, float]:
         """Add ``lambda_k``. Clients are not weighted by size: their precision does that."""
         natural = reply.posterior.natural
         sums["linear"].add_(natural.linear)
@@ -123,7 +123,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         gap = natural.add_(reply.sent.natural, -1.0)  # in place: large vectors cost time to allocate
         return {"residual": float(gap.norm())}
 
-    def combine(self, sums: Sums, sent: Sent[Gaussian], replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, sent: Sent[ExponentialFamily], replies: int) -> dict[str, float]:
         """The dual sum, then the server's step."""
         total = NaturalParameters(self.family, sums["linear"], sums["quadratic"])
         self.hsum.add_(self.dual_change(sums, sent, replies), self.dual_rate * self.rho)
@@ -140,7 +140,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
         moved = (self.posterior.to(torch.float64).natural - sent.natural).norm()
         return {"guard/count": raised, "dual/norm": float(self.hsum.norm()), "admm/dual": self.rho * float(moved)}
 
-    def dual_change(self, sums: Sums, sent: Sent[Gaussian], replies: int) -> NaturalParameters:
+    def dual_change(self, sums: Sums, sent: Sent[ExponentialFamily], replies: int) -> NaturalParameters:
         """``sum_k (lambda_k - lambda_g)`` over the participants: what the duals move along."""
         total = NaturalParameters(self.family, sums["linear"], sums["quadratic"])
         return duals.change(total, sent.natural, replies)
@@ -148,7 +148,7 @@ class BayesADMM(FederatedStrategy[Gaussian]):
     def _guard(self, natural: NaturalParameters, mean: NaturalParameters) -> tuple[NaturalParameters, int]:
         """Keep the precision at its floor or above; says so when it acts."""
         floor = self.precision_floor * min(self.prior_precision, self.init_precision or self.prior_precision)
-        participants = self.gaussian.solve(mean.quadratic * -2.0, mean.linear)
+        participants = self.gaussian.solve(mean.precision, mean.linear)
         natural, raised = self.gaussian.raise_precision(natural, natural.quadratic.new_tensor(floor), participants)
         if count := int(raised):
             log.warning(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bayesfed.families import Gaussian, NaturalParameters
+from bayesfed.families import ExponentialFamily, NaturalParameters
 from bayesfed.federation import duals
 from bayesfed.federation.server.strategy import Reply, Sent, Sums
 from bayesfed.settings import setting
@@ -50,14 +50,14 @@ class BregmanADMM(BayesADMM):
         sums = super().empty()
         return sums | {f"{name}_moment": torch.zeros_like(value) for name, value in sums.items()}
 
-    def accumulate(self, sums: Sums, reply: Reply[Gaussian]) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[ExponentialFamily]) -> dict[str, float]:
         """Add ``lambda_k`` and ``mu_k``."""
         first, second = reply.posterior.expectation
         sums["linear_moment"].add_(first)
         sums["quadratic_moment"].add_(second)
         return super().accumulate(sums, reply)
 
-    def dual_change(self, sums: Sums, sent: Sent[Gaussian], replies: int) -> NaturalParameters:
+    def dual_change(self, sums: Sums, sent: Sent[ExponentialFamily], replies: int) -> NaturalParameters:
         """``sum_k (mu_k - mu_g)``."""
         total = NaturalParameters(self.family, sums["linear_moment"], sums["quadratic_moment"])
         return duals.change(total, duals.coordinates("expectation", sent.posterior), replies)

@@ -1,6 +1,7 @@
 """Exponential families: the posteriors that clients and server exchange as natural parameters."""
 
 from bayesfed.errors import choice
+from bayesfed.families.base import ExponentialFamily
 from bayesfed.families.elementwise import DiagonalGaussian, IsotropicGaussian
 from bayesfed.families.full import FullGaussian
 from bayesfed.families.gaussian import Gaussian
@@ -11,8 +12,8 @@ from bayesfed.families.point import PointMass
 GAUSSIANS: dict[str, type[Gaussian]] = {
     family.name: family for family in (IsotropicGaussian, DiagonalGaussian, FullGaussian)
 }
-EXPONENTIAL: dict[str, type[Gaussian]] = {**GAUSSIANS, LogNormal.name: LogNormal}  # those with natural parameters
-FAMILIES: dict[str, type[Gaussian] | type[PointMass]] = {**EXPONENTIAL, PointMass.name: PointMass}
+EXPONENTIAL: dict[str, type[ExponentialFamily]] = {**GAUSSIANS, LogNormal.name: LogNormal}
+FAMILIES: dict[str, type[ExponentialFamily] | type[PointMass]] = {**EXPONENTIAL, PointMass.name: PointMass}
 
 
 def gaussian(name: str) -> type[Gaussian]:
@@ -21,7 +22,7 @@ def gaussian(name: str) -> type[Gaussian]:
     return GAUSSIANS[name]
 
 
-def exponential(name: str) -> type[Gaussian]:
+def exponential(name: str) -> type[ExponentialFamily]:
     """The family with natural parameters called ``name``: a Gaussian one, or ``lognormal`` (Gaussian in the logarithms)."""
     choice("family", name, EXPONENTIAL)
     return EXPONENTIAL[name]
@@ -32,6 +33,7 @@ __all__ = [
     "FAMILIES",
     "GAUSSIANS",
     "DiagonalGaussian",
+    "ExponentialFamily",
     "FullGaussian",
     "Gaussian",
     "IsotropicGaussian",

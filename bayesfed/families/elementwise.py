@@ -1,4 +1,4 @@
-"""The isotropic and the diagonal Gaussian: all precisions elementwise."""
+"""Precisions that multiply coordinates one by one, and the two Gaussians that have them: isotropic and diagonal."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bayesfed.families.gaussian import Gaussian, require
+from bayesfed.families.base import ExponentialFamily, require
+from bayesfed.families.gaussian import Gaussian
 from bayesfed.families.natural import NaturalParameters
 
 
-class ElementwiseGaussian(Gaussian):
-    """Gaussians whose precision multiplies coordinates, by one number or by a vector."""
-
-    @classmethod
-    def precision_like(cls, mean: Tensor, value: float) -> Tensor:
-        return mean.new_full(cls.precision_shape(mean.numel()), value)
+class ElementwisePrecision(ExponentialFamily):
+    """Families whose precision multiplies coordinates, by one number or by a vector."""
 
     @classmethod
     def require_positive(cls, precision: Tensor) -> None:
@@ -30,6 +27,24 @@ class ElementwiseGaussian(Gaussian):
     @classmethod
     def multiply(cls, precision: Tensor, vector: Tensor) -> Tensor:
         return precision * vector
+
+    @classmethod
+    def raise_precision(
+        cls, natural: NaturalParameters, floor: Tensor, location: Tensor
+    ) -> tuple[NaturalParameters, Tensor]:
+        precision = natural.precision
+        low = ~(precision >= floor)  # also catches nan
+        lifted = torch.where(low, floor, precision)
+        linear = torch.where(low, lifted * location, natural.linear)
+        return NaturalParameters(cls.name, linear, lifted * -0.5), low.sum()
+
+
+class ElementwiseGaussian(ElementwisePrecision, Gaussian):
+    """Gaussians with such a precision."""
+
+    @classmethod
+    def precision_like(cls, mean: Tensor, value: float) -> Tensor:
+        return mean.new_full(cls.precision_shape(mean.numel()), value)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.empty(n, self.dim, dtype=self.mean.dtype, device=self.mean.device).normal_(generator=generator)
@@ -45,16 +60,6 @@ class ElementwiseGaussian(Gaussian):
         per_entry = (ratio - 1 - ratio.log()) * self._repeats()
         return 0.5 * (per_entry.sum() + (other.precision * (self.mean - other.mean).square()).sum())
 
-    @classmethod
-    def raise_precision(
-        cls, natural: NaturalParameters, floor: Tensor, mean: Tensor
-    ) -> tuple[NaturalParameters, Tensor]:
-        precision = natural.quadratic * -2.0
-        low = ~(precision >= floor)  # also catches nan
-        lifted = torch.where(low, floor, precision)
-        first = torch.where(low, lifted * mean, natural.linear)
-        return NaturalParameters(cls.name, first, lifted * -0.5), low.sum()
-
     def _repeats(self) -> int:
         """How many coordinates share one entry of the precision."""
         return 1
@@ -69,8 +74,8 @@ class DiagonalGaussian(ElementwiseGaussian):
     name: ClassVar[str] = "diagonal"
 
     @classmethod
-    def precision_shape(cls, dim: int) -> torch.Size:
-        return torch.Size([dim])
+    def precision_shape(cls, size: int) -> torch.Size:
+        return torch.Size([size])
 
     @property
     def expectation(self) -> tuple[Tensor, Tensor]:
@@ -89,7 +94,7 @@ class IsotropicGaussian(ElementwiseGaussian):
     name: ClassVar[str] = "isotropic"
 
     @classmethod
-    def precision_shape(cls, dim: int) -> torch.Size:
+    def precision_shape(cls, size: int) -> torch.Size:
         return torch.Size([])
 
     @property

@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bayesfed.families.gaussian import Gaussian, require
+from bayesfed.families.base import require
+from bayesfed.families.gaussian import Gaussian
 from bayesfed.families.natural import NaturalParameters
 
 
@@ -23,8 +24,8 @@ class FullGaussian(Gaussian):
     name: ClassVar[str] = "full"
 
     @classmethod
-    def precision_shape(cls, dim: int) -> torch.Size:
-        return torch.Size([dim, dim])
+    def precision_shape(cls, size: int) -> torch.Size:
+        return torch.Size([size, size])
 
     @classmethod
     def precision_like(cls, mean: Tensor, value: float) -> Tensor:
@@ -93,14 +94,14 @@ class FullGaussian(Gaussian):
 
     @classmethod
     def raise_precision(
-        cls, natural: NaturalParameters, floor: Tensor, mean: Tensor
+        cls, natural: NaturalParameters, floor: Tensor, location: Tensor
     ) -> tuple[NaturalParameters, Tensor]:
-        values, vectors = torch.linalg.eigh(natural.quadratic * -2.0)
+        values, vectors = torch.linalg.eigh(natural.precision)
         low = ~(values >= floor)
         if not bool(low.any()):  # keep the bits of a healthy precision
             return natural, low.sum()
         lifted = torch.where(low, floor, values)
-        rotated = torch.where(low, lifted * (vectors.mT @ mean), vectors.mT @ natural.linear)
+        rotated = torch.where(low, lifted * (vectors.mT @ location), vectors.mT @ natural.linear)
         second = (vectors * lifted) @ vectors.mT
         return NaturalParameters(cls.name, vectors @ rotated, (second + second.mT) * -0.25), low.sum()
 

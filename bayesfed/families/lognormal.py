@@ -8,9 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bayesfed.families.elementwise import IsotropicGaussian
-from bayesfed.families.gaussian import require_finite
-from bayesfed.families.natural import NaturalParameters
+from bayesfed.families.elementwise import ElementwisePrecision, IsotropicGaussian
 
 SMALLEST_OFFSET = 0.05  # where the weights don't tell a scale
 
@@ -25,7 +23,7 @@ def split_mean(mean: Tensor, offset: Tensor | float, variance: Tensor | float) -
     return (parts + offset).log() - 0.5 * variance
 
 
-class LogNormal(IsotropicGaussian):
+class LogNormal(ElementwisePrecision):
     r"""``w = u - v`` with ``(log u, log v) ~ N(log_median, I/S)``: the family of LMD, whose ``sigma^2 = 1/S`` is one number.
 
     The parts ``x = (u, v)``, 2P positive numbers, are log-normal with ``T(x) = (log x, |log x|^2)`` and ``lambda = (S log m, -S/2)``: an isotropic
@@ -40,31 +38,24 @@ class LogNormal(IsotropicGaussian):
     """
 
     name: ClassVar[str] = "lognormal"
+    location_name: ClassVar[str] = "log_median"
+    coordinates: ClassVar[int] = 2
 
     def __init__(self, log_median: Tensor, precision: Tensor):
         self.log_median = log_median
         parts = (log_median + 0.5 / precision).exp().view(2, -1)
-        super().__init__(parts[0] - parts[1], precision)
+        self.mean, self.precision = parts[0] - parts[1], precision
 
-    # -- construction ---------------------------------------------------------------------------------------------
+    @classmethod
+    def precision_shape(cls, size: int) -> torch.Size:
+        return torch.Size([])
+
+    # -- construction -------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_log_median(cls, log_median: Tensor, precision: Tensor) -> Self:
-        """The member with these log medians (2P,) and precision () of the logarithms.
-
-        Raises:
-            ValueError: the shape expected, or the entries that are not finite or not positive.
-        """
-        if log_median.dim() != 1 or log_median.numel() % 2:
-            raise ValueError(f"log_median must have shape (2P,), got {tuple(log_median.shape)}")
-        precision = precision.to(log_median)
-        if precision.shape != torch.Size([]):
-            raise ValueError(f"precision of a {cls.name} posterior must have shape (), got {tuple(precision.shape)}")
-        if not log_median.is_meta:
-            require_finite(log_median, "log_median")
-            require_finite(precision, "precision")
-            cls.require_positive(precision)
-        return cls(log_median, precision)
+        """The member with these log medians (2P,) and precision () of the logarithms; ValueError as in :meth:`from_location`."""
+        return cls.from_location(log_median, precision)
 
     @classmethod
     def from_mean_precision(cls, mean: Tensor, precision: Tensor, offset: Tensor | float | None = None) -> Self:
@@ -79,41 +70,16 @@ class LogNormal(IsotropicGaussian):
         return cls.from_mean_precision(zero, initial.new_tensor(precision), _offset(initial))
 
     @classmethod
-    def from_natural(cls, natural: NaturalParameters) -> Self:
-        cls._require_family(natural)
-        precision = natural.quadratic * -2.0
-        if not precision.is_meta:
-            require_finite(precision, "precision")
-            cls.require_positive(precision)
-        return cls.from_log_median(natural.linear / precision, precision)
-
-    @classmethod
     def from_expectation(cls, first: Tensor, second: Tensor) -> Self:
         logs = IsotropicGaussian.from_expectation(first, second)
         return cls.from_log_median(logs.mean, logs.precision)
 
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, Tensor]) -> Self:
-        return cls.from_log_median(arrays["log_median"], arrays["precision"])
-
-    @classmethod
-    def array_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
-        return {"log_median": (2 * dim,), "precision": ()}
-
-    @classmethod
-    def zero(cls, mean: Tensor) -> NaturalParameters:
-        return NaturalParameters(cls.name, mean.new_zeros(2 * mean.numel()), mean.new_zeros(()))
-
-    # -- the exponential family -----------------------------------------------------------------------------------
+    # -- the exponential family ---------------------------------------------------------------------------------------
 
     @cached_property
     def logs(self) -> IsotropicGaussian:
         """The distribution of the logarithms of the parts, in 2P dimensions."""
         return IsotropicGaussian(self.log_median, self.precision)
-
-    @property
-    def natural(self) -> NaturalParameters:
-        return NaturalParameters(self.name, self.precision * self.log_median, self.precision * -0.5)
 
     @property
     def expectation(self) -> tuple[Tensor, Tensor]:
@@ -141,12 +107,6 @@ class LogNormal(IsotropicGaussian):
     def kl(self, other: Self) -> Tensor:
         self._require_same(other)
         return self.logs.kl(other.logs)
-
-    def arrays(self) -> dict[str, Tensor]:
-        return {"log_median": self.log_median, "precision": self.precision}
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
-        return type(self)(self.log_median.to(device=device, dtype=dtype), self.precision.to(device=device, dtype=dtype))
 
 
 def _offset(weights: Tensor) -> Tensor:

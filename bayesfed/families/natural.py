@@ -26,6 +26,11 @@ class NaturalParameters:
     linear: Tensor
     quadratic: Tensor
 
+    @property
+    def precision(self) -> Tensor:
+        """``S = -2 quadratic``, in its shape. Of a site or dual, which is a difference, it may be negative."""
+        return self.quadratic * -2.0
+
     def _pair(self, other: NaturalParameters) -> NaturalParameters:
         if not isinstance(other, NaturalParameters):
             raise TypeError(f"expected natural parameters, got {type(other).__name__}")

@@ -17,13 +17,13 @@ from torch import Tensor
 from bayesfed import seeding
 from bayesfed.accelerate.perceptron import PerceptronGradient
 from bayesfed.errors import InputError, choice, integer, number
-from bayesfed.families import Gaussian, NaturalParameters, PointMass
+from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.schedule import Schedule
 from bayesfed.wire import Diverged
 
-Posterior = Gaussian | PointMass
+Posterior = ExponentialFamily | PointMass
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class LocalProblem:
         """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in the model's dtype; None if zero."""
         if self.site is None:
             return None
-        return self.site.linear.to(self.server.mean), self.site.quadratic.to(self.server.mean) * -2.0
+        site = self.site.to(self.server.mean.dtype, self.server.mean.device)
+        return site.linear, site.precision
 
     def loss(self, x: Tensor, y: Tensor, amp: str = "none") -> Tensor:
         """Mean loss of a batch at the model's parameters; ``amp=bfloat16`` runs the model in mixed precision."""

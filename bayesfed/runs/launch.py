@@ -17,7 +17,7 @@ from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.app import device_of
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.errors import InputError, reason_of
-from bayesfed.families import Gaussian, PointMass
+from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.foreign import plain_text
 from bayesfed.groups import build
 from bayesfed.lock import alone
@@ -44,7 +44,7 @@ class RunResult:
     run_dir: Path
     summary: dict[str, Any]
     rounds: list[dict[str, Any]]
-    posterior: Gaussian | PointMass
+    posterior: ExponentialFamily | PointMass
 
     @classmethod
     def read(cls, directory: RunDirectory) -> RunResult:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from bayesfed.checksum import XXH3, checksum
 from bayesfed.errors import InputError
-from bayesfed.families import FAMILIES, Gaussian, PointMass
+from bayesfed.families import FAMILIES, ExponentialFamily, PointMass
 from bayesfed.lock import PARTIAL
 
 FILE_NAME = "posterior.safetensors"
@@ -31,7 +31,7 @@ FIXED = "fixed."  # before the names of the model's frozen parameters and buffer
 
 def save_posterior(
     path: str | Path,
-    posterior: Gaussian | PointMass,
+    posterior: ExponentialFamily | PointMass,
     model_description: dict[str, Any],
     fixed: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
@@ -62,7 +62,7 @@ def save_posterior(
         temporary.unlink(missing_ok=True)
 
 
-def load_posterior(path: str | Path) -> tuple[Gaussian | PointMass, dict[str, Any]]:
+def load_posterior(path: str | Path) -> tuple[ExponentialFamily | PointMass, dict[str, Any]]:
     """Read what :func:`save_posterior` wrote.
 
     Returns:

@@ -60,7 +60,7 @@ class ExactSolver(Solver):
             return self._solution(problem, PointMass(mean.solution[:, 0]), loss)
 
         site = problem.site if problem.site is not None else server.zero(server.mean)
-        linear, quadratic = site.linear, site.quadratic * -2.0  # v_k, V_k
+        linear, quadratic = site.linear, site.precision  # v_k, V_k
         anchor = server.precision * problem.rho
         excess = {
             "full": curvature,

@@ -124,7 +124,7 @@ class SRVNSolver(Solver):
         family = gaussian(problem.server.name)
         server = family.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)
-        linear, quadratic = site.linear, site.quadratic * -2.0  # v_k, V_k
+        linear, quadratic = site.linear, site.precision  # v_k, V_k
         rho, tau, diagonal = problem.rho, problem.temperature, problem.server.name == "diagonal"
         server_precision, site_precision = server.precision, quadratic
         if (

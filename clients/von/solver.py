@@ -69,7 +69,7 @@ class VONSolver(Solver):
             loss = LocalLoss(problem)
         server = FullGaussian.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)
-        linear, quadratic = site.linear, site.quadratic * -2.0  # v_k, V_k
+        linear, quadratic = site.linear, site.precision  # v_k, V_k
         rho, tau = problem.rho, problem.temperature
         generator = problem.generator("noise", problem.device)
         steps = problem.budget(self.epochs)

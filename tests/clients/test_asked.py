@@ -125,7 +125,7 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
         residual = A @ (means[0] - means[1]) - b
         found = torch.cat([means[0] * residual, -means[1] * residual])
         found = found + (means.square() * spread.expm1() * A.diagonal()).flatten()  # covariance of u and the gradient
-        z, V = posterior.log_median, 0.0 if site is None else -2 * site.quadratic
+        z, V = posterior.log_median, 0.0 if site is None else site.precision
         return (
             found / tau
             + (0.0 if site is None else site.linear)
@@ -134,7 +134,7 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
         )
     S = server.precision
     found = (A @ posterior.mean - b + N * linear) / tau + problem.rho * server.multiply(S, gap)
-    return found if site is None else found + site.linear - server.multiply(-2 * site.quadratic, posterior.mean)
+    return found if site is None else found + site.linear - server.multiply(site.precision, posterior.mean)
 
 
 def curvature(problem: LocalProblem, learns: bool) -> Tensor:
@@ -144,7 +144,7 @@ def curvature(problem: LocalProblem, learns: bool) -> Tensor:
         return server.precision
     A, _ = quadratic(problem)
     A = {"full": A, "diagonal": A.diagonal(), "isotropic": A.diagonal().mean()}[server.name]
-    V = 0.0 if problem.site is None else -2 * problem.site.quadratic
+    V = 0.0 if problem.site is None else problem.site.precision
     return server.precision + (A / problem.temperature - V) / problem.rho
 
 

@@ -39,7 +39,7 @@ class Quadratic(Solver):
         if problem.server.name == "isotropic":
             a = a.mean()
         server, rho = problem.server, problem.rho
-        v, big_v = problem.site.linear, problem.site.quadratic * -2
+        v, big_v = problem.site.linear, problem.site.precision
         left = a - big_v + rho * server.precision
         mean = (a * c - v + rho * server.precision * server.mean) / left
         precision = server.precision + (a - big_v) / rho

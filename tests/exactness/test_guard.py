@@ -46,7 +46,7 @@ def test_guard_lifts_counts_and_logs(quadratics, federation, relative, caplog, f
     # Hsum is what the recursion says, as if there were no guard
     sent = [run.uploaded(1, k).natural for k in range(CLIENTS)]
     server = run.posteriors[0].natural
-    for part in ("first", "second"):
+    for part in ("linear", "quadratic"):
         change = gamma * rho * sum(getattr(q, part) - getattr(server, part) for q in sent)
         assert relative(getattr(run.strategy.hsum, part), getattr(before, part) + change) < 1e-13
 

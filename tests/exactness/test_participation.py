@@ -66,8 +66,8 @@ def test_one_sampled_round_in_closed_form(quadratics, federation, relative, abse
                 v + gamma * rho * (q.linear - server.linear),
                 h + gamma * rho * (q.quadratic - server.quadratic),
             )
-        for part, prior in (("first", 0.0), ("second", -0.5 * 9.0)):
-            index, old = ("first", "second").index(part), getattr(server, part)
+        for part, prior in (("linear", 0.0), ("quadratic", -0.5 * 9.0)):
+            index, old = ("linear", "quadratic").index(part), getattr(server, part)
             total = sum(getattr(q, part) for q in sent.values())
             mean = total / 3 if absent == "mean" else (total + 3 * old) / 6
             expected = (1 - alpha) * mean + alpha * (prior + sum(site[index] for site in sites.values()))

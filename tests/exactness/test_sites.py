@@ -23,7 +23,7 @@ def check_sum(run, tolerance: float) -> None:
     """``Hsum`` against the clients' stores: largest deviation relative to the largest entry of any site."""
     pairs = [run.site(k) for k in run.strategy.ledger.accepted]
     hsum = run.strategy.hsum
-    for mine, theirs in ((hsum.linear, [v for v, _ in pairs]), (hsum.quadratic * -2, [V for _, V in pairs])):
+    for mine, theirs in ((hsum.linear, [v for v, _ in pairs]), (hsum.precision, [V for _, V in pairs])):
         assert mine.dtype == torch.float64
         scale = max(float(site.abs().max()) for site in theirs)
         assert scale > 0

@@ -122,7 +122,7 @@ def test_soak(quadratics, federation, tmp_path) -> None:
         sites = [run.site(k) for k in run.strategy.ledger.accepted]
         if sites:  # after every round, whatever happened in it
             hsum = run.strategy.hsum
-            for mine, theirs in ((hsum.linear, [v for v, _ in sites]), (hsum.quadratic * -2, [V for _, V in sites])):
+            for mine, theirs in ((hsum.linear, [v for v, _ in sites]), (hsum.precision, [V for _, V in sites])):
                 scale = max(float(site.abs().max()) for site in theirs)
                 assert float((mine - sum(theirs)).abs().max()) <= 1e-10 * scale
 

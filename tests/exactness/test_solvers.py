@@ -61,7 +61,7 @@ def diagonal_case(quadratics) -> tuple:
 
 def closed_form(data, server, site) -> tuple[Tensor, Tensor]:
     """Mean and precision of a diagonal client, from the formulas of spec 1.5."""
-    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, -2 * site.quadratic
+    curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, site.precision
     precision = server.precision + (curvature - V) / RHO
     return (server.precision * server.mean + (pull - site.linear) / RHO) / precision, precision
 
@@ -111,7 +111,7 @@ def full_case(quadratics) -> tuple:
 def test_von_reaches_the_full_posterior(quadratics, relative) -> None:
     """The delta method is exact on quadratics: the formula, VON and the exact solver agree to 1e-8 (mean and matrix)."""
     data, server, site = full_case(quadratics)
-    V = -2 * site.quadratic
+    V = site.precision
     precision = server.precision + (data.curvature(0) / TAU - V) / RHO
     first = server.precision @ server.mean + (data.pull(0) / TAU - site.linear) / RHO
     mean = torch.linalg.solve(precision, first)

@@ -238,7 +238,7 @@ def test_natural_parameters_without_a_distribution_are_named() -> None:
 
 
 def test_kl_between_families_is_refused() -> None:
-    with pytest.raises(ValueError, match="two diagonal Gaussians of one dimension, got full in 4"):
+    with pytest.raises(ValueError, match="two diagonal posteriors of one dimension, got full in 4"):
         make(DiagonalGaussian, 1).kl(make(FullGaussian, 1))
 
 
@@ -251,7 +251,8 @@ def test_raise_precision_elementwise() -> None:
         NaturalParameters("diagonal", first, precision / -2), torch.tensor(1.0).double(), mean
     )
     assert int(count) == 3
-    assert torch.equal(lam.quadratic * -2, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0]).double())
+    assert torch.equal(lam.precision, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0]).double())
+    assert torch.equal(lam.precision, lam.quadratic * -2)
     assert torch.equal(lam.linear, torch.tensor([1.0, -1.0, -2.0, -3.0, 5.0]).double())
     one, count = IsotropicGaussian.raise_precision(
         NaturalParameters("isotropic", first, torch.tensor(4.0).double()), torch.tensor(0.5).double(), mean

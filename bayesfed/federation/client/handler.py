@@ -18,7 +18,7 @@ from bayesfed import wire
 from bayesfed.accelerate.undecorated import spare_dynamo
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
-from bayesfed.families import FAMILIES, Gaussian, NaturalParameters
+from bayesfed.families import FAMILIES, ExponentialFamily, NaturalParameters
 from bayesfed.families.natural import all_finite
 from bayesfed.federation import duals
 from bayesfed.federation.client.sites import DiskSites, Record, SiteStore
@@ -273,7 +273,7 @@ class Trainer:
         server = self._server
         settings = message.content["method"]
 
-        keeps_site = method.damping > 0 and (isinstance(server, Gaussian) or method.proximal > 0)
+        keeps_site = method.damping > 0 and (isinstance(server, ExponentialFamily) or method.proximal > 0)
         stateful = keeps_site or self.remembers or bool(getattr(self.solver, "keep_momentum", False))
         record = (
             self.sites.open(client, method.round, method.accepted, method.durable, method.older) if stateful else None
@@ -354,7 +354,7 @@ class Trainer:
             content["extra"], extra = self._extra_out.encode(vectors)
         if site is not None:
             with span("dual"):
-                step = method.damping * (method.rho if isinstance(server, Gaussian) else method.proximal)
+                step = method.damping * (method.rho if isinstance(server, ExponentialFamily) else method.proximal)
                 own, other = (duals.coordinates(method.dual, q) for q in (posterior, server))
                 site = site.clone().add_(duals.change(own, other), step)
             if not bool(site.isfinite()):  # refuse it here: once accepted it would stay in the server's sum

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from bayesfed import wire
-from bayesfed.families import Gaussian
+from bayesfed.families import ExponentialFamily
 
 HELD = 5  # replies that wait for each other at the start of a round: two liars among them can't move the median to their side
 LEAST = 3  # replies without which there is no majority
@@ -68,7 +68,7 @@ class Outliers:
 
     def _claim(self, client: int, posterior: object) -> tuple[float, float] | None:
         """Mean and largest precision, for as many examples as the median client has; None for what has no precision."""
-        if not isinstance(posterior, Gaussian):
+        if not isinstance(posterior, ExponentialFamily):
             return None
         precision = posterior.precision.diagonal() if posterior.precision.dim() == 2 else posterior.precision
         share = max(1.0, self.sizes.get(client, 0) / self.usual) if self.usual and self.trusted else 1.0

@@ -11,7 +11,7 @@ from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from bayesfed import wire
-from bayesfed.families import Gaussian, PointMass
+from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.federation.server.limits import Limits
 from bayesfed.federation.server.round import Posterior, Sent
@@ -29,7 +29,7 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: on the CPU; a Gaussian in float64, a point as it travelled (not to be written to: it may be the message's memory).
+        posterior: on the CPU; an exponential family in float64, a point as it travelled (not to be written to: it may be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
@@ -154,7 +154,9 @@ class Reader(Generic[Posterior]):
             wire.BadMessage: what is wrong; ``wire.Diverged`` if a value is not finite or beyond the limits.
         """
         self._check_size(message_bytes(reply))
-        wide = torch.float64 if issubclass(self.family, Gaussian) else None  # points are only added: no copy is needed
+        wide = (
+            torch.float64 if issubclass(self.family, ExponentialFamily) else None
+        )  # points are only added: no copy is needed
         arrays = self.codec.decode(reply.content.get("posterior"), sent.posterior.arrays(), to=wide, copy=False)
         try:
             posterior = cast(Posterior, self.family.from_arrays(arrays))
@@ -175,14 +177,14 @@ class Reader(Generic[Posterior]):
         if size > most:
             raise wire.BadMessage(f"the reply has {size:,} bytes, at most {most:,} are taken (limits.reply_bytes)")
 
-    def _check_values(self, posterior: Gaussian | PointMass) -> None:
+    def _check_values(self, posterior: ExponentialFamily | PointMass) -> None:
         limits = self.limits
         norm = float(torch.linalg.vector_norm(posterior.mean))
         if not norm <= limits.mean_norm:  # float32 may have overflowed
             norm = float(torch.linalg.vector_norm(posterior.mean, dtype=torch.float64))
         if not norm <= limits.mean_norm:
             raise wire.Diverged(f"the mean has norm {norm:g}, limits.mean_norm={limits.mean_norm:g}")
-        if isinstance(posterior, Gaussian):
+        if isinstance(posterior, ExponentialFamily):
             largest = float(posterior.precision.max())  # of a positive definite matrix, too: it is on the diagonal
             if not largest <= limits.precision:
                 raise wire.Diverged(f"a precision is {largest:g}, limits.precision={limits.precision:g}")

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from bayesfed.families import Gaussian, NaturalParameters, PointMass
+from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.federation.server.outliers import Outliers
 
-Posterior = TypeVar("Posterior", bound=Gaussian | PointMass)
+Posterior = TypeVar("Posterior", bound=ExponentialFamily | PointMass)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Sent(Generic[Posterior]):
 
     @cached_property
     def natural(self) -> NaturalParameters:
-        """``lambda_g`` of a Gaussian, float64."""
-        return cast(Gaussian, self.wide).natural
+        """``lambda_g`` of an exponential family, float64."""
+        return cast(ExponentialFamily, self.wide).natural
 
 
 @dataclass
