@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import profiling
 from bayesfed.accelerate.arithmetic import set_arithmetic
+from bayesfed.configured import build
 from bayesfed.deployment.own_data import place
 from bayesfed.errors import InputError
-from bayesfed.groups import build
 from bayesfed.host import own_packages
 from bayesfed.problem import Problem, build_problem
 from bayesfed.problem.build import origins

@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
+from bayesfed.configured import GROUPS, build, check, plain_section, resolve
+from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
 from bayesfed.federation.server.limits import Limits
-from bayesfed.groups import GROUPS, build, check_types, plain_section, resolve
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
 from bayesfed.problem.shift import Shift
@@ -94,7 +95,7 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     if any(text.startswith("resume=") and text != "resume=null" for text in given):
         overrides = [text for text in given if not text.startswith("data.path=")]  # of the stored run's data
     overrides = with_tuned(overrides)
-    cfg = _with_whole_paths(without_handler(_compose(overrides)))
+    cfg = _with_whole_paths(_compose(overrides))
     refuse_chdir(cfg.hydra.job.chdir)
     with read_write(cfg.hydra):
         cfg.hydra.overrides.task = given  # as in Hydra's own main function
@@ -128,7 +129,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_defaults(stored: DictConfig) -> DictConfig:
-    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know.
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without those that
+    are gone (:mod:`bayesfed.earlier`).
 
     Raises:
         InputError: it doesn't go together with them.
@@ -136,31 +138,17 @@ def with_defaults(stored: DictConfig) -> DictConfig:
     known = OmegaConf.load(conf_dir() / f"{ROOT}.yaml")
     kept = [key for key in RunSchema.__dataclass_fields__ if key != "resume"]
     try:
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), without_handler(stored))  # type: ignore[arg-type]
+        own = {key: value for key, value in stored.items() if key != "handler" or value not in HANDLERS}
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(known, kept), own)  # type: ignore[arg-type]
         assert isinstance(cfg, DictConfig)
         for group in GROUPS:
             file = conf_dir() / group / f"{cfg[group].name}.yaml"
             ours = OmegaConf.load(file) if file.is_file() else None
             if isinstance(ours, DictConfig) and ours.get("_target_") == cfg[group].get("_target_"):
-                cfg[group] = OmegaConf.merge(ours, cfg[group])
+                cfg[group] = OmegaConf.merge(ours, of_today(group, cfg[group], ours))
         return _with_whole_paths(cfg)
     except OmegaConfBaseException as error:
         raise InputError("resume", "config.yaml", str(error).splitlines()[0]) from error
-
-
-def without_handler(cfg: DictConfig) -> DictConfig:
-    """``cfg`` without the keys that named a client half before 0.5: a strategy's class has it as attribute ``client``.
-
-    Raises:
-        InputError: it names a class that isn't bayesfed's, which the strategy has to name now.
-    """
-    for section, key in ((cfg, "handler"), (cfg.strategy, "strategy.handler")):
-        named = section.get("handler")
-        if named is not None and str(named).partition(".")[0] not in ("bayesfed", "clients"):
-            raise InputError(key, named, "name it in the strategy's class (client = MyClient) and leave the key out")
-        with open_dict(section):
-            section.pop("handler", None)
-    return cfg
 
 
 def whole_path(path: str) -> str:
@@ -260,6 +248,9 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
+    if named := cfg.strategy.get("handler", cfg.get("handler")):  # bayesfed's own went with `with_defaults`
+        fix = "name it in the strategy's class (client = MyClient) and leave the key out"
+        raise InputError("strategy.handler", named, fix)
     known = {*RunSchema.__dataclass_fields__, *GROUPS, "hydra", "tuned"}
     for key in cfg:
         if key not in known:
@@ -296,7 +287,7 @@ def validate(cfg: DictConfig) -> None:
     System.of(cfg.get("system"))
     Limits(**cfg.limits)
     for group in GROUPS:
-        check_types(cfg[group], group)
+        check(cfg[group], group)
     Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)

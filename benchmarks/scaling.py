@@ -38,7 +38,7 @@ from flwr.serverapp import Grid
 
 from bayesfed.accelerate.arithmetic import arithmetic
 from bayesfed.config import compose_config
-from bayesfed.groups import build
+from bayesfed.configured import build
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.session import Session
 

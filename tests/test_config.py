@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from bayesfed.composing import conf_dir
 from bayesfed.config import compose_config, validate
+from bayesfed.configured import build, fits
 from bayesfed.errors import InputError, choice, integer, number
-from bayesfed.groups import build, fits
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 

@@ -10,9 +10,9 @@ import torch
 
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
+from bayesfed.configured import build
 from bayesfed.families import DiagonalGaussian
 from bayesfed.federation.local import LocalProblem
-from bayesfed.groups import build
 from bayesfed.problem.flat import FlatModel
 
 COLUMNS = [

@@ -170,6 +170,7 @@ def test_names_that_are_no_utf8_can_be_printed():
 
 def test_the_command_leaves_the_streams_as_they_were(capsys):
     before = sys.stdout, sys.stderr
-    cli.main(["--version"])
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr().out.startswith("bayesfed ")

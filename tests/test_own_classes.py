@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 
 from bayesfed.cli import main
 from bayesfed.config import compose_config
+from bayesfed.configured import build, check, fits, resolve
 from bayesfed.errors import InputError
-from bayesfed.groups import build, check_types, fits, resolve
-from bayesfed.problem.configured import construct
 
 GROUPS = ["strategy", "client", "model", "data", "partition", "likelihood", "engine", "logger"]
 BASES = {
@@ -145,9 +144,9 @@ def test_constructors(write, group, body, yaml, parts):
     module = write(group, mine(group, body.format(SHAPES.get(group, ""))), yaml)
     section = OmegaConf.merge({"_target_": f"{module}.Mine", "name": "mine"}, OmegaConf.create(yaml))
     with pytest.raises(InputError) as refused:  # noqa: PT012 - whichever of the two finds it
-        check_types(section, group)
+        check(section, group)
         shapes = {"input_shape": (3,), "num_outputs": 2} if group == "model" else {}
-        construct(group, dict(section), object, **shapes)
+        build(section, group, None, **shapes)
     for part in parts:
         assert part.format(group=group) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -180,7 +179,7 @@ def test_annotations_of_all_kinds(write, key, value, fix):
     module = write("strategy", TYPING + mine("strategy", TYPED))
     section = OmegaConf.create(f"_target_: {module}.Mine\n{key}: {value}")
     with pytest.raises(InputError, match=rf"^strategy\.{key}=.*must be {re.escape(fix)}$"):
-        check_types(section, "strategy")
+        check(section, "strategy")
 
 
 def test_annotations_that_only_type_checkers_know_check_nothing(write):

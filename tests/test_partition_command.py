@@ -29,7 +29,7 @@ def read(folder) -> tuple[dict, list[dict[str, str]]]:
 
 def test_it_shows_what_a_run_would_use(tmp_path, capsys):
     overrides = ["partition=dirichlet", "partition.alpha=0.3", "seed=4", "shift.rotation=30", "shift.labels=0.3"]
-    cli.main(["partition", *overrides, f"out={tmp_path}/p"])
+    assert code([*overrides, f"out={tmp_path}/p"]) == 0
     problem = problem_of(plain(compose_config(overrides)))
     found, rows = read(tmp_path / "p")
     assert found["label_counts"] == problem.label_counts.tolist()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bayesfed.groups import build
+from bayesfed.configured import build
 from bayesfed.seeding import global_generators
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from bayesfed.app import plain
 from bayesfed.config import compose_config, parse, validate
+from bayesfed.configured import build
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number
-from bayesfed.groups import build
 
 OPTIONS = ("out", "jobs", "baseline", "target", "budget", "tune", "tune_seed", "tune_for")
 REFUSED = {

@@ -24,10 +24,6 @@ from bayesfed.errors import InputError
 from bayesfed.foreign import plain_text
 
 LINES = 50  # of what Flower says
-USAGE = """usage: bayesfed deploy SUPERLINK key=value ...
-
-SUPERLINK names a connection of $FLWR_HOME/config.toml. Overrides are those of `bayesfed run`; hydra.run.dir=DIR (a new run) or
-resume=DIR (one that goes on) is the run directory on the server, relative to its $BAYESFED_RUNS. More: docs/deployment.md"""
 APP = Path(__file__).resolve().parents[2]
 
 
@@ -37,9 +33,6 @@ def deploy(args: Sequence[str]) -> int:
     Raises:
         InputError: no SuperLink named, no app to submit, or bad overrides.
     """
-    if {"-h", "--help"}.intersection(args):
-        print(USAGE)
-        return 0
     if option := next((arg for arg in args if arg.startswith("-")), None):
         raise InputError(
             "option", option, "deploy takes no options, only a SuperLink and key=value; see bayesfed deploy --help"

@@ -103,7 +103,7 @@ def _seconds_so_far() -> float:
 def _child(run_path: Path, began: float) -> None:
     """Serve the run in ``run_path``, which the parent began at ``began`` (seconds since the epoch)."""
     from bayesfed.app import device_of
-    from bayesfed.groups import build
+    from bayesfed.configured import build
     from bayesfed.runs.directory import RunDirectory
 
     cfg = RunDirectory.open(run_path).config()

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from bayesfed.configured import build, group_of, naming, resolve
 from bayesfed.errors import InputError, number
 from bayesfed.foreign import plain_text
 from bayesfed.problem.client_tests import client_tests
-from bayesfed.problem.configured import construct, locate, naming, plain
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
 from bayesfed.problem.examples import Examples
@@ -46,11 +46,11 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     number("eval.validation", validation, at_least=0)
     if validation >= 1:
         raise InputError("eval.validation", validation, "must be below 1")
-    configs = {group: plain(group, cfg) for group in ("data", "partition", "model", "likelihood")}
-    shift = Shift.of(plain("shift", cfg) if cfg.get("shift") else None)
-    source = construct("data", configs["data"], Source, seed)  # type: ignore[type-abstract]
-    partitioner = construct("partition", configs["partition"], Partitioner, seed)  # type: ignore[type-abstract]
-    likelihood = construct("likelihood", configs["likelihood"], Likelihood, seed)  # type: ignore[type-abstract]
+    configs = {group: group_of(cfg, group) for group in ("data", "partition", "model", "likelihood")}
+    shift = Shift.of(group_of(cfg, "shift") if cfg.get("shift") else None)
+    source = build(configs["data"], "data", seed, Source)
+    partitioner = build(configs["partition"], "partition", seed, Partitioner)
+    likelihood = build(configs["likelihood"], "likelihood", seed, Likelihood)
     with naming("data"), global_generators(seed, "data"):
         data = source.load(seed)
     y, test_y, num_classes, names = _targets(data, likelihood, partitioner)
@@ -126,9 +126,9 @@ def origins(cfg: Mapping[str, Any] | DictConfig) -> tuple[object, ...]:
     Raises:
         InputError: as :func:`build_problem` on the options of the data.
     """
-    configs = {group: plain(group, cfg) for group in ("data", "partition", "likelihood")}
-    source = construct("data", configs["data"], Source)  # type: ignore[type-abstract]
-    return (*(locate(group, config, object) for group, config in configs.items()), source.stamps())
+    configs = {group: group_of(cfg, group) for group in ("data", "partition", "likelihood")}
+    source = build(configs["data"], "data", None, Source)
+    return (*(resolve(config, group) for group, config in configs.items()), source.stamps())
 
 
 def _seen(counts: np.ndarray, shift: ClientShift | None) -> np.ndarray:

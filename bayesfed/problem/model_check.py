@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bayesfed.configured import reason
 from bayesfed.errors import InputError
-from bayesfed.groups import reason
 from bayesfed.problem.flat import FlatModel
 from bayesfed.seeding import global_generators
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesfed.configured import build, naming
 from bayesfed.errors import InputError
-from bayesfed.problem.configured import construct, naming
 from bayesfed.problem.data.source import Source
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.problem import Problem
@@ -34,7 +34,7 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
         raise InputError("eval.ood", kind, "predictive entropy needs classes, this is a regression")
     if data is not None:
         with naming("eval.ood"), global_generators(seed, "data"):
-            loaded = construct("data", data, Source, seed).load(seed)  # type: ignore[type-abstract]
+            loaded = build(data, "data", seed, Source).load(seed)
         shape = tuple(loaded.test_x.shape[1:])
         if shape != problem.input_shape:
             fix = f"its inputs have shape {shape}, the model takes {problem.input_shape}; use noise or inverted"

@@ -14,7 +14,7 @@ import xxhash
 from torch import nn
 
 from bayesfed.accelerate.arithmetic import ordinary_tensors
-from bayesfed.problem.configured import construct
+from bayesfed.configured import build
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.likelihood import Likelihood
 from bayesfed.problem.model_check import check_state
@@ -104,7 +104,7 @@ def restore_model(description: dict[str, Any], seed: int = 0) -> tuple[nn.Module
         InputError: if the description names a class that does not exist or is no model or likelihood.
     """
     model = build_model(description["model"], tuple(description["input_shape"]), description["num_outputs"], seed)
-    likelihood = construct("likelihood", description["likelihood"], Likelihood, seed)  # type: ignore[type-abstract]
+    likelihood = build(description["likelihood"], "likelihood", seed, Likelihood)
     return model, Scaling.from_description(description["scaling"]), likelihood
 
 
@@ -114,7 +114,7 @@ def build_model(config: dict[str, Any], input_shape: tuple[int, ...], num_output
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)  # the draws depend on it
         try:
-            model = construct("model", config, nn.Module, input_shape=input_shape, num_outputs=num_outputs)
+            model = build(config, "model", None, nn.Module, input_shape=input_shape, num_outputs=num_outputs)
         finally:
             torch.set_default_dtype(default)
         check_state(model, config)

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from bayesfed import commands
+from bayesfed.configured import GROUPS
 from bayesfed.errors import InputError
 from bayesfed.foreign import plain_text
-from bayesfed.groups import GROUPS
 from bayesfed.lock import PARTIAL, reason
 from bayesfed.runs.reading import MALFORMED, damaged, is_a, no_number, read_json, read_jsonl, read_text
 

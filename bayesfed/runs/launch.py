@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.app import device_of
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
+from bayesfed.configured import build
 from bayesfed.errors import InputError, reason_of
 from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.foreign import plain_text
-from bayesfed.groups import build
 from bayesfed.lock import alone
 from bayesfed.profiling import Profiler, recording, span
 from bayesfed.runs.directory import RunDirectory

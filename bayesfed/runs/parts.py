@@ -1,16 +1,20 @@
-"""A user's strategy and its client half before any work: what is wrong with them becomes one line."""
+"""Whether the parts of a run fit together: what doesn't becomes one line, before any work."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from bayesfed.errors import InputError, RunFailed
+import psutil
+from omegaconf import DictConfig
+
+from bayesfed.configured import own_code
+from bayesfed.errors import InputError
+from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.foreign import plain_text
-from bayesfed.groups import reason
+from bayesfed.problem import Problem
+from bayesfed.system import System
 
 # what `bayesfed.app` gives a client half
 GIVEN = ("name", "family", "solver", "problem", "sites", "seed", "dtype", "device", "wire_format")
@@ -26,12 +30,31 @@ def look_at_client(strategy: Any) -> None:
         inspect.signature(kind).bind(**dict.fromkeys(GIVEN))
 
 
-@contextmanager
-def own_code(group: str, target: str, what: str) -> Iterator[None]:
-    """What a class of the group raises in the block becomes one line."""
-    try:
-        yield
-    except (InputError, RunFailed):
-        raise
-    except Exception as error:
-        raise InputError(f"{group}._target_", target, f"{what} fails: {reason(error)}") from error
+def check_fit(cfg: DictConfig, strategy: Any, solver: Any, problem: Problem, num_parameters: int) -> None:
+    """Whether strategy, client, model, likelihood and this machine's memory go together.
+
+    Raises:
+        InputError: naming the key to change.
+    """
+    family, client = strategy.family, cfg.client.name
+    if family not in solver.families:
+        learns = ", ".join(sorted(solver.families))
+        fix = f"solves for these families: {learns}; strategy={cfg.strategy.name} has family {family}"
+        raise InputError("client", client, fix)
+    for ability in sorted(frozenset(strategy.asks) & solver.lacks.keys(), reverse=True):
+        raise solver.refusal(ability, client, f"strategy={cfg.strategy.name}")
+    with own_code("client", cfg.client["_target_"], "its check"):
+        solver.check(cfg.model.name, cfg.likelihood.name)
+    noise_precision(problem.likelihood)  # or there is no way to evaluate
+    stragglers = System.of(cfg.get("system")).stragglers
+    if stragglers and not solver.stepwise:
+        fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"
+        raise InputError("system.stragglers", stragglers, fix)
+    matrix, free = 8 * num_parameters**2, psutil.virtual_memory().available
+    if family == "full" and 8 * matrix > free:  # server: posterior, prior, sums; client: Hessian, factor, work space
+        raise InputError(
+            "strategy.family",
+            family,
+            f"the model has {num_parameters:,} parameters: one precision matrix takes {matrix / 1e9:.1f} GB and a run "
+            f"about {8 * matrix / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; use family=diagonal or a smaller model",
+        )

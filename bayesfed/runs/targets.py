@@ -60,3 +60,16 @@ def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:
         f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: try a smaller client.lr or, with IVON, "
         "client.clip_radius=1; standardised inputs and targets"
     )
+
+
+def outcome(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``summary.json`` says of the rounds: the last one's values, ``last3/...`` (mean), ``best/...`` and ``total/...``."""
+    last = rounds[-1] if rounds else {}
+    summary: dict[str, Any] = {}
+    for key in (key for key in last if key.startswith(("mean/", "bayes/"))):
+        values = [r[key] for r in rounds if r.get(key) is not None and r["round"] > 0]
+        if values:
+            best = max(values) if key.endswith("accuracy") else min(values)
+            summary |= {f"last3/{key}": sum(values[-3:]) / len(values[-3:]), f"best/{key}": best}
+    summary |= {key: value for key, value in last.items() if key != "round"}
+    return summary | {f"total/{key}": sum(r.get(key) or 0 for r in rounds) for key in ("guard/count", "guard/clients")}

@@ -72,9 +72,7 @@ def test_run_configuration_of_the_command() -> None:
             run_config(bad)
 
 
-def test_words_of_the_command(capsys) -> None:
-    assert deploy(["local", "--help"]) == 0
-    assert "bayesfed deploy SUPERLINK" in capsys.readouterr().out
+def test_words_of_the_command() -> None:
     for words, reason in (
         (["local", "--rounds", "3"], "takes no options"),
         ([], "name a connection"),
@@ -100,9 +98,9 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
         recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
         assert recorded == {"run_dir": "7", "overrides": text.split()}
         session.strategy.ledger.accepted = {0: 1}
-        for session.round in (0, 1):
+        for session.recorder.round in (0, 1):
             session.directory.append("rounds", {"round": session.round})
-        session._checkpoint()
+        session.recorder.checkpoint()
         with pytest.raises(InputError, match=r"another process .* is at work there"):
             server(None, context({"overrides": text}))
     monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)

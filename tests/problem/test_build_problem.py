@@ -171,7 +171,7 @@ def test_omegaconf_and_plain_dict_give_the_same_problem(config):
         ({"data": {"name": "digits", "fraction": 1.5}}, r"data\.fraction=1\.5"),
         ({"data": {"name": "digits", "fraction": 1e-6}}, r"data\.fraction=1e-06: leaves none of 1438"),
         ({"data": {"name": "digits", "scaling": "units"}}, r"data\.scaling=units: did you mean 'unit'"),
-        ({"data": {"name": "digits", "scalin": "raw"}}, r"data\.scalin=raw: no such option: did you mean 'scaling'"),
+        ({"data": {"name": "digits", "scalin": "raw"}}, r"data\.scalin=raw: no such key; did you mean 'scaling'"),
         ({"partition": {"name": "iid", "num_clients": 0}}, r"partition\.num_clients=0"),
         ({"partition": {"name": "iid", "num_clients": 1439}}, r"partition\.num_clients=1439: there are only 1438"),
         ({"partition": "natural_id"}, "partition=natural_id: the data have no client column"),

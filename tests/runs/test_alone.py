@@ -180,7 +180,7 @@ def test_two_sweeps_in_one_second_have_their_own_folders() -> None:
 
 def test_a_crash_leaves_its_reason_and_goes_on(run, tmp_path, monkeypatch, digest) -> None:
     """Before anything was kept: the same command line would be refused, resuming begins with round 0."""
-    from bayesfed.runs.session import Session
+    from bayesfed.runs.recorder import Recorder
 
     path = tmp_path / "it's a=b ö"
 
@@ -188,7 +188,7 @@ def test_a_crash_leaves_its_reason_and_goes_on(run, tmp_path, monkeypatch, diges
         raise RuntimeError("mean is\nnot a number")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "_finish_round", fails)
+        patch.setattr(Recorder, "end_round", fails)
         with pytest.raises(RuntimeError):
             bayesfed.run([*LINREG, "rounds=2", override("hydra.run.dir", path)])
     summary = json.loads((path / "summary.json").read_text())
