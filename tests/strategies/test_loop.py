@@ -146,18 +146,17 @@ def test_messages_hold_the_posterior_and_plain_values(posterior, scripted) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_for_checkpoints_is_complete(posterior, strategy, scripted, kind: str) -> None:
-    """Posterior, tensors() and accepted, loaded into a new strategy, continue with the same bits."""
+    """What state() gives, loaded into a new strategy, continues with the same bits."""
     grid = scripted(4, lambda c, r: posterior(kind, c, r))
     whole, first, second = (strategy(kind, clients=4, fraction=0.5) for _ in range(3))
     whole.start(grid, num_rounds=6)
     first.start(grid, num_rounds=3)
-    second.posterior = type(first.posterior).from_arrays({n: v.clone() for n, v in first.posterior.arrays().items()})
-    second.load_tensors({name: value.clone() for name, value in first.tensors().items()})
-    second.accepted = dict(first.accepted)
+    tensors, values = first.state()
+    second.load_state({name: value.clone() for name, value in tensors.items()}, values)
     second.start(grid, num_rounds=6, first_round=4)
     for name, value in whole.posterior.arrays().items():
         assert torch.equal(second.posterior.arrays()[name], value)
-    assert second.accepted == whole.accepted
+    assert second.ledger.accepted == whole.ledger.accepted
 
 
 # -- 16-bit messages ------------------------------------------------------------------------------------------------------
