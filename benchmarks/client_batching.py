@@ -40,7 +40,7 @@ def solver_of(client: str, batch_size: int) -> Solver:
     """One epoch of IVON, Adam or SGD."""
     if client == "ivon":
         return IVONSolver(lr=0.01, epochs=1, batch_size=batch_size, hess_init=0.1)
-    return PointSolver(client, lr=0.01, epochs=1, batch_size=batch_size)
+    return PointSolver(optimizer=client, lr=0.01, epochs=1, batch_size=batch_size)
 
 
 def problems_of(client: str, params: int, clients: int, examples: int, device: torch.device) -> list[LocalProblem]:

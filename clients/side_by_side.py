@@ -22,9 +22,10 @@ from torch.func import functional_call
 
 from bayesfed.families import PointMass
 from bayesfed.families.elementwise import ElementwiseGaussian
-from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
+from clients.training import GradientSolver
 
 OVERHEAD = (
     3  # what a step of all clients costs, in steps of one (benchmarks/client_batching.py: even at 2 to 4 clients)
@@ -104,18 +105,17 @@ def loners(steps: Sequence[int]) -> int:
     return max(range(len(ends)), key=saved.__getitem__)
 
 
-class BatchingSolver(Solver):
+class BatchingSolver(GradientSolver):
     """A solver by mini-batches that can run clients side by side: subclasses add :meth:`solve_together`."""
 
     batches: ClassVar[bool] = True
-    epochs: int
-    batch_size: int
 
     @abstractmethod
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
         """:meth:`solve` for several clients at once, given by number of steps, most first; :func:`can_batch` holds."""
 
     def solve_many(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        """The last clients at work alone (:func:`loners`), the others side by side, if :func:`can_batch` holds."""
         for problem in problems:
             self.require(problem)
         if not can_batch(problems):
@@ -135,16 +135,21 @@ class SideBySide:
 
     Args:
         problems: row k of every matrix belongs to ``problems[k]``.
-        epochs, batch_size: of the local training.
+        solver: its settings of local training.
 
     Attributes:
         steps: how many each client does.
+        losses: (C,) sums of the mini-batches' losses so far, see :class:`Gradients`.
     """
 
-    def __init__(self, problems: Sequence[LocalProblem], epochs: int, batch_size: int):
-        self.problems, first = problems, problems[0]
-        self.steps = [p.steps(epochs, batch_size) for p in problems]
+    def __init__(self, problems: Sequence[LocalProblem], solver: GradientSolver):
+        self.problems, self.solver, first = problems, solver, problems[0]
+        epochs, batch_size = solver.epochs, solver.batch_size
+        self._schedules = [solver.rates(p) for p in problems]
+        self.steps = [schedule.horizon for schedule in self._schedules]
         self.model, self.dtype, self.device = first.model, first.dtype, first.device
+        self.model.module.train()
+        self.losses = torch.zeros(len(problems), dtype=self.dtype, device=self.device)
         self._data = Examples(first.data.x, first.data.y, None, first.data.scaling)
         self._batch_size = batch_size
         self._sizes = np.array([p.num_examples for p in self.problems])
@@ -181,6 +186,11 @@ class SideBySide:
         shape = weights.shape
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:]), weights
 
+    def rates(self, step: int, active: int) -> list[float]:
+        """The learning rates of ``step``, one per client at work."""
+        pairs = zip(self.problems[:active], self._schedules, strict=False)
+        return [self.solver.lr * problem.lr_factor * factor(step) for problem, factor in pairs]
+
     def column(self, values: Sequence[float]) -> Tensor:
         """One number per client, (C, 1), in the model's dtype (computed in double precision before)."""
         return torch.tensor(values, dtype=torch.float64, device="cpu").to(device=self.device, dtype=self.dtype)[:, None]
@@ -195,26 +205,26 @@ class SideBySide:
 
 
 class Gradients:
-    """Mean losses and their gradients for the first A clients, at points whose memory they share.
+    """Gradients of the mean losses of the first A clients, at points whose memory they share.
 
     Args:
-        clients: the batch.
+        clients: the batch; gets the losses added.
         points: (A, P) contiguous; may be written to between calls.
-        amp: ``bfloat16`` runs the model in mixed precision; ``none``.
 
     Attributes:
         matrix: (A, P) the gradients of the last call.
     """
 
-    def __init__(self, clients: SideBySide, points: Tensor, amp: str):
-        model = clients.model
-        self._mixed = partial(torch.autocast, clients.device.type, torch.bfloat16) if amp != "none" else nullcontext
-        self._call, self._likelihood = stacked(model), clients.problems[0].likelihood
-        self._leaves = {name: view.detach().requires_grad_() for name, view in _named(model, points).items()}
+    def __init__(self, clients: SideBySide, points: Tensor):
+        mixed = clients.solver.amp != "none"
+        self._mixed = partial(torch.autocast, clients.device.type, torch.bfloat16) if mixed else nullcontext
+        self._call, self._likelihood = stacked(clients.model), clients.problems[0].likelihood
+        self._leaves = {name: view.detach().requires_grad_() for name, view in _named(clients.model, points).items()}
+        self._losses = clients.losses[: len(points)]
         self.matrix = torch.empty_like(points)
 
-    def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        """The mini-batches' mean losses, (A,); their gradients are in :attr:`matrix`."""
+    def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Differentiate at mini-batches as :meth:`SideBySide.batch` gives them."""
         with torch.enable_grad():
             with self._mixed():
                 outputs = self._call(self._leaves, x)
@@ -224,7 +234,7 @@ class Gradients:
             leaves = list(self._leaves.values())
             pieces = torch.autograd.grad(means.sum(), leaves, allow_unused=True, materialize_grads=True)
         torch.cat([piece.flatten(1) for piece in pieces], dim=1, out=self.matrix)
-        return means.detach()
+        self._losses.add_(means.detach())
 
     def clip(self, bound: float) -> None:
         """Scale each row down to norm ``bound``, as ``torch.nn.utils.clip_grad_norm_`` does."""

@@ -49,9 +49,9 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
     integer("block_size", block_size, at_least=1)
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x must be a floating-point tensor with at least one axis, not {x.dtype} {tuple(x.shape)}")
-    # every operation below is exact in the wider type but the one rounding
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows = x.detach().movedim(axis, -1).to(wide).contiguous()
+    # every operation below is exact in float64 but the one rounding; in float32 a scale of 2^-127 would be subnormal, which
+    # processes that train count as 0
+    rows = x.detach().movedim(axis, -1).to(torch.float64).contiguous()
     length = rows.shape[-1]
     if length % block_size:
         rows = torch.nn.functional.pad(rows, (0, -length % block_size))
@@ -61,7 +61,7 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
 
 
 def _round_blocks(blocks: Tensor, element: ElementFormat, rounding: str) -> Tensor:
-    """Blocks (..., k) in float32 or float64, each rounded with its own scale."""
+    """Blocks (..., k) in float64, each rounded with its own scale."""
     bottom = torch.finfo(blocks.dtype).tiny
     top = blocks.abs().amax(-1, keepdim=True)
     scale = (_power_of_two(top.clamp(min=bottom)) * 2.0**-element.largest_exponent).clamp(min=2.0**-127)
@@ -74,12 +74,10 @@ def _round_blocks(blocks: Tensor, element: ElementFormat, rounding: str) -> Tens
         steps.round_()
     else:
         whole = steps.trunc()
-        steps = whole.add_(steps.sub_(whole) >= 0.5)  # adding 1/2 first would round in float32
+        steps = whole.add_(steps.sub_(whole) >= 0.5)  # adding 1/2 first would round
     return steps.mul_(quantum).clamp(max=element.largest).copysign_(blocks).mul_(scale)
 
 
 def _power_of_two(x: Tensor) -> Tensor:
     """2^floor(log2 |x|), with the sign of x; 0 for zero and subnormal numbers."""
-    if x.dtype == torch.float64:
-        return (x.view(torch.int64) & -(1 << 52)).view(torch.float64)
-    return (x.view(torch.int32) & -(1 << 23)).view(torch.float32)
+    return (x.view(torch.int64) & -(1 << 52)).view(torch.float64)

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bayesfed.families import gaussian
 from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.schedule import Schedule
 from clients.noise import Noise
 from clients.side_by_side import Gradients, SideBySide
 
@@ -154,21 +152,16 @@ class Sampler:
         self.state, active = state, len(state.mean)
         self._noise, self._points = self._noise[:active], self._points[:active]
         self.gradient, self.product = self.gradient[:active], self.product[:active]
-        self._gradients = Gradients(self.clients, self._points, self.solver.amp)
+        self._gradients = Gradients(self.clients, self._points)
 
-    def draw(self, step: int) -> Tensor:
-        """Fill :attr:`gradient` and :attr:`product` (z g), averaged over the samples of ``step``.
-
-        Returns:
-            (A,) the losses, summed over samples.
-        """
+    def draw(self, step: int) -> None:
+        """Fill :attr:`gradient` and :attr:`product` (z g), averaged over the samples of ``step``."""
         samples, gradient = self.solver.mc_samples, self._gradients.matrix
         batch = self.clients.batch(step, len(self._points))
-        losses = torch.zeros_like(self.state.ess[:, 0])
         for sample in range(samples):
             self._draw_noise()
             self.state.sample(self._noise, out=self._points)
-            losses += self._gradients(*batch)
+            self._gradients(*batch)
             if self.solver.clip_norm is not None:
                 self._gradients.clip(self.solver.clip_norm)
             if sample == 0:
@@ -180,7 +173,6 @@ class Sampler:
         if samples > 1:
             self.gradient.div_(samples)
             self.product.div_(samples)
-        return losses
 
     def _draw_noise(self) -> None:
         if self._unpaired:
@@ -194,42 +186,29 @@ class Sampler:
 @torch.no_grad()
 def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
     """:meth:`IVONSolver.solve_together`."""
-    clients = SideBySide(problems, solver.epochs, solver.batch_size)
-    clients.model.module.train()
+    clients = SideBySide(problems, solver)
     whole = State.start(solver, clients)
     start = whole.precision
-    seen = [int(p.memory.get("steps", 0)) for p in clients.problems]
-    schedules = [Schedule(solver.local_schedule, steps) for steps in clients.steps]
+    seen = [int(p.memory.get("steps", 0)) for p in problems]
     sampler = Sampler(solver, clients)
-    totals = torch.zeros_like(whole.mean[:, 0])
 
     for active, steps in clients.segments():
         state = whole.first(active)
         sampler.begin(state)
         for step in steps:
-            totals[:active] += sampler.draw(step)
-            pairs = zip(clients.problems[:active], schedules, strict=False)
-            rates = clients.column([solver.lr * p.lr_factor * factor(step) for p, factor in pairs])
+            sampler.draw(step)
+            rates = clients.column(clients.rates(step, active))
             debias = clients.column([1 - solver.beta1 ** (before + step + 1) for before in seen[:active]])
             state.step(sampler.gradient, sampler.product, rates, debias, solver)
 
-    precision = whole.precision
-    moved = ((precision - start).abs() > 0.1 * start).to(start.dtype).mean(1).tolist()
-    floored, losses = whole.floored.tolist(), totals.tolist()
-    solutions = []
-    for row, (problem, count) in enumerate(zip(clients.problems, clients.steps, strict=True)):
-        name = problem.server.name
-        posterior = gaussian(name).from_mean_precision(
-            whole.mean[row].clone(), precision[row].clone().reshape(problem.server.precision.shape)
+    losses, precision, floored = clients.losses.tolist(), whole.precision, whole.floored
+    return [
+        solver.solution(
+            problem,
+            solver.metrics(problem, losses[row], solver.mc_samples),
+            (start[row], whole.mean[row], precision[row]),
+            floored[row],
+            (whole.momentum[row], seen[row] + clients.steps[row]),
         )
-        metrics = {
-            "loss": losses[row] / max(count * solver.mc_samples, 1),
-            "hessian-moved": moved[row],
-            "floored": float(floored[row]),
-            "gradient-evaluations": problem.examples_seen(solver.epochs, solver.batch_size) * solver.mc_samples,
-        }
-        memory = {}
-        if solver.keep_momentum:
-            memory = {"momentum": whole.momentum[row].clone(), "steps": torch.tensor(seen[row] + count, device="cpu")}
-        solutions.append(LocalSolution(posterior, metrics, memory))
-    return solutions
+        for row, problem in enumerate(problems)
+    ]

@@ -20,17 +20,18 @@ class LaplaceSolver(PointSolver):
     ``learn_precision`` off the precision stays the server's. Uploads mean and precision. Costs one gradient per output and example
     more than the steps.
 
-    Args:
-        all: see :class:`PointSolver`.
+    Args and errors are those of :class:`PointSolver`.
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"diagonal"})
     learns_precision: ClassVar[bool] = True
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
+        """The mode, then the curvature there."""
         return self._with_curvature(problem, super().solve(problem))
 
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+        """:meth:`solve` with the modes of all clients found side by side."""
         return [self._with_curvature(p, s) for p, s in zip(problems, super().solve_together(problems), strict=True)]
 
     @staticmethod

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.schedule import Schedule
-from clients.point.solver import Progress, quadratic_terms
+from clients.point.optimizer import quadratic_terms
 from clients.side_by_side import Gradients, SideBySide
 
 if TYPE_CHECKING:
@@ -80,45 +78,36 @@ class State:
 @torch.no_grad()
 def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
     """:meth:`PointSolver.solve_together`."""
-    clients = SideBySide(problems, solver.epochs, solver.batch_size)
-    clients.model.module.train()
-    weights = clients.matrix([p.start() for p in clients.problems])
+    clients = SideBySide(problems, solver)
+    weights = clients.matrix([p.start() for p in problems])
     state = State(solver, clients)
     slope, offset = _stack(clients)
-    schedules = [Schedule(solver.local_schedule, steps) for steps in clients.steps]
-    totals = torch.zeros_like(weights[:, 0])
     seen = torch.zeros_like(weights) if problems[0].keep_gradient else None
 
     for active, steps in clients.segments():
         here = weights[:active]
-        gradients = Gradients(clients, here, solver.amp)
+        gradients = Gradients(clients, here)
         for step in steps:
-            totals[:active] += gradients(*clients.batch(step, active))
+            gradients(*clients.batch(step, active))
             if seen is not None:
                 seen[:active] += gradients.matrix
             if slope is not None and offset is not None:
                 gradients.matrix.addcmul_(slope[:active], here).add_(offset[:active])
             if solver.clip_norm is not None:
                 gradients.clip(solver.clip_norm)
-            pairs = zip(clients.problems[:active], schedules, strict=False)
-            rates = [solver.lr * p.lr_factor * factor(step) for p, factor in pairs]
-            state.step(here, gradients.matrix, rates, step + 1)
+            state.step(here, gradients.matrix, clients.rates(step, active), step + 1)
 
-    solutions = []
-    for row, (problem, count, loss) in enumerate(zip(clients.problems, clients.steps, totals.tolist(), strict=True)):
-        mean, server = weights[row].clone(), problem.server
-        posterior = PointMass(mean) if isinstance(server, PointMass) else type(server)(mean, server.precision)
-        memory = state.memory(row, count) if solver.keep_momentum else {}
-        progress = Progress(solver)
-        for step in range(count):
-            progress.step(schedules[row](step))
-        metrics = {
-            "loss": loss / max(count, 1),
-            "gradient-evaluations": problem.examples_seen(solver.epochs, solver.batch_size),
-            "local-progress": progress.total,
-        }
-        solutions.append(LocalSolution(posterior, metrics, memory, None if seen is None else seen[row] / max(count, 1)))
-    return solutions
+    rows = zip(problems, clients.steps, clients.losses.tolist(), strict=True)
+    return [
+        solver.solution(
+            problem,
+            weights[row].clone(),
+            solver.metrics(problem, loss, 1),
+            state.memory(row, count) if solver.keep_momentum else {},
+            None if seen is None else seen[row],
+        )
+        for row, (problem, count, loss) in enumerate(rows)
+    ]
 
 
 def _stack(clients: SideBySide) -> tuple[Tensor | None, Tensor | None]:

@@ -200,7 +200,7 @@ def test_who_is_better_trained_alone(steps, count):
 
 def test_mini_batches_are_those_of_each_client_alone():
     problems = ranked(pose("point"))
-    clients = SideBySide(problems, 2, 8)
+    clients = SideBySide(problems, point("sgd", epochs=2))
     alone = [list(problem.batches(2, 8)) for problem in problems]
     seen = 0
     for active, steps in clients.segments():

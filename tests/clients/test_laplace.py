@@ -113,7 +113,7 @@ def test_laplace_precision() -> None:
     site = DiagonalGaussian.zero(torch.zeros(43).double())
     site.quadratic.fill_(-0.25)
     problem = pose(likelihood, y, site=site, rho=2.0, temperature=0.5)
-    solver = LaplaceSolver("adam", lr=0.01, epochs=3, batch_size=4)
+    solver = LaplaceSolver(optimizer="adam", lr=0.01, epochs=3, batch_size=4)
     solution = solver.solve(problem)
     curvature, _ = ggn_diagonal(problem, solution.posterior.mean)
     assert torch.allclose(solution.posterior.precision, 3.0 + (curvature / 0.5 - 0.5) / 2.0, rtol=1e-12)

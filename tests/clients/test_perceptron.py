@@ -290,8 +290,10 @@ SOLVERS = {
     "ivon, two samples": lambda native: IVONSolver(lr=0.01, epochs=1, batch_size=8, mc_samples=2, native=native),
     "srvon": lambda native: SRVNSolver(lr=0.01, epochs=2, batch_size=8, native=native),
     "lmd": lambda native: LMDSolver(lr=0.01, epochs=2, batch_size=8, signed=False, native=native),
-    "sgd": lambda native: PointSolver("sgd", 0.1, 2, 8, momentum=0.9, native=native),
-    "adam, clipped": lambda native: PointSolver("adam", 0.01, 2, 8, clip_norm=0.1, native=native),
+    "sgd": lambda native: PointSolver(optimizer="sgd", lr=0.1, epochs=2, batch_size=8, momentum=0.9, native=native),
+    "adam, clipped": lambda native: PointSolver(
+        optimizer="adam", lr=0.01, epochs=2, batch_size=8, clip_norm=0.1, native=native
+    ),
 }
 
 

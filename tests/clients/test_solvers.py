@@ -168,7 +168,7 @@ def test_proximal_term_pulls_towards_the_server(quadratic):
 
 def test_gradient_descent_reaches_the_exact_point(quadratic):
     problem = pose(quadratic, "point", proximal=1.0)
-    sgd = PointSolver("sgd", lr=0.1, epochs=400, batch_size=100)
+    sgd = PointSolver(optimizer="sgd", lr=0.1, epochs=400, batch_size=100)
     assert torch.allclose(
         sgd.solve(problem).posterior.mean, ExactSolver().solve(problem).posterior.mean, rtol=0, atol=1e-9
     )
@@ -178,7 +178,7 @@ def test_gradient_descent_reaches_the_exact_point(quadratic):
 def test_gradient_descent_reaches_the_exact_mean_with_site_and_anchor(quadratic, family):
     problem = pose(quadratic, family, learn_precision=False, rho=1.5)
     problem.site.linear.fill_(3.0)
-    sgd = PointSolver("sgd", lr=0.1, epochs=400, batch_size=100)
+    sgd = PointSolver(optimizer="sgd", lr=0.1, epochs=400, batch_size=100)
     assert torch.allclose(
         sgd.solve(problem).posterior.mean, ExactSolver().solve(problem).posterior.mean, rtol=0, atol=1e-9
     )
@@ -193,16 +193,18 @@ def test_clipping_bounds_the_step(quadratic):
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: PointSolver("sdg", 0.1, 1, 1), "optimizer"),
-        (lambda: PointSolver("sgd", 0.0, 1, 1), "lr"),
-        (lambda: PointSolver("sgd", 0.1, 0, 1), "epochs"),
-        (lambda: PointSolver("sgd", 0.1, 1, 0), "batch_size"),
-        (lambda: PointSolver("sgd", 0.1, 1, 1, momentum=1.0), "momentum"),
-        (lambda: PointSolver("adam", 0.1, 1, 1, beta2=1.0), "beta2"),
-        (lambda: PointSolver("adam", 0.1, 1, 1, weight_decay=-1.0), "weight_decay"),
-        (lambda: PointSolver("adam", 0.1, 1, 1, clip_norm=0.0), "clip_norm"),
-        (lambda: PointSolver("adam", 0.1, 1, 1, schedule="linear"), "schedule"),
-        (lambda: PointSolver("adam", 0.1, 1, 1, local_schedule="linear"), "local_schedule"),
+        (lambda: PointSolver(optimizer="sdg", lr=0.1, epochs=1, batch_size=1), "optimizer"),
+        (lambda: PointSolver(optimizer="sgd", lr=0.0, epochs=1, batch_size=1), "lr"),
+        (lambda: PointSolver(optimizer="sgd", lr=0.1, epochs=0, batch_size=1), "epochs"),
+        (lambda: PointSolver(optimizer="sgd", lr=0.1, epochs=1, batch_size=0), "batch_size"),
+        (lambda: PointSolver(optimizer="sgd", lr=0.1, epochs=1, batch_size=1, momentum=1.0), "momentum"),
+        (lambda: PointSolver(optimizer="adam", lr=0.1, epochs=1, batch_size=1, beta2=1.0), "beta2"),
+        (lambda: PointSolver(optimizer="adam", lr=0.1, epochs=1, batch_size=1, weight_decay=-1.0), "weight_decay"),
+        (lambda: PointSolver(optimizer="adam", lr=0.1, epochs=1, batch_size=1, clip_norm=0.0), "clip_norm"),
+        (
+            lambda: PointSolver(optimizer="adam", lr=0.1, epochs=1, batch_size=1, local_schedule="linear"),
+            "local_schedule",
+        ),
         (lambda: VONSolver(lr=0.0), "lr"),
         (lambda: VONSolver(lr_precision=1.5), "lr_precision"),
         (lambda: VONSolver(epochs=0), "epochs"),
@@ -242,4 +244,4 @@ def test_mixed_precision_stays_close_and_keeps_the_dtype(quadratic, name):
 
 def test_unknown_mixed_precision_is_refused():
     with pytest.raises(InputError, match="amp"):
-        PointSolver("adam", lr=0.1, epochs=1, batch_size=1, amp="float16")
+        PointSolver(optimizer="adam", lr=0.1, epochs=1, batch_size=1, amp="float16")

@@ -61,7 +61,7 @@ def test_the_servers_sum_of_duals_is_that_of_the_clients(data, federate):
 
 
 def sgd(lr: float, steps: int) -> PointSolver:
-    return PointSolver("sgd", lr=lr, epochs=steps, batch_size=1000)
+    return PointSolver(optimizer="sgd", lr=lr, epochs=steps, batch_size=1000)
 
 
 def smoothness(data) -> float:

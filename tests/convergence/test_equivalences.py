@@ -31,7 +31,7 @@ def data(convex):
 
 
 def sgd(steps: int, lr: float = 0.02, **options) -> PointSolver:
-    return PointSolver("sgd", lr=lr, epochs=steps, batch_size=1000, **options)
+    return PointSolver(optimizer="sgd", lr=lr, epochs=steps, batch_size=1000, **options)
 
 
 @pytest.mark.parametrize(("fraction", "tau"), [(1.0, 1.0), (0.6, 0.5)])
@@ -187,7 +187,7 @@ def test_bregman_never_meets_negative_precisions(quadratics, federate) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_fednova_in_closed_form(data, federate, relative, momentum) -> None:
     """Unequal steps (batches of 4): x + tau_eff sum p_k (w_k - x)/a_k with the paper's ||a_k||_1."""
-    solver = PointSolver("sgd", lr=0.02, epochs=2, batch_size=4, momentum=momentum)
+    solver = PointSolver(optimizer="sgd", lr=0.02, epochs=2, batch_size=4, momentum=momentum)
     run = federate(data, FedNova(server_step=0.9), 2, solver=solver)
     sizes = torch.tensor([len(x) for x in data.inputs]).double()
     steps = 2 * torch.ceil(sizes / 4)

@@ -18,7 +18,7 @@ def data(request, convex):
 
 
 def full_batch_sgd(lr: float, steps: int) -> PointSolver:
-    return PointSolver("sgd", lr=lr, epochs=steps, batch_size=1000)
+    return PointSolver(optimizer="sgd", lr=lr, epochs=steps, batch_size=1000)
 
 
 def smoothness(data) -> float:
@@ -109,7 +109,7 @@ def test_fedlap_cov(quadratics, convex, federate, relative, fraction) -> None:
 def test_fedlap_cov_with_its_own_client(quadratics, federate, relative) -> None:
     """Laplace's client: plain gradient descent to the mode, then the Gauss-Newton diagonal, no closed form."""
     data = quadratics.diagonal(35, 4, DIM)
-    solver = LaplaceSolver("sgd", lr=0.5, epochs=30, batch_size=100)
+    solver = LaplaceSolver(optimizer="sgd", lr=0.5, epochs=30, batch_size=100)
     run = federate(data, FedLapCov(prior_precision=PRIOR), 70, solver=solver)
     mean, precision = data.posterior(PRIOR)
     assert relative(run.means[-1], mean) < 1e-6

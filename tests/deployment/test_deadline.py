@@ -39,7 +39,9 @@ def test_a_slow_client_is_left_out_and_returns(nodes, deployed, wait_for, reache
         (1, 2): "no reply before the timeout"
     }
     rounds = read_jsonl(run_dir / "rounds.jsonl")
-    assert deadline - 1 < rounds[1]["seconds/train"] < deadline + 20
+    assert (
+        deadline - 1 < rounds[1]["seconds/train"] < deadline + 60
+    )  # the client woke up after it; a busy machine adds seconds
     assert [line["clients/replied"] for line in rounds[1:]] == [2, 3]
     server = Checkpoint.latest(run_dir / "checkpoint").tensors
     mine = set((nodes.folder / "sites").iterdir()) - others

@@ -91,7 +91,7 @@ def test_point_solver_reaches_the_mode_with_fixed_precision(quadratics, relative
     """(A/tau - V + rho S_g) m = b/tau - v + rho S_g m_g, by gradient descent and in closed form."""
     data, server, site = diagonal_case(quadratics)
     exact = ExactSolver().solve(local_problem(data, server, site, learn_precision=False)).posterior
-    solver = PointSolver("sgd", lr=0.5, epochs=400, batch_size=128)
+    solver = PointSolver(optimizer="sgd", lr=0.5, epochs=400, batch_size=128)
     solution = solver.solve(local_problem(data, server, site, learn_precision=False)).posterior
     mean, _ = closed_form(data, server, site)
     for found in (exact, solution):
@@ -153,7 +153,7 @@ def test_von_federation_reaches_the_posterior_in_one_round(quadratics, federatio
     [
         VONSolver(epochs=25, mc_samples=3, local_schedule="constant"),
         SRVNSolver(epochs=60, mc_samples=3),
-        PointSolver("sgd", lr=0.05, epochs=1500, batch_size=64),
+        PointSolver(optimizer="sgd", lr=0.05, epochs=1500, batch_size=64),
     ],
     ids=["von", "srvon", "sgd"],
 )

@@ -50,9 +50,16 @@ def test_blocks_run_along_the_axis():
     assert torch.equal(quantize_mx(x, "e2m1", axis=0), separate)
 
 
+@pytest.mark.parametrize("flush", [False, True])  # as in processes that train
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_zeros_shape_and_dtype(dtype):
-    q = quantize_mx(torch.zeros(2, 5, dtype=dtype), "e4m3")
+def test_zeros_shape_and_dtype(dtype, flush):
+    torch.set_flush_denormal(flush)
+    try:
+        q = quantize_mx(torch.zeros(2, 5, dtype=dtype), "e4m3")
+        small = torch.full((2, 5), 2.0**-120)
+        assert torch.equal(quantize_mx(small, "e4m3"), small)
+    finally:
+        torch.set_flush_denormal(False)
     assert q.dtype == dtype
     assert q.shape == (2, 5)
     assert torch.equal(q, torch.zeros(2, 5, dtype=dtype))
