@@ -48,8 +48,8 @@ def problem_of(config: Plain) -> Problem:
 
 def note_unused_partition(cfg: DictConfig, problem: Problem) -> None:
     """Say so where the user chose a partition and the data's client column decides who holds what."""
-    given = cfg.hydra.overrides.task if "hydra" in cfg else []
-    chosen = [text for text in given if text.lstrip("+").startswith(("partition=", "partition."))]
+    overrides = cfg.hydra.overrides.task if "hydra" in cfg else []
+    chosen = [text for text in overrides if text.lstrip("+").startswith(("partition=", "partition."))]
     if problem.split_by_data and chosen and cfg.partition.name != "natural_id":
         log.warning("the data's client column decides the split; %s has no effect", " ".join(chosen))
 
@@ -74,9 +74,9 @@ def device_of(config: Plain) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError("device", name, "no name of a device; use cpu, cuda, cuda:0 ... or auto") from error
-    found = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError("device", name, f"PyTorch sees {found} CUDA devices here; use device=cpu or device=auto")
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError("device", name, f"PyTorch sees {count} CUDA devices here; use device=cpu or device=auto")
     return device
 
 
@@ -199,23 +199,23 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
     def train(message: Message, context: Context) -> Message:
         set_arithmetic()
         with profiling.recording(app._profiler):
-            found = trainer()
+            handler = trainer()
             with profiling.span("train"):
-                reply = found.train(message, context)
+                reply = handler.train(message, context)
         return app._timed([reply])[0]
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         set_arithmetic()
         with profiling.recording(app._profiler):
-            found = trainer()
+            handler = trainer()
             with profiling.span("evaluation"):
-                return found.evaluate(message, context)
+                return handler.evaluate(message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         with profiling.recording(app._profiler):
-            found = trainer()
-        return found.query(message, context)
+            handler = trainer()
+        return handler.query(message, context)
 
     return app

@@ -16,8 +16,8 @@ def cache_folder() -> Path:
     Raises:
         RuntimeError: there is no home folder.
     """
-    given = os.environ.get("BAYESFED_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "bayesfed"
+    named = os.environ.get("BAYESFED_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "bayesfed"
 
 
 @contextmanager

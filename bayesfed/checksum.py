@@ -17,16 +17,17 @@ DIGESTS: dict[str, Callable[[bytes], Any]] = {SHA256: hashlib.sha256, XXH3: xxha
 
 
 def file_digest(path: Path) -> str:
-    """XXH3 of a file's bytes; of a folder, of the names and bytes of the :func:`files_of` it, but those of runs in it."""
-    made = DIGESTS[XXH3](b"")
+    """XXH3 of a file's bytes; of a folder, of the names and bytes of the :func:`files_of` it, but those of runs in
+    it."""
+    state = DIGESTS[XXH3](b"")
     files = files_of(path)
     runs = {file.parent for file in files if file.name == "config.yaml"} - {path}  # with data.path=. they grow
     for file in (file for file in files if runs.isdisjoint(file.parents)):
-        made.update(b"" if file == path else file.relative_to(path).as_posix().encode())
+        state.update(b"" if file == path else file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
-                made.update(block)
-    return made.hexdigest()
+                state.update(block)
+    return state.hexdigest()
 
 
 def data_digest(path: object) -> str | None:
@@ -38,8 +39,8 @@ def files_of(path: Path) -> list[Path]:
     """The files in a folder and the folders below it by name, without what is hidden; a file itself."""
     if not path.is_dir():
         return [path] if path.is_file() else []
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "", digest: str = SHA256) -> str:
@@ -47,9 +48,9 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "", digest: str = SHA256
 
     ``digest`` is ``SHA256``, or ``XXH3`` (64 bits), which finds damage as well and takes 1/20 of the time.
     """
-    made = DIGESTS[digest](text.encode())
+    state = DIGESTS[digest](text.encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        made.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

@@ -11,7 +11,8 @@ _BARE = re.compile(
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra reads it back; strings and paths with more than plain characters stand in Hydra's quotes."""
+    """``key=value`` as Hydra reads it back; strings and paths with more than plain characters stand in Hydra's
+    quotes."""
     text = str(value)
     if _BARE.fullmatch(text) or isinstance(value, int | float):
         return f"{key}={text}"

@@ -42,7 +42,8 @@ def conf_dir() -> Path:
 
 
 def conf_dirs() -> list[Path]:
-    """Where a group's files are looked for, in this order: ``conf`` in the working directory, then the built-in ones."""
+    """Where a group's files are looked for, in this order: ``conf`` in the working directory, then the built-in
+    ones."""
     local = Path.cwd() / "conf"
     own = local.is_dir() and local.resolve() != conf_dir().resolve()
     return [local, conf_dir()] if own else [conf_dir()]
@@ -54,7 +55,8 @@ def options(group: str) -> list[str]:
 
 
 class LocalFirst(SearchPathPlugin):
-    """A ``conf`` folder in the working directory goes before bayesfed's (and adds nothing to other Hydra applications)."""
+    """A ``conf`` folder in the working directory goes before bayesfed's (and adds nothing to other Hydra
+    applications)."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Put the local folder before ours."""
@@ -87,7 +89,8 @@ def _hydra() -> Iterator[None]:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration for these overrides, with Hydra's own section; nothing is checked but that all references resolve.
+    """The configuration for these overrides, with Hydra's own section; nothing is checked but that all references
+    resolve.
 
     Raises:
         InputError: an unknown key, group or option, or a reference to nothing.

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.configured import GROUPS, build, check, plain_section, resolve
 from bayesfed.earlier import HANDLERS, of_today
-from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
 from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
@@ -46,27 +46,28 @@ class EvalSchema:
 
 @dataclass
 class CheckpointSchema:
-    every: int = 1
+    every: int = MISSING
 
 
 @dataclass
 class RunSchema:
-    """Types of the top-level keys; the groups are checked against the constructors they name."""
+    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked against the
+    classes that take them."""
 
-    seed: int = 1
-    rounds: int = 20
-    dtype: str = "float32"
-    wire: str = "full"
-    device: str = "auto"
+    seed: int = MISSING
+    rounds: int = MISSING
+    dtype: str = MISSING
+    wire: str = MISSING
+    device: str = MISSING
     resume: str | None = None
-    display: bool = True
-    figures: bool = True
-    profile: bool = False
+    display: bool = MISSING
+    figures: bool = MISSING
+    profile: bool = MISSING
     eval: EvalSchema = field(default_factory=EvalSchema)
-    shift: dict[str, Any] = field(default_factory=dict)  # checked by the classes that take them
+    shift: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
-    limits: Limits = field(default_factory=Limits)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 def import_from_here() -> None:
@@ -258,7 +259,7 @@ def validate(cfg: DictConfig) -> None:
             raise InputError(
                 str(key), cfg[key], f"no such key; {did_you_mean(str(key), names)}valid: {', '.join(names)}"
             )
-    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("shift", "system")]
+    plain = [key for key in RunSchema.__dataclass_fields__ if key not in ("limits", "shift", "system")]
     for key in plain:
         try:
             OmegaConf.merge(OmegaConf.structured(RunSchema), {key: cfg.get(key)})  # a stored run has no `resume`
@@ -285,7 +286,7 @@ def validate(cfg: DictConfig) -> None:
         choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
-    Limits(**cfg.limits)
+    Limits(**settings_of(cfg.get("limits"), Limits, "limits"))
     for group in GROUPS:
         check(cfg[group], group)
     Schedule.of(cfg)

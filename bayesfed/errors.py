@@ -76,30 +76,30 @@ def number(
     fix += " (or null for the default)" if optional else ""
     if value is None and optional:
         return None
-    found = python_number(value)
-    if isinstance(found, bool) or not isinstance(found, numbers.Real) or found != found:
+    result = python_number(value)
+    if isinstance(result, bool) or not isinstance(result, numbers.Real) or result != result:
         raise InputError(field, value, fix)
-    found = found if isinstance(found, int) else float(found)
+    result = result if isinstance(result, int) else float(result)
     outside = (
-        (finite and abs(found) == math.inf)
-        or (above is not None and not found > above)
-        or (at_least is not None and not found >= at_least)
-        or (at_most is not None and not found <= at_most)
+        (finite and abs(result) == math.inf)
+        or (above is not None and not result > above)
+        or (at_least is not None and not result >= at_least)
+        or (at_most is not None and not result <= at_most)
     )
     if outside:
         raise InputError(field, value, fix)
-    return found
+    return result
 
 
 def integer(field: str, value: Any, *, at_least: int, optional: bool = False) -> Any:
     """``value`` as a Python int, if it is a whole number of at least ``at_least``; NumPy's and 0-d tensors are."""
     if value is None and optional:
         return None
-    found = python_number(value)
-    if isinstance(found, bool) or not isinstance(found, numbers.Integral) or found < at_least:
+    result = python_number(value)
+    if isinstance(result, bool) or not isinstance(result, numbers.Integral) or result < at_least:
         fix = f"must be a whole number >= {at_least}"
         raise InputError(field, value, fix + (" (or null)" if optional else ""))
-    return found
+    return result
 
 
 def python_number(value: Any) -> Any:
@@ -126,11 +126,11 @@ def settings_of(section: Mapping[str, Any] | None, kind: type, name: str) -> dic
     Raises:
         InputError: a key that ``kind`` doesn't have.
     """
-    found = {str(key): value for key, value in (section or {}).items()}
+    values = {str(key): value for key, value in (section or {}).items()}
     known = [f.name for f in fields(kind)]
-    for key, value in found.items():
+    for key, value in values.items():
         if key not in known:
             raise InputError(
                 f"{name}.{key}", value, f"no such key; {did_you_mean(key, known)}valid: {', '.join(known)}"
             )
-    return found
+    return values

@@ -10,9 +10,9 @@ LIMIT = 300  # characters of a stranger's text that are shown or kept
 def plain_text(text: object, limit: int = LIMIT) -> str:
     """``text`` as one printable line of at most ``limit`` characters.
 
-    Control and format characters (terminal escapes, line breaks, bidirectional overrides) and lone surrogates appear as Python
-    escapes such as ``\\x1b``; what is cut off is counted. Idempotent for texts within the limit. Rich needs ``markup=False``, or
-    ``rich.markup.escape``, and HTML ``html.escape``, besides.
+    Control and format characters (terminal escapes, line breaks, bidirectional overrides) and lone surrogates appear as
+    Python escapes such as ``\\x1b``; what is cut off is counted. Idempotent for texts within the limit. Rich needs
+    ``markup=False``, or ``rich.markup.escape``, and HTML ``html.escape``, besides.
     """
     whole = str(text)
     shown = "".join(_visible(c) for c in whole[:limit])[:limit]

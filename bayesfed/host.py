@@ -18,7 +18,8 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, e.g. "150000 100000" f
 
 
 def cores() -> int:
-    """CPU cores that this process may use: those of the machine, less what affinity (taskset, Slurm) and container take away."""
+    """CPU cores that this process may use: those of the machine, less what affinity (taskset, Slurm) and container take
+    away."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no container, or no limit ("max")
         quota, period = map(int, QUOTA.read_text().split())
@@ -37,13 +38,14 @@ def same_random() -> Iterator[None]:
 
 
 def look_as(path: Sequence[str]) -> None:
-    """Look for packages as a server whose ``sys.path`` is ``path``: Ray puts the working directory first on its workers, and a folder
-    ``strategies`` there would hide bayesfed's own."""
+    """Look for packages as a server whose ``sys.path`` is ``path``: Ray puts the working directory first on its
+    workers, and a folder ``strategies`` there would hide bayesfed's own."""
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
 
 
 def own_packages() -> None:
-    """Check that ``strategies`` and ``clients`` are bayesfed's, not folders of the user's project that come first in ``sys.path``.
+    """Check that ``strategies`` and ``clients`` are bayesfed's, not folders of the user's project that come first in
+    ``sys.path``.
 
     Raises:
         InputError: naming the folder that hides one of them.
@@ -51,7 +53,7 @@ def own_packages() -> None:
     for name in ("strategies", "clients"):
         module = sys.modules.get(name)
         spec = module.__spec__ if module is not None else find_spec(name)
-        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
-        if found != HOME / name / "__init__.py":
+        origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if origin != HOME / name / "__init__.py":
             fix = f"hides bayesfed's own package `{name}` ({HOME / name}); rename yours, or start where Python doesn't find it first"
-            raise InputError(f"package {name}", found.parent if found and found.stem == "__init__" else found, fix)
+            raise InputError(f"package {name}", origin.parent if origin and origin.stem == "__init__" else origin, fix)

@@ -32,7 +32,8 @@ class Held(BlockingIOError):
 
 @contextmanager
 def alone(folder: Path, field: str, patience: float = 0.0) -> Iterator[int]:
-    """Be the only one at work in ``folder``, which is made if need be; what killed processes were writing there is removed.
+    """Be the only one at work in ``folder``, which is made if need be; what killed processes were writing there is
+    removed.
 
     Args:
         folder: of a run, a comparison, a partition.
@@ -40,7 +41,8 @@ def alone(folder: Path, field: str, patience: float = 0.0) -> Iterator[int]:
         patience: seconds to wait for another process.
 
     Returns:
-        the lock's file descriptor: a child process that inherits it keeps the folder locked, also if this one is killed.
+        the lock's file descriptor: a child process that inherits it keeps the folder locked, also if this one is
+        killed.
 
     Raises:
         InputError: another process is at work there, or the folder can't be made or written.
@@ -67,14 +69,14 @@ def check_folder(folder: Path, mark: str, kind: str) -> None:
         InputError: it is something else.
     """
     try:
-        found = {entry.name for entry in folder.iterdir()} - {NAME}
+        names = {entry.name for entry in folder.iterdir()} - {NAME}
     except FileNotFoundError:
         return
     except NotADirectoryError:
         raise InputError("out", folder, "is a file; name a folder") from None
     except (OSError, ValueError) as error:
         raise InputError("out", folder, f"can't be read ({reason(error)})") from error
-    if found and mark not in found:
+    if names and mark not in names:
         raise InputError("out", folder, f"holds other files; name a new or empty folder, or that of {kind}")
 
 
@@ -82,8 +84,8 @@ def check_folder(folder: Path, mark: str, kind: str) -> None:
 def locked(path: Path, patience: float = 0.0) -> Iterator[int]:
     """Hold the lock ``path``; the file is removed when it is released (one that a killed process left is taken over).
 
-    The kernel's lock on the open file counts, not the file: it ends with the process, and also keeps out other threads. The file
-    names pid, host and time for others to read.
+    The kernel's lock on the open file counts, not the file: it ends with the process, and also keeps out other threads.
+    The file names pid, host and time for others to read.
 
     Args:
         path: of the lock file.
@@ -160,8 +162,8 @@ def _sign(handle: int) -> None:
 
 def _signature(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 1000, 0))
-        return plain_text(f"pid {found['pid']} on host {found['host']}, since {found['since']}")
+        record = json.loads(os.pread(handle, 1000, 0))
+        return plain_text(f"pid {record['pid']} on host {record['host']}, since {record['since']}")
     except (OSError, ValueError, TypeError, KeyError):
         return "which has not signed the lock"
 

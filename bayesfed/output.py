@@ -24,7 +24,8 @@ codecs.register_error("bayesfed", _spelled)
 
 
 class Output:
-    """A text stream that writes what it can: once its reader is gone, its disk full or its file closed, the rest goes nowhere.
+    """A text stream that writes what it can: once its reader is gone, its disk full or its file closed, the rest goes
+    nowhere.
 
     Args:
         stream: takes the text; None (a process without standard output) takes nothing.
@@ -78,7 +79,8 @@ class Output:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """For a command: standard output and error are :class:`Output`, and losing them doesn't change its exit code either."""
+    """For a command: standard output and error are :class:`Output`, and losing them doesn't change its exit code
+    either."""
     before = sys.stdout, sys.stderr
     for number in (1, 2):  # without them (`>&-`) the next file opened, a checkpoint perhaps, would be standard output
         try:

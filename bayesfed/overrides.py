@@ -18,7 +18,8 @@ _COMMAS = re.compile(r",(?![^(\[{]*[)\]}])")  # between the values of a sweep, n
 
 @lru_cache(maxsize=1024)
 def readable(text: str) -> str:
-    """The override ``text``, its value in quotes if Hydra can't read it without (``data.path=größe.npz``, ``resume=~/run``).
+    """The override ``text``, its value in quotes if Hydra can't read it without (``data.path=größe.npz``,
+    ``resume=~/run``).
 
     Each value of a sweep is looked at on its own. What Hydra reads is left alone, and so is what no quotes can help.
     """
@@ -45,17 +46,17 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     Raises:
         InputError: bad syntax, naming the override.
     """
-    parser, found = OverridesParser.create(), []
+    parser, parsed = OverridesParser.create(), []
     for text in overrides:
         try:
-            found += parser.parse_overrides([readable(text)])
+            parsed += parser.parse_overrides([readable(text)])
         except HydraException as error:
             lines = [
                 line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See "))
             ]
             reason = f"Hydra can't read it ({lines[0]})" if "=" in text and lines else "must be key=value"
             raise InputError("override", text, reason) from error
-    return found
+    return parsed
 
 
 def given_for(key: str, overrides: Sequence[str]) -> str | None:

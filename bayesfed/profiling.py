@@ -3,14 +3,16 @@
     with span("update"):
         optimizer.step()
 
-Marks like this one stay in the code for good. They do nothing (a shared object, 0.2 microseconds) until somebody records:
+Marks like this one stay in the code for good. They do nothing (a shared object, 0.2 microseconds) until somebody
+records:
 
     with recording(Profiler()) as profiler:
         ...
     profiler.root  # the tree of what happened
 
-One profiler is current in a process, and one thread at a time may open spans. Spans measure the host's wall time; on a GPU, where
-kernels run behind the host's back, a profiler made :meth:`Profiler.on` that device waits for them at both ends of every span.
+One profiler is current in a process, and one thread at a time may open spans. Spans measure the host's wall time; on a
+GPU, where kernels run behind the host's back, a profiler made :meth:`Profiler.on` that device waits for them at both
+ends of every span.
 """
 
 from __future__ import annotations
@@ -52,10 +54,10 @@ class Node:
 
     def child(self, name: str) -> Node:
         """The child of that name, made if there is none."""
-        found = self.children.get(name)
-        if found is None:
-            found = self.children[name] = Node()
-        return found
+        node = self.children.get(name)
+        if node is None:
+            node = self.children[name] = Node()
+        return node
 
     def add(self, seconds: float, calls: int = 1) -> None:
         """Count ``calls`` more, which took ``seconds`` together."""
@@ -70,10 +72,10 @@ class Node:
 
     def numbers(self) -> dict[str, float]:
         """The descendants as flat numbers that fit into a message: ``time/PATH`` in seconds, and ``calls/PATH``."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for path, node in self.paths():
-            found |= {f"time/{path}": node.seconds, f"calls/{path}": node.calls}
-        return found
+            numbers |= {f"time/{path}": node.seconds, f"calls/{path}": node.calls}
+        return numbers
 
     def add_numbers(self, numbers: Mapping[str, float]) -> None:
         """Add what :meth:`numbers` of another tree gave; other keys are passed over."""
@@ -265,5 +267,6 @@ def occupied(worker: int, message_type: str, seconds: float, messages: int) -> N
 
 
 def worker_number() -> int:
-    """A number for this process, the same in all its messages (and another one in other processes, with near certainty)."""
+    """A number for this process, the same in all its messages (and another one in other processes, with near
+    certainty)."""
     return zlib.crc32(f"{socket.gethostname()}:{os.getpid()}".encode())

@@ -1,7 +1,7 @@
 """Simulated system heterogeneity: stragglers, dropouts, and replies that come after the deadline.
 
-Nothing here looks at a clock: every draw is keyed by (seed, purpose, client, round), so a run is the same on every engine, and
-after resuming.
+Nothing here looks at a clock: every draw is keyed by (seed, purpose, client, round), so a run is the same on every
+engine, and after resuming.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Fate:
 class System:
     """How clients differ in what they manage.
 
-    The simulated time of a reply is ``n_k / mean(n) * work / speed_k * jitter``: 1 is what a client of median speed and average
-    size takes for all of its steps. Speeds are drawn once for each client, log-normal with median 1.
+    The simulated time of a reply is ``n_k / mean(n) * work / speed_k * jitter``: 1 is what a client of median speed and
+    average size takes for all of its steps. Speeds are drawn once for each client, log-normal with median 1.
 
     Args:
         stragglers: probability in [0, 1] that a client does part of its steps (FedProx, Li et al. 2020).

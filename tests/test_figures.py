@@ -18,8 +18,9 @@ from bayesfed.compare.results import Group, Trace
 from bayesfed.compare.sensitivity import sensitivities
 from bayesfed.compare.table import rows
 from bayesfed.problem import Examples
-from bayesfed.runs.figures import label, label_distribution, learning_curves, precision_figure, reliability_diagram
+from bayesfed.runs.figures import label_distribution, learning_curves, precision_figure, reliability_diagram
 from bayesfed.runs.icicle import icicle
+from bayesfed.runs.labels import label
 from bayesfed.splits.figures import samples, size_bars, target_boxes
 
 STRANGE = [
@@ -167,7 +168,7 @@ def drawn(monkeypatch, folder, methods: list[str], settings: list[str], seeds: i
         found[name] = figure
         return compared.Picture(name, setting, title, "")
 
-    monkeypatch.setattr(compared, "_save", noted)
+    monkeypatch.setattr(compared, "save", noted)
     groups = [
         Group(s, m, [trace(seed + k, scale) for seed in range(seeds)]) for s in settings for k, m in enumerate(methods)
     ]

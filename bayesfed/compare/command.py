@@ -17,7 +17,9 @@ from bayesfed.compare import grid as grids
 from bayesfed.compare import table as tables
 from bayesfed.compare import tune as tuning
 from bayesfed.compare.figures import make_figures
-from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.formats import to_csv, to_latex, to_markdown
+from bayesfed.compare.grid import Run
+from bayesfed.compare.options import Options, split_options
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group, collect
 from bayesfed.compare.runner import Runner, default_jobs
@@ -44,10 +46,10 @@ def compare(args: Sequence[str]) -> int:
         KeyboardInterrupt: interrupted; the same call goes on.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    options, overrides = grids.split_options(args)
-    given = {override.key_or_group for override in overrides}
+    options, overrides = split_options(args)
+    keys = {override.key_or_group for override in overrides}
     extra = {"figures": "false", "eval.clients_every": "null"}  # a picture of each run is not needed, fairness is
-    runs = grids.grid(overrides, [f"{key}={value}" for key, value in extra.items() if key not in given])
+    runs = grids.grid(overrides, [f"{key}={value}" for key, value in extra.items() if key not in keys])
     notes = _budget(options, runs)
     baseline = grids.baseline_of(options, runs)
     spaces = tuning.check_tuning(options, runs) if options.tune else {}
@@ -58,15 +60,15 @@ def compare(args: Sequence[str]) -> int:
     with alone(folder, "out"):
         write_text(folder / MARK, json.dumps({"command": list(args), **asdict(options)}, indent=2) + "\n")
         jobs = options.jobs or default_jobs(runs)
-        found: dict[tuple[str, str], tuning.Tuned] = {}
+        searches: dict[tuple[str, str], tuning.Tuned] = {}
         if options.tune:
             notes += tuning.missing_spaces(runs)
-            found = tuning.tune(options, runs, spaces, Runner(folder / "tuning", jobs))
-            write_text(folder / "tuning.json", json.dumps(_searched(found), indent=2) + "\n")
-        asked = tuning.apply(runs, found) if options.tune else runs
+            searches = tuning.tune(options, runs, spaces, Runner(folder / "tuning", jobs))
+            write_text(folder / "tuning.json", json.dumps(_searched(searches), indent=2) + "\n")
+        asked = tuning.apply(runs, searches) if options.tune else runs
         groups = collect(Runner(folder / "runs", jobs).run(asked))
-        groups = _with_untuned(groups, runs, found)
-        return _write(folder, groups, baseline, options, notes, found, args)
+        groups = _with_untuned(groups, runs, searches)
+        return _write(folder, groups, baseline, options, notes, searches, args)
 
 
 def _budget(options: Options, runs: Sequence[Run]) -> list[str]:
@@ -75,7 +77,7 @@ def _budget(options: Options, runs: Sequence[Run]) -> list[str]:
     return ["Budgets were not held equal (budget=none): see gradients and MB."]
 
 
-def _searched(found: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, object]]:
+def _searched(searches: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, object]]:
     return [
         {
             "experiment": search.setting,
@@ -85,18 +87,20 @@ def _searched(found: dict[tuple[str, str], tuning.Tuned]) -> list[dict[str, obje
                 {"values": values, "score": score if score == score else None} for values, score in search.trials
             ],
         }
-        for search in found.values()
+        for search in searches.values()
     ]
 
 
-def _with_untuned(groups: list[Group], runs: Sequence[Run], found: dict[tuple[str, str], tuning.Tuned]) -> list[Group]:
+def _with_untuned(
+    groups: list[Group], runs: Sequence[Run], searches: dict[tuple[str, str], tuning.Tuned]
+) -> list[Group]:
     """All groups in the order of the runs: what tuning chose, and as failed those that it could not tune."""
     by_key = {(group.setting, group.method): group for group in groups}
     for run in runs:
         key = run.setting, run.method
         group = by_key.setdefault(key, Group(*key))
-        if key in found:
-            best = found[key].best
+        if key in searches:
+            best = searches[key].best
             if best is None:
                 group.failed[run.seed] = "no tuning trial finished"
             else:
@@ -112,24 +116,24 @@ def _write(
     baseline: str,
     options: Options,
     notes: list[str],
-    found: dict[tuple[str, str], tuning.Tuned],
+    searches: dict[tuple[str, str], tuning.Tuned],
     args: Sequence[str],
 ) -> int:
     rows = tables.rows(groups, baseline, options.target)
-    write_text(folder / "table.csv", tables.to_csv(rows, options.target))
-    write_text(folder / "table.md", tables.to_markdown(rows, baseline))
-    write_text(folder / "table.tex", tables.to_latex(rows, baseline))
+    write_text(folder / "table.csv", to_csv(rows, options.target))
+    write_text(folder / "table.md", to_markdown(rows, baseline))
+    write_text(folder / "table.tex", to_latex(rows, baseline))
     pictures = make_figures(rows, folder / "figures", options.target)
-    made = provenance()
+    origin = provenance()
     about = About(
         command=shlex.join(["bayesfed", "compare", *args]),
         baseline=baseline,
         notes=notes,
         tuning=[
-            (s.setting, s.method, _values(s.best[0]), s.best[1]) if s.best else (s.setting, s.method, "failed", float("nan"))
-            for s in found.values()
+            (s.setting, s.method, *((_values(s.best[0]), s.best[1]) if s.best else ("failed", float("nan"))))
+            for s in searches.values()
         ],
-        versions={**made["versions"], "commit": made["git_commit"]},
+        versions={**origin["versions"], "commit": origin["git_commit"]},
     )  # fmt: skip
     write_text(folder / "report.html", report(rows, pictures, about))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from bayesfed.compare.picture import Picture, save
 from bayesfed.compare.results import HIGHER_IS_BETTER, Group
 from bayesfed.compare.sensitivity import sensitivities, shade
 from bayesfed.compare.table import Row, by_setting
-from bayesfed.runs.figures import label
+from bayesfed.runs.labels import label
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
@@ -34,33 +34,15 @@ TARGET = {"rounds": "rounds", "bytes": "MB sent", "gradients": "gradient evaluat
 SCALE = {"bytes": 1e-6}  # of the numbers on an axis
 NAMES = {"accuracy": "accuracy (%)", "nll": "NLL (nats per example)", "ece": "ECE (%)", "rmse": "RMSE"}
 TITLES = {"accuracy": "Accuracy", "nll": "NLL", "rmse": "RMSE"}
-DPI = 160
 Styles = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as it goes into the report.
-
-    Attributes:
-        name: of its files, without ending.
-        setting: it belongs to; empty for all.
-        title: what it shows.
-        svg: the file's text.
-    """
-
-    name: str
-    setting: str
-    title: str
-    svg: str
 
 
 def make_figures(table: Sequence[Row], folder: Path, target: float | None = None) -> list[Picture]:
     """Draw all figures that apply.
 
-    For each setting accuracy and NLL (RMSE where there is no accuracy) against rounds, bytes sent and gradient evaluations, the
-    line being the mean over seeds and the band one standard deviation; final ECE; what it took to reach ``target``. A heat map of
-    methods and settings if there are several settings.
+    For each setting accuracy and NLL (RMSE where there is no accuracy) against rounds, bytes sent and gradient
+    evaluations, the line being the mean over seeds and the band one standard deviation; final ECE; what it took to
+    reach ``target``. A heat map of methods and settings if there are several settings.
 
     Args:
         table: the rows.
@@ -72,21 +54,21 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
         old.unlink()
     styles = {method: _style(i) for i, method in enumerate(dict.fromkeys(row.group.method for row in table))}
     settings = by_setting(table)
-    made = []
+    pictures = []
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bayesfed", "font.size": 9.5, **_ink()}):
         for number, (setting, part) in enumerate(settings, start=1):
             prefix = f"{number:02d}_" if len(settings) > 1 else ""
             for name, title, figure in _of_setting(part, styles, target):
-                made.append(_save(figure, folder, prefix + name, setting, title))
+                pictures.append(save(figure, folder, prefix + name, setting, title))
         for name, setting, title, figure in sensitivities(table):
-            made.append(_save(figure, folder, name, setting, title))
+            pictures.append(save(figure, folder, name, setting, title))
         if len(settings) > 1:
             for metric in ("accuracy", "nll"):
                 if any(metric in row.metrics for row in table):
                     figure = heat_map(table, metric)
                     title = f"{TITLES[metric]} by method and setting"
-                    made.append(_save(figure, folder, f"heat_map_{metric}", "", title))
-    return made
+                    pictures.append(save(figure, folder, f"heat_map_{metric}", "", title))
+    return pictures
 
 
 def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> Figure | None:
@@ -135,8 +117,8 @@ def band(group: Group, metric: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
     rounds = sorted(set.intersection(*(set(p) for p in points))) if points else []
     if not rounds:
         return np.empty(0), np.empty((0, 0))
-    found = np.array([[p[r] for r in rounds] for p in points])
-    return found[:, :, 0].mean(0), found[:, :, 1]
+    values = np.array([[p[r] for r in rounds] for p in points])
+    return values[:, :, 0].mean(0), values[:, :, 1]
 
 
 def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
@@ -146,12 +128,12 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
         return None
     figure, axis = _figure(height=1.2 + 0.34 * len(shown))
     for place, row in enumerate(shown):
-        style, found = styles[row.group.method], row.metrics[metric]
+        style, statistic = styles[row.group.method], row.metrics[metric]
         seeds = list(row.group.finals(metric).values())
         axis.plot(seeds, [place] * len(seeds), "o", color=style["color"], alpha=0.45, markersize=4)
-        error = found.std if math.isfinite(found.std) else 0.0
+        error = statistic.std if math.isfinite(statistic.std) else 0.0
         axis.errorbar(
-            found.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
+            statistic.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
         )
     _methods(axis, shown)
     axis.set_xlabel(NAMES[metric])
@@ -159,7 +141,8 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
 
 
 def clients_apart(part: Sequence[Row], styles: Styles) -> Figure | None:
-    """From the mean over clients to the mean over the worst tenth of them, each on its own test distribution; None without."""
+    """From the mean over clients to the mean over the worst tenth of them, each on its own test distribution; None
+    without."""
     shown = [row for row in part if all(math.isfinite(row.clients.get(key, math.nan)) for key in ("mean", "worst10"))]
     if not shown:
         return None
@@ -186,8 +169,9 @@ def bars(part: Sequence[Row], cost: str, target: float, styles: Styles) -> Figur
         if math.isfinite(value):
             axis.barh(place, value, color=styles[row.group.method]["color"], height=0.62)
         axis.annotate(
-            f"{value:,.4g}" if math.isfinite(value) else "not reached by all seeds", (value if math.isfinite(value) else 0, place),
-            xytext=(4, 0), textcoords="offset points", va="center", size=8.5,
+            f"{value:,.4g}" if math.isfinite(value) else "not reached by all seeds",
+            (value if math.isfinite(value) else 0, place), xytext=(4, 0), textcoords="offset points",
+            va="center", size=8.5,
         )  # fmt: skip
     axis.set_xlim(0, 1.4 * max(finite))
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=cost == "rounds"))
@@ -203,15 +187,15 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     """Mean of ``metric`` by method and setting; the best of a setting in bold."""
     methods = list(dict.fromkeys(row.group.method for row in table))
     settings = [setting for setting, _ in by_setting(table)]
-    found = {(row.group.method, row.group.setting): row.metrics.get(metric) for row in table}
+    statistics = {(row.group.method, row.group.setting): row.metrics.get(metric) for row in table}
     values = np.array(
-        [[getattr(found.get((m, s)), "mean", math.nan) for s in settings] for m in methods], dtype=np.float64
+        [[getattr(statistics.get((m, s)), "mean", math.nan) for s in settings] for m in methods], dtype=np.float64
     )
     figure = Figure(figsize=(2.6 + 1.15 * len(settings), 1.7 + 0.36 * len(methods)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     up = metric in HIGHER_IS_BETTER
-    best = np.array([[getattr(found.get((m, s)), "best", False) for s in settings] for m in methods])
+    best = np.array([[getattr(statistics.get((m, s)), "best", False) for s in settings] for m in methods])
     shade(axis, values, up, best)
     axis.set_yticks(range(len(methods)), [label(method, width=18) for method in methods])
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)
@@ -221,7 +205,7 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     return figure
 
 
-# -- details --------------------------------------------------------------------------------------------------------------
+# -- details -----------------------------------------------------------------------------------------------------------
 
 
 def _of_setting(part: Sequence[Row], styles: Styles, target: float | None) -> Iterator[tuple[str, str, Figure]]:
@@ -295,10 +279,3 @@ def _wrapped(setting: str) -> str:
     experiment, *swept = setting.split(" ")
     pairs = (item.rpartition("=")[0].rpartition(".")[2] + "=" + item.rpartition("=")[2] for item in swept)
     return "\n".join(label(line, 28, width=14) for line in (experiment, *pairs))
-
-
-def _save(figure: Figure, folder: Path, name: str, setting: str, title: str) -> Picture:
-    figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})  # no version: equal runs, equal files
-    path = folder / f"{name}.svg"
-    figure.savefig(path, metadata={"Date": None, "Creator": None}, transparent=True)
-    return Picture(name, setting, title, path.read_text())

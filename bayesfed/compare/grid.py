@@ -14,53 +14,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from bayesfed.app import plain
-from bayesfed.config import compose_config, parse, validate
+from bayesfed.compare.options import Options
+from bayesfed.config import compose_config, validate
 from bayesfed.configured import build
-from bayesfed.errors import InputError, choice, did_you_mean, integer, number
+from bayesfed.errors import InputError, did_you_mean, integer
 
-OPTIONS = ("out", "jobs", "baseline", "target", "budget", "tune", "tune_seed", "tune_for")
-REFUSED = {
-    "resume": "compare resumes by itself: start the same command again",
-    "hydra.run.dir": "runs go under out=; leave it out",
-    "display": "compare shows its own progress",
-    "profile": "profile one run with `bayesfed profile`",
-}
 # a method may not choose its own budget: swept, these make settings, in which all methods are equal
 BUDGET_KEYS = ("rounds", "strategy.fraction", "client.epochs")
 _PRESENTATION = ("hydra", "display", "figures", "profile", "logger", "resume", "tuned")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What steers a comparison besides the configuration of its runs.
-
-    Attributes:
-        out: folder of the comparison; None = a new one under ``runs/compare``.
-        jobs: runs at once; None = one a core (one at a time on engines that use all cores themselves).
-        baseline: method the others are tested against; None = the first.
-        target: accuracy in percent for which rounds, bytes, gradients and seconds are given.
-        budget: ``epochs`` refuses methods with different local epochs or rounds, ``none`` compares them anyway.
-        tune: trials per method and setting on a validation split; 0 = none.
-        tune_seed: seed of the trials.
-        tune_for: ``accuracy`` or ``nll``, what the trials are judged by.
-    """
-
-    out: str | None = None
-    jobs: int | None = None
-    baseline: str | None = None
-    target: float | None = None
-    budget: str = "epochs"
-    tune: int = 0
-    tune_seed: int = 1001
-    tune_for: str = "accuracy"
-
-    def __post_init__(self) -> None:
-        integer("jobs", self.jobs, at_least=1, optional=True)
-        number("target", self.target, above=0, at_most=100, optional=True)
-        integer("tune", self.tune, at_least=0)
-        integer("tune_seed", self.tune_seed, at_least=0)
-        choice("budget", self.budget, ("epochs", "none"))
-        choice("tune_for", self.tune_for, ("accuracy", "nll"))
 
 
 @dataclass(frozen=True)
@@ -108,31 +69,6 @@ class _Draft:
     swept: dict[str, str]
 
 
-def split_options(args: Sequence[str]) -> tuple[Options, list[Override]]:
-    """Compare's own keys, and the overrides of the configuration.
-
-    Raises:
-        InputError: a dash option, bad syntax, or a key that compare sets itself.
-    """
-    for arg in args:
-        if arg.startswith("-"):
-            raise InputError("option", arg, "compare takes key=value only; see docs/compare.md")
-    own: dict[str, Any] = {}
-    rest: list[Override] = []
-    for override in parse(args):
-        key = override.key_or_group
-        if key in REFUSED:
-            raise InputError(key, override.value(), REFUSED[key])
-        if key in OPTIONS:
-            if override.is_sweep_override():
-                raise InputError(key, override.value(), "takes one value, not a list")
-            value = override.value()
-            own[key] = str(value) if key in ("out", "baseline") and value is not None else value
-        else:
-            rest.append(override)
-    return Options(**own), rest
-
-
 def grid(overrides: Sequence[Override], extra: Sequence[str] = ()) -> list[Run]:
     """All runs of the comma lists in ``overrides``, in their order, seeds last; each is composed and validated.
 
@@ -157,10 +93,10 @@ def grid(overrides: Sequence[Override], extra: Sequence[str] = ()) -> list[Run]:
     drafts: dict[str, _Draft] = {}
     for combination in product(*(values for _, values, _ in others)):
         pairs = {key: value for (key, _, _), value in zip(others, combination, strict=True)}
-        cfg, kept = _compose(pairs, [f"seed={seeds[0]}", *extra], several, missing)
-        met |= kept.keys()
-        swept = {key: value for (key, _, is_swept) in others if is_swept and (value := kept.get(key)) is not None}
-        lines = [f"{key}={value}" for key, value in kept.items()]
+        cfg, valid = _compose(pairs, [f"seed={seeds[0]}", *extra], several, missing)
+        met |= valid.keys()
+        swept = {key: value for (key, _, is_swept) in others if is_swept and (value := valid.get(key)) is not None}
+        lines = [f"{key}={value}" for key, value in valid.items()]
         draft = _Draft(cfg, [*lines, *extra], swept)
         drafts.setdefault(json.dumps([_experiment(cfg), swept, plain(cfg)], sort_keys=True), draft)
     for key, error in missing.items():
@@ -230,7 +166,7 @@ def baseline_of(options: Options, runs: Sequence[Run]) -> str:
     return options.baseline
 
 
-# -- details --------------------------------------------------------------------------------------------------------------
+# -- details -----------------------------------------------------------------------------------------------------------
 
 
 def _values(override: Override) -> list[str]:
@@ -269,16 +205,16 @@ def _compose(
     pairs: dict[str, str], extra: list[str], lenient: bool, missing: dict[str, InputError]
 ) -> tuple[DictConfig, dict[str, str]]:
     """The configuration, and the pairs that hold for it (see :func:`grid`)."""
-    kept = dict(pairs)
+    valid = dict(pairs)
     while True:
         try:
-            return compose_config([*(f"{key}={value}" for key, value in kept.items()), *extra]), kept
+            return compose_config([*(f"{key}={value}" for key, value in valid.items()), *extra]), valid
         except InputError as error:
-            optional = lenient and error.field in kept and "." in error.field and _is_method(error.field)
+            optional = lenient and error.field in valid and "." in error.field and _is_method(error.field)
             if not (optional and error.fix.startswith("no such key")):
                 raise
             missing[error.field] = error  # the last: the first method may have few keys to propose
-            del kept[error.field]
+            del valid[error.field]
 
 
 def _experiment(cfg: DictConfig) -> str:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bayesfed.compare.figures import GRID, INK, Picture
+from bayesfed.compare.figures import GRID, INK
+from bayesfed.compare.picture import Picture
 from bayesfed.compare.table import Row, below, by_setting, caption, cells
 from bayesfed.foreign import plain_text
 
@@ -37,14 +38,16 @@ td small { display: block; color: var(--soft); font-size: .8rem; }
 .words td { white-space: normal; overflow-wrap: anywhere; text-align: left; } .words th { text-align: left; }
 td b { background: var(--mark); border-radius: 5px; padding: .1rem .35rem; margin: 0 -.35rem; }
 .small { font-size: .88rem; }
-.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); margin-top: 1rem; }
+.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr));
+  margin-top: 1rem; }
 figure { margin: 0; padding: .7rem .9rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 figure svg { display: block; width: 100%; height: auto; max-height: 30rem; fill: var(--ink); }
 figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: .88rem; }
 .bad { color: var(--bad); }
 details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card);
+  border: 1px solid var(--line); border-radius: 10px; padding: .8rem; }
 """
 
 

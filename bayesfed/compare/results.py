@@ -32,8 +32,8 @@ class Trace:
         metrics: by name, (R,); nan where the round was not evaluated. Of the model average or at the mean, see
             :func:`bayesfed.runs.targets.prediction`.
         at_mean: final metrics at the posterior mean.
-        clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`; averaged or at the mean as
-            ``metrics`` are.
+        clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`;
+            averaged or at the mean as ``metrics`` are.
     """
 
     seed: int

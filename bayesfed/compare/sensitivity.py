@@ -14,15 +14,17 @@ from matplotlib.figure import Figure
 from bayesfed.compare.results import HIGHER_IS_BETTER
 from bayesfed.compare.table import Row, by_setting
 from bayesfed.runs.display import fixed
-from bayesfed.runs.figures import label
+from bayesfed.runs.labels import label
 
 LABELS = {"accuracy": "accuracy (%)", "nll": "NLL", "rmse": "RMSE"}
 
 
 def sensitivities(table: Sequence[Row]) -> Iterator[tuple[str, str, str, Figure]]:
-    """File name, setting, title and figure of each metric, for every method of which two keys were swept, each over several values.
+    """File name, setting, title and figure of each metric, for every method of which two keys were swept, each over
+    several values.
 
-    Rows are told apart by their names as :mod:`bayesfed.compare.grid` makes them: ``bayes_admm rho=0.1 temperature=0.01``.
+    Rows are told apart by their names as :mod:`bayesfed.compare.grid` makes them: ``bayes_admm rho=0.1
+    temperature=0.01``.
     """
     settings = by_setting(table)
     for number, (setting, part) in enumerate(settings, start=1):
@@ -43,7 +45,8 @@ def sensitivities(table: Sequence[Row]) -> Iterator[tuple[str, str, str, Figure]
 
 
 def shade(axis: Axes, values: np.ndarray, up: bool, best: np.ndarray) -> None:
-    """Cells coloured by their values, which stand in them; bold where ``best``. nan stays blank; ``up``: larger is better."""
+    """Cells coloured by their values, which stand in them; bold where ``best``. nan stays blank; ``up``: larger is
+    better."""
     image = axis.imshow(np.ma.masked_invalid(values), cmap="cividis" if up else "cividis_r", aspect="auto")
     for i, j in np.argwhere(np.isfinite(values)):
         red, green, blue, _ = image.to_rgba(values[i, j])

@@ -1,9 +1,7 @@
-"""The table of a comparison: statistics over seeds, as CSV, Markdown and LaTeX (booktabs)."""
+"""The table of a comparison: statistics over seeds, and its cells as text."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ import numpy as np
 from scipy import stats
 
 from bayesfed.compare.results import CLIENTS, COSTS, HIGHER_IS_BETTER, METRICS, Group
-from bayesfed.foreign import plain_text
 from bayesfed.runs.display import fixed
 
 HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
@@ -27,8 +24,8 @@ class Statistic:
     Attributes:
         mean: over seeds; nan without values.
         std: sample standard deviation (divisor n - 1); nan for fewer than two values.
-        p: of the two-sided paired t-test against the baseline on the seeds both have; nan for the baseline itself, fewer than
-            two pairs, or equal differences.
+        p: of the two-sided paired t-test against the baseline on the seeds both have; nan for the baseline itself,
+            fewer than two pairs, or equal differences.
         best: whether no method of the setting has a better mean.
     """
 
@@ -68,7 +65,7 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
         target: accuracy in percent.
     """
     metrics = [m for m in METRICS if any(group.finals(m) for group in groups)]
-    made = []
+    table = []
     for group in groups:
         peers = [other for other in groups if other.setting == group.setting]
         reference = next((other for other in peers if other.method == baseline), None)
@@ -88,8 +85,8 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
             reached = {name: _mean_std([trace[key] for trace in traces])[0] for name, key in COSTS.items()}
         tested = [part for part in CLIENTS if any(part in t.clients for t in group.traces)]
         clients = {part: _mean_std([t.clients.get(part, math.nan) for t in group.traces])[0] for part in tested}
-        made.append(Row(group, values, at_mean, costs, reached, clients))
-    return made
+        table.append(Row(group, values, at_mean, costs, reached, clients))
+    return table
 
 
 def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
@@ -101,78 +98,6 @@ def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
     if np.ptp(mine - other) == 0:
         return math.nan
     return float(stats.ttest_rel(mine, other).pvalue)
-
-
-def to_csv(table: Sequence[Row], target: float | None = None) -> str:
-    """``table.csv``; an empty cell is a number there is not. Byte-identical for equal results but for seconds."""
-    extra = [m for m in ("rmse",) if any(m in row.metrics for row in table)]
-    header = [
-        "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
-        "bytes_total", "gradient_evaluations", "seconds_mean", "accuracy_p", "nll_p", "ece_p",
-        *(f"{m}_{part}" for m in extra for part in ("mean", "std", "p")),
-        "accuracy_at_mean", "nll_at_mean", "ece_at_mean", "seed_list", "status",
-    ]  # fmt: skip
-    if target is not None:
-        header += [f"{name}_to_target" for name in COSTS]
-    if any(row.clients for row in table):
-        header += [f"client_{part}" for part in CLIENTS]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, header, lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        group = row.group
-        cells: dict[str, str | int] = {
-            "experiment": plain_text(group.setting, 2000),
-            "method": plain_text(group.method, 2000),
-            "seeds": len(group.traces),
-            "bytes_total": _whole(row.costs["bytes"]),
-            "gradient_evaluations": _whole(row.costs["gradients"]),
-            "seconds_mean": _number(row.costs["seconds"], 4),
-            "seed_list": " ".join(str(trace.seed) for trace in group.traces),
-            "status": plain_text(group.status, 2000),
-        }
-        for metric in ("accuracy", "nll", "ece", *extra):
-            found = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
-            for part in ("mean", "std", "p"):
-                cells[f"{metric}_{part}"] = _number(getattr(found, part))
-            if metric not in extra:
-                cells[f"{metric}_at_mean"] = _number(row.at_mean.get(metric, math.nan))
-        cells |= {f"{name}_to_target": _number(value) for name, value in row.to_target.items()}
-        cells |= {f"client_{part}": _number(value) for part, value in row.clients.items()}
-        writer.writerow(cells)
-    return out.getvalue()
-
-
-def to_markdown(table: Sequence[Row], baseline: str) -> str:
-    """``table.md``: a table for each setting, best means in bold."""
-    text = ""
-    for setting, part in by_setting(table):
-        header, body = cells(part, baseline, bold=lambda s: f"**{s}**", escape=_markdown)
-        lines = [header, ["---", *("---:" for _ in header[1:])], *body]
-        text += (
-            f"### {_markdown(setting)}\n\n"
-            + "".join(f"| {' | '.join(_bar(c) for c in line)} |\n" for line in lines)
-            + "\n"
-        )
-    return text + _markdown(caption(table, baseline)) + "\n"
-
-
-def to_latex(table: Sequence[Row], baseline: str) -> str:
-    r"""``table.tex``: a table for each setting; needs ``\usepackage{booktabs}``."""
-    text = "% needs \\usepackage{booktabs}\n"
-    for setting, part in by_setting(table):
-        header, body = cells(
-            part, baseline, bold=lambda s: f"\\textbf{{{s}}}", plus_minus=" $\\pm$ ", escape=_tex
-        )  # fmt: skip
-        lines = "".join(f"    {' & '.join(line)} \\\\\n" for line in body)
-        text += (
-            "\\begin{table}\n  \\centering\n"
-            f"  \\caption{{{_tex(setting)}. {_tex(caption(part, baseline))}}}\n"
-            f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n    \\toprule\n"
-            f"    {' & '.join(_tex(name) for name in header)} \\\\\n    \\midrule\n{lines}"
-            "    \\bottomrule\n  \\end{tabular}\n\\end{table}\n"
-        )
-    return text
 
 
 def by_setting(table: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -209,15 +134,15 @@ def cells(
     for row in part:
         line = [escape(row.group.method)]
         for metric in metrics:
-            found = row.metrics[metric]
-            text = spread(metric, found, plus_minus) if math.isfinite(found.mean) else escape("–")
-            line.append(bold(text) if found.best and len(part) > 1 else text)
+            statistic = row.metrics[metric]
+            text = spread(metric, statistic, plus_minus) if math.isfinite(statistic.mean) else escape("–")
+            line.append(bold(text) if statistic.best and len(part) > 1 else text)
         rest = ["baseline" if row.group.method == baseline else short_p(row.metrics[m].p) for m in tested]
-        rest += [_number(row.clients.get(name, math.nan), 4) or "–" for name in clients]
+        rest += [decimal(row.clients.get(name, math.nan), 4) or "–" for name in clients]
         rest += [
             megabytes(row.costs["bytes"]),
             thousands(row.costs["gradients"]),
-            _number(row.costs["seconds"], 3) or "–",
+            decimal(row.costs["seconds"], 3) or "–",
         ]
         rest += [_cost(name, row.to_target[name]) for name in costs]
         failed = f" ({len(row.group.failed)} failed)" if row.group.failed else ""
@@ -253,14 +178,15 @@ def test_of(baseline: str) -> str:
     return f"two-sided paired t-test over seeds against {baseline}"
 
 
-def spread(metric: str, found: Statistic, plus_minus: str = " ± ") -> str:
+def spread(metric: str, statistic: Statistic, plus_minus: str = " ± ") -> str:
     """``91.20 ± 0.31``; ``1.717e+11 ± 2.3e+10`` where decimals say nothing."""
-    if not math.isfinite(found.mean):
+    if not math.isfinite(statistic.mean):
         return "–"
-    text = fixed(found.mean, digits := DIGITS[metric])
-    if not math.isfinite(found.std):
+    text = fixed(statistic.mean, digits := DIGITS[metric])
+    if not math.isfinite(statistic.std):
         return text
-    return text + plus_minus + (f"{found.std:.{digits}f}" if text == f"{found.mean:.{digits}f}" else f"{found.std:.2g}")
+    plain = text == f"{statistic.mean:.{digits}f}"
+    return text + plus_minus + (f"{statistic.std:.{digits}f}" if plain else f"{statistic.std:.2g}")
 
 
 def short_p(p: float) -> str:
@@ -281,7 +207,7 @@ def thousands(value: float) -> str:
 
 
 def _tested(table: Sequence[Row]) -> bool:
-    return any(math.isfinite(found.p) for row in table for found in row.metrics.values())
+    return any(math.isfinite(statistic.p) for row in table for statistic in row.metrics.values())
 
 
 def _unit(name: str) -> str:
@@ -305,24 +231,6 @@ def _is_best(metric: str, mean: float, peers: Sequence[Group]) -> bool:
     return bool(means) and mean == (max if metric in HIGHER_IS_BETTER else min)(means)
 
 
-def _number(value: float, digits: int = 8) -> str:
+def decimal(value: float, digits: int = 8) -> str:
+    """A number with significant digits; nothing where there is none."""
     return f"{value:.{digits}g}" if math.isfinite(value) else ""
-
-
-def _whole(value: float) -> str:
-    return str(round(value)) if math.isfinite(value) else ""
-
-
-def _markdown(text: str) -> str:
-    """Markdown may hold HTML."""
-    return plain_text(text, 2000).replace("<", "&lt;")
-
-
-def _bar(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-    return "".join(special.get(c, c) for c in plain_text(text, 2000))

@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 from omegaconf import OmegaConf
 
 from bayesfed import seeding
-from bayesfed.compare.grid import Options, Run
+from bayesfed.compare.grid import Run
+from bayesfed.compare.options import Options
 from bayesfed.compare.results import HIGHER_IS_BETTER, Trace
 from bayesfed.compare.runner import Outcome, Runner
 from bayesfed.composing import conf_dirs
@@ -68,10 +69,10 @@ def search_space(run: Run) -> Space:
         InputError: nothing is left to search, or an entry is neither an interval nor a choice.
     """
     space: Space = {}
-    given = {override.key_or_group for override in parse(run.overrides)}
+    keys = {override.key_or_group for override in parse(run.overrides)}
     for name in (run.cfg.strategy.name, run.cfg.client.name):
         for key, text in _entries(name).items():
-            if key in given:
+            if key in keys:
                 continue
             (override,) = parse([f"{key}={text}"])
             value = override.value()
@@ -95,7 +96,8 @@ def tune(
 ) -> dict[tuple[str, str], Tuned]:
     """Search ``options.tune`` trials for each setting and method; trials of different methods run side by side.
 
-    A method's proposals depend on nothing but its earlier trials, so a search that was interrupted goes on with the same ones.
+    A method's proposals depend on nothing but its earlier trials, so a search that was interrupted goes on with the
+    same ones.
 
     Args:
         options: trials, their seed and what they are judged by.
@@ -108,7 +110,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     first = {(run.setting, run.method): run for run in reversed(runs)}
     keys = list(dict.fromkeys((run.setting, run.method) for run in runs))
-    found = {key: Tuned(*key) for key in keys}
+    searches = {key: Tuned(*key) for key in keys}
     studies = {key: optuna.create_study(direction="maximize", sampler=_sampler(key, options)) for key in keys}
     for number in range(options.tune):
         proposed: dict[tuple[str, str], tuple[Any, dict[str, str]]] = {}
@@ -120,23 +122,23 @@ def tune(
         for key, outcome in zip(keys, outcomes, strict=True):
             trial, values = proposed[key]
             value = score(outcome, options.tune_for)
-            found[key].trials.append((values, value))
+            searches[key].trials.append((values, value))
             if trial and math.isfinite(value):
                 studies[key].tell(trial, value)
             elif trial:
                 studies[key].tell(trial, state=optuna.trial.TrialState.FAIL)
-    return found
+    return searches
 
 
-def apply(runs: Sequence[Run], found: dict[tuple[str, str], Tuned]) -> list[Run]:
+def apply(runs: Sequence[Run], searches: dict[tuple[str, str], Tuned]) -> list[Run]:
     """The runs with the values that were chosen; without those of methods whose trials all failed."""
-    made = []
+    tuned = []
     for run in runs:
-        best = found[run.setting, run.method].best
+        best = searches[run.setting, run.method].best
         if best is not None:
             overrides = (*run.overrides, *_lines(best[0]))
-            made.append(replace(run, overrides=overrides, cfg=compose_config(overrides)))
-    return made
+            tuned.append(replace(run, overrides=overrides, cfg=compose_config(overrides)))
+    return tuned
 
 
 def score(outcome: Outcome, metric: str) -> float:
@@ -185,8 +187,8 @@ def _lines(values: dict[str, str]) -> list[str]:
 
 def _entries(name: str) -> dict[str, str]:
     path = _file(name)
-    found = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    entries = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
+    return {str(key): str(value) for key, value in entries.items()} if isinstance(entries, dict) else {}
 
 
 def _file(name: str) -> Path | None:

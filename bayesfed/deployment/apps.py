@@ -9,7 +9,8 @@ They read ``Context.run_config``:
 and each SuperNode's ``--node-config``:
 
     partition-id   the client this node is, from 0
-    data-path      its own file or folder (any data group that reads one), all of it this client's; without it, the node loads the
+    data-path      its own file or folder (any data group that reads one), all of it this client's; without it, the node
+    loads the
                    run's data and takes its part of the run's partition
     device         auto, cpu or cuda
     sites          folder for the client's sites; default $BAYESFED_SITES (~/.bayesfed/sites)
@@ -77,9 +78,9 @@ def session_of(context: Context) -> Iterator[Session]:
     from bayesfed.runs.launch import prepare
 
     folder = _root("BAYESFED_RUNS", "runs") / Path(_run(context)).expanduser()
-    given = split(str(context.run_config.get("overrides", "")))
-    keys = [override.key_or_group for override in parse(given)]
-    overrides = [text for text, key in zip(given, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
+    texts = split(str(context.run_config.get("overrides", "")))
+    keys = [override.key_or_group for override in parse(texts)]
+    overrides = [text for text, key in zip(texts, keys, strict=True) if key not in ("resume", "hydra.run.dir")]
     cfg = compose_config([*overrides, "display=false"], str(folder))
     changed = overrides
     if context.run_config.get("resume", False):
@@ -88,7 +89,7 @@ def session_of(context: Context) -> Iterator[Session]:
             cfg.client.schedule_rounds = stored.client.get("schedule_rounds")  # the first start's horizon
         for key, value in stored.items():
             if str(key) not in RESUMABLE and cfg.get(str(key)) != value:
-                fix = "give a run that is to be resumed the overrides it was started with; only rounds, eval, logger may change"
+                fix = "resume a run with the overrides it was started with; only rounds, eval, logger may change"
                 raise InputError(str(key), cfg.get(str(key)), f"the run in {folder} has {value}; {fix}")
         with open_dict(cfg):
             cfg.resume = str(folder)
@@ -118,7 +119,8 @@ def _answered(message: Message, context: Context) -> Message:
         return _served(context).serve(message, context)
     except Exception as error:
         if isinstance(error, InputError) and error.field == "data.path" and error.value is None:
-            fix = "the run's data are each node's own file: name it in --node-config 'partition-id=0 data-path=\"/data/mine.npz\"'"
+            example = "'partition-id=0 data-path=\"/data/mine.npz\"'"
+            fix = f"the run's data are each node's own file: name it in --node-config {example}"
             error = InputError("data-path", None, fix)
         log_whole(message.metadata.message_type, error)
         return error_reply(message, told(error))
@@ -142,8 +144,8 @@ def client_config(context: Context) -> Plain:
 
 def _served(context: Context) -> SimulationApp:
     config = client_config(context)
-    given = context.node_config.get("sites")
-    root = Path(str(given)).expanduser() if given else _root("BAYESFED_SITES", "sites")
+    folder = context.node_config.get("sites")
+    root = Path(str(folder)).expanduser() if folder else _root("BAYESFED_SITES", "sites")
     return _app(json.dumps(config), str(root / experiment_key(config, _run(context))), origins(config))
 
 

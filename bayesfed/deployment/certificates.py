@@ -2,8 +2,8 @@
 
     python -m bayesfed.deployment.certificates DIR --nodes 3 --host superlink --host localhost
 
-For development only: the CA's key lies beside the rest. In production use your own CA, make each SuperNode's key on its own machine
-(``ssh-keygen -t ecdsa -b 384 -N "" -f sn``) and move only the ``.pub`` file.
+For development only: the CA's key lies beside the rest. In production use your own CA, make each SuperNode's key on its
+own machine (``ssh-keygen -t ecdsa -b 384 -N "" -f sn``) and move only the ``.pub`` file.
 """
 
 from __future__ import annotations

@@ -85,10 +85,10 @@ def run_config(overrides: Sequence[str]) -> dict[str, Any]:
     folders = [str(o.value()) for o, key in zip(parsed, keys, strict=True) if key in ("hydra.run.dir", "resume")]
     if len(folders) > 1:
         raise InputError("resume", folders[1], "give either hydra.run.dir (a new run) or resume (one that goes on)")
-    kept = [o for o, key in zip(overrides, keys, strict=True) if key not in ("hydra.run.dir", "resume")]
-    compose_config(kept)
-    compose_config(for_client(kept))
-    return {"overrides": shlex.join(kept), "run-dir": folders[0] if folders else "", "resume": "resume" in keys}
+    rest = [o for o, key in zip(overrides, keys, strict=True) if key not in ("hydra.run.dir", "resume")]
+    compose_config(rest)
+    compose_config(for_client(rest))
+    return {"overrides": shlex.join(rest), "run-dir": folders[0] if folders else "", "resume": "resume" in keys}
 
 
 def _flwr(*args: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
@@ -100,7 +100,7 @@ def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON object among the lines a command printed; {} if there is none."""
     start = done.stdout.find("{")
     try:
-        found = json.loads(done.stdout[start:]) if start >= 0 else {}
+        answer = json.loads(done.stdout[start:]) if start >= 0 else {}
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return answer if isinstance(answer, dict) else {}

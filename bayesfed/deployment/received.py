@@ -35,7 +35,7 @@ def for_client(overrides: Sequence[str]) -> list[str]:
     Raises:
         InputError: an override would name a class or a search path, or replace a group by values of its own.
     """
-    kept = []
+    taken = []
     for override, text in zip(parse(overrides), overrides, strict=True):
         key = override.key_or_group
         leaf = key.rpartition(".")[2]
@@ -47,8 +47,8 @@ def for_client(overrides: Sequence[str]) -> list[str]:
             raise InputError(key, text.partition("=")[2], "a client resolves no references")
         top = key.partition(".")[0]
         if key != "data.path" and (top not in SERVER_ONLY or top == "rounds" or key == "eval.validation"):
-            kept.append(text)
-    return kept
+            taken.append(text)
+    return taken
 
 
 def _holds_mapping(value: object) -> bool:

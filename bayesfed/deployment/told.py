@@ -21,8 +21,8 @@ FIELDS = {*GROUPS, *ARRAYS, *NODE_OPTIONS, *(field.name for field in fields(RunS
 def told(error: Exception) -> str:
     """The reason that leaves the node: an exception's text may hold paths, names, rows and labels of the node's data.
 
-    Told are the text of a ``BadMessage``, which is about what the *server* sent or the client's own answer, the field of an
-    ``InputError``, without its value, if it is a key of ours, and otherwise the exception's class.
+    Told are the text of a ``BadMessage``, which is about what the *server* sent or the client's own answer, the field
+    of an ``InputError``, without its value, if it is a key of ours, and otherwise the exception's class.
     """
     kind = type(error).__name__
     if type(error) in (BadMessage, Diverged):

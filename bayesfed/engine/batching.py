@@ -1,9 +1,9 @@
 """How many clients are trained side by side: ``engine.clients_per_batch``, and which ones.
 
-Side by side a client's result agrees with that of one client alone to rounding, not to the bit, and the last bits depend on the
-batch it was in. So batches are made of clients that follow each other in the order of partition ids, before anything is
-known about workers; and nothing is batched unasked where runs are promised to be equal to the bit on all engines: on a CPU with fewer
-than 64 clients in a round.
+Side by side a client's result agrees with that of one client alone to rounding, not to the bit, and the last bits
+depend on the batch it was in. So batches are made of clients that follow each other in the order of partition ids,
+before anything is known about workers; and nothing is batched unasked where runs are promised to be equal to the bit on
+all engines: on a CPU with fewer than 64 clients in a round.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def clients_per_batch(requested: int | None, device: torch.device, num_params: i
 def batch_of(session: Session, requested: int | None, device: torch.device | None = None) -> int:
     """:func:`clients_per_batch` for a run: 1 if its solver has no way to batch.
 
-    On a CPU, models with convolutions are batched on request only: with mini-batches of 128 they are slower side by side.
+    On a CPU, models with convolutions are batched on request only: with mini-batches of 128 they are slower side by
+    side.
 
     Args:
         session: the run.

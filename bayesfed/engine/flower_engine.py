@@ -69,8 +69,9 @@ class FlowerEngine:
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
-        kept = tuple(fd for fd in (session.directory.lock,) if fd >= 0)  # locked as long as either of the two lives
-        child = subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=kept)
+        lock = session.directory.lock
+        descriptors = (lock,) if lock >= 0 else ()  # locked as long as either of the two lives
+        child = subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=descriptors)
         try:
             code = child.wait()
         except BaseException:

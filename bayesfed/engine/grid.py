@@ -30,7 +30,8 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Deliver ``messages``, yield the replies in the order of completion until all are in or ``timeout`` seconds passed."""
+        """Deliver ``messages``, yield the replies in the order of completion until all are in or ``timeout`` seconds
+        passed."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All replies, as a list."""

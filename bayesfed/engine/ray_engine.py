@@ -25,7 +25,8 @@ class RayEngine:
     """``engine=ray``.
 
     Args:
-        num_workers: actors; None is one per core that this process may use, or as many as the GPUs allow if ``num_gpus`` > 0.
+        num_workers: actors; None is one per core that this process may use, or as many as the GPUs allow if
+            ``num_gpus`` > 0.
         num_gpus: GPU share of each actor, e.g. 0.5.
         address: an existing cluster (``auto``, ``host:port`` or ``ray://host:port``); None starts Ray on this machine.
         clients_per_batch: clients trained side by side; None chooses (:mod:`bayesfed.engine.batching`).
@@ -63,7 +64,8 @@ class RayEngine:
             grid.close()
 
     def connect(self) -> None:
-        """Start Ray or join the cluster, once per process (a job of a sweep that wants more workers starts its own Ray anew)."""
+        """Start Ray or join the cluster, once per process (a job of a sweep that wants more workers starts its own Ray
+        anew)."""
         if ray.is_initialized():
             if not (RayEngine._started and (self.num_workers or 0) > ray.cluster_resources().get("CPU", 0)):
                 return

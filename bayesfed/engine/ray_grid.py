@@ -44,7 +44,8 @@ class Call:
     sent: float = field(default_factory=time.monotonic)
 
     def occupied(self, messages: int, answered: dict[int, float]) -> None:
-        """Tell the profiler how long the worker had these messages: since they were sent, or since its last answer if that is later."""
+        """Tell the profiler how long the worker had these messages: since they were sent, or since its last answer if
+        that is later."""
         now = time.monotonic()
         seconds = now - max(self.sent, answered.get(self.worker, 0.0))
         answered[self.worker] = now
@@ -54,8 +55,8 @@ class Call:
 def unit_sizes(messages: int, size: int, workers: int, whole: bool) -> list[int]:
     """How many messages each unit of work has: ``size``, and single ones at the end, at least ``size`` for each worker.
 
-    The workers would otherwise wait for the one that has the last unit. A group of which each reply comes on its own is summed by the server,
-    to the same bits.
+    The workers would otherwise wait for the one that has the last unit. A group of which each reply comes on its own is
+    summed by the server, to the same bits.
 
     Args:
         messages: in all.
@@ -72,12 +73,12 @@ def unit_sizes(messages: int, size: int, workers: int, whole: bool) -> list[int]
 class RayGrid(LocalGrid):
     """A Flower ``Grid`` over resident Ray actors.
 
-    Arrays that several messages share are put into the object store once a round, and read there without a copy. A unit of work
-    is one message, or a group whose replies the worker sums (if the app offers ``fold``), or some clients trained side by side
-    (see :func:`unit_sizes`). Units go
-    out longest first by the time they took before (:class:`bayesfed.engine.ray_schedule.Schedule`); any worker can serve any
-    client, because the state of a client is in the site store. Units whose worker dies are given to another one (solving a
-    round again gives the same site and the same reply).
+    Arrays that several messages share are put into the object store once a round, and read there without a copy. A unit
+    of work is one message, or a group whose replies the worker sums (if the app offers ``fold``), or some clients
+    trained side by side (see :func:`unit_sizes`). Units go
+    out longest first by the time they took before (:class:`bayesfed.engine.ray_schedule.Schedule`); any worker can
+    serve any client, because the state of a client is in the site store. Units whose worker dies are given to another
+    one (solving a round again gives the same site and the same reply).
 
     Args:
         build: makes the ClientApp, once in each worker; picklable.
@@ -113,7 +114,8 @@ class RayGrid(LocalGrid):
         self._deaths = 0  # of workers since the last answer
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None, fold: int = 1) -> Iterator[Message]:
-        """Deliver ``messages``, yield the replies (sums of ``fold`` of them) as they come until all are in or time is up."""
+        """Deliver ``messages``, yield the replies (sums of ``fold`` of them) as they come until all are in or time is
+        up."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._abandon()
         requests = list(messages)
@@ -168,7 +170,8 @@ class RayGrid(LocalGrid):
     # -- details ------------------------------------------------------------------------------------------------------
 
     def _hand_out(self, schedule: Schedule, tasks: list[list[Task]], fold: int, free: deque[int]) -> None:
-        """Give every free worker a call, and a second one if the first is short or the others have enough to do until both are done.
+        """Give every free worker a call, and a second one if the first is short or the others have enough to do until
+        both are done.
 
         A worker with one call waits for the server between calls.
         """

@@ -15,9 +15,9 @@ LOOK_AHEAD = 2048  # units looked at for the longest
 class Schedule:
     """Units of one round, handed out longest first within a window that bounds how many answers have to wait.
 
-    The server consumes answers in the order of units. A unit is handed out only if it lies less than ``window`` units after the
-    oldest that is not done, so however unequal the clients are, at most that many answers are kept. Short units go out
-    together, in order.
+    The server consumes answers in the order of units. A unit is handed out only if it lies less than ``window`` units
+    after the oldest that is not done, so however unequal the clients are, at most that many answers are kept. Short
+    units go out together, in order.
 
     Args:
         seconds: expected time of each unit; infinite where nothing is known (such units go first).
@@ -60,7 +60,8 @@ class Schedule:
     def outlasts(self, seconds: float) -> bool:
         """Whether what may be handed out now keeps all other workers busy for ``seconds``.
 
-        A worker may then have as much in hand without delaying the end of the round, or of the window. Where nothing is known about units
+        A worker may then have as much in hand without delaying the end of the round, or of the window. Where nothing is
+        known about units
         they count as equal: two for each worker are enough.
         """
         self._open()

@@ -31,15 +31,16 @@ def share_memory() -> None:
 
     def array(values: Any) -> Array:
         dtype, shape, stype, data = values
-        made = Array(dtype, shape, stype, b"")
-        made.data = data.data
-        return made
+        array = Array(dtype, shape, stype, b"")
+        array.data = data.data
+        return array
 
     ray.util.register_serializer(Array, serializer=parts, deserializer=array)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault per 4 KiB.
+    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault
+    per 4 KiB.
 
     A quarter of the processor time of a round with a million parameters. Does nothing where there is no glibc.
     """

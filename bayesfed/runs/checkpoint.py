@@ -32,7 +32,8 @@ class Checkpoint:
     Attributes:
         round: last finished round.
         tensors: posterior (``posterior.*``) and the strategy's sums.
-        state: plain values: which client's reply was accepted when, also as of the checkpoint before (``durable``), totals.
+        state: plain values: which client's reply was accepted when, also as of the checkpoint before (``durable``),
+            totals.
     """
 
     round: int
@@ -67,7 +68,8 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path, last: int | None = None) -> Checkpoint:
-        """The newest readable checkpoint: one that is cut off or whose checksum is wrong is passed over, with a warning.
+        """The newest readable checkpoint: one that is cut off or whose checksum is wrong is passed over, with a
+        warning.
 
         Args:
             folder: of the checkpoints.
@@ -79,15 +81,15 @@ class Checkpoint:
         faults = []
         for path in reversed(_files(folder)):
             try:
-                found = cls._read(path)
-                if last is not None and found.round > last:
+                checkpoint = cls._read(path)
+                if last is not None and checkpoint.round > last:
                     raise ValueError(f"rounds.jsonl lacks round {last + 1}")
             except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
                 faults.append(f"{path.name} is not used: {plain_text(error)}")
                 continue
             for fault in faults:
                 log.warning("checkpoint %s", fault)
-            return found
+            return checkpoint
         fix = "; ".join(["has no readable checkpoint", *faults, "start the run anew in another folder"])
         raise InputError("resume", folder.parent, fix)
 
@@ -104,5 +106,5 @@ class Checkpoint:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("server-")))
+    files = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(files, key=lambda path: int(path.stem.removeprefix("server-")))

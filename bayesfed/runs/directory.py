@@ -37,7 +37,8 @@ class RunDirectory:
     Attributes:
         path: the folder; holds ``config.yaml``, ``rounds.jsonl``, ``clients.jsonl``, ``summary.json``,
             ``posterior.safetensors``, ``checkpoint/`` and ``figures/``.
-        lock: descriptor of the lock file (:func:`bayesfed.lock.alone`), for child processes to inherit; -1 = not locked.
+        lock: descriptor of the lock file (:func:`bayesfed.lock.alone`), for child processes to inherit; -1 = not
+            locked.
     """
 
     def __init__(self, path: Path | str):
@@ -94,8 +95,8 @@ class RunDirectory:
     @property
     def fresh(self) -> bool:
         """Whether the run ended before it left anything to go on with, or to lose: it begins again with round 0."""
-        kept = any(self.checkpoints.glob("server-*.safetensors")) or os.path.lexists(self.posterior_path)
-        return not kept and all(line["round"] < 1 for line in self.rounds())
+        results = any(self.checkpoints.glob("server-*.safetensors")) or os.path.lexists(self.posterior_path)
+        return not results and all(line["round"] < 1 for line in self.rounds())
 
     @property
     def resumable(self) -> bool:
@@ -142,16 +143,16 @@ class RunDirectory:
             raise damaged(self.config_path, "it is cut off")
         try:
             cfg = OmegaConf.create(text)
-            found = OmegaConf.to_container(cfg, resolve=True)
+            values = OmegaConf.to_container(cfg, resolve=True)
         except (YAMLError, OmegaConfBaseException, *MALFORMED) as error:
             raise damaged(self.config_path, plain_text(str(error).splitlines()[0])) from error
-        if not isinstance(found, dict):
+        if not isinstance(values, dict):
             raise damaged(self.config_path, "it holds no settings")
         for group in GROUPS:
             for key in ("name", "_target_"):
-                if not isinstance(found.get(group), dict) or not isinstance(found[group].get(key), str):
+                if not isinstance(values.get(group), dict) or not isinstance(values[group].get(key), str):
                     raise damaged(self.config_path, f"{group}.{key} is missing")
-        if not is_a(found.get("rounds"), int):
+        if not is_a(values.get("rounds"), int):
             raise damaged(self.config_path, "rounds is not a whole number")
         assert isinstance(cfg, DictConfig)
         return cfg
@@ -197,13 +198,13 @@ class RunDirectory:
         Raises:
             InputError: it is damaged.
         """
-        found = read_json(self.path / "summary.json")
+        summary = read_json(self.path / "summary.json")
         for key, kind in {"method": str, "status": str, "rounds": int}.items():
-            if found and not is_a(found.get(key), kind):
+            if summary and not is_a(summary.get(key), kind):
                 raise damaged(self.path / "summary.json", f"'{key}' is no {kind.__name__}")
-        if wrong := no_number(found):
+        if wrong := no_number(summary):
             raise damaged(self.path / "summary.json", f"'{plain_text(wrong)}' is no number")
-        return found
+        return summary
 
     def deployment(self) -> dict[str, Any] | None:
         """``deployment.json``; None = the run was not deployed.
@@ -211,15 +212,15 @@ class RunDirectory:
         Raises:
             InputError: it is damaged.
         """
-        found = read_json(self.path / "deployment.json")
-        overrides = found.get("overrides")
-        if found and not (
-            isinstance(found.get("run_dir"), str)
+        deployment = read_json(self.path / "deployment.json")
+        overrides = deployment.get("overrides")
+        if deployment and not (
+            isinstance(deployment.get("run_dir"), str)
             and isinstance(overrides, list)
             and all(isinstance(text, str) for text in overrides)
         ):
             raise damaged(self.path / "deployment.json", "needs run_dir and overrides")
-        return found or None
+        return deployment or None
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one line to ``name``.jsonl."""
@@ -239,8 +240,8 @@ class RunDirectory:
         """Drop the lines of later rounds (a resumed run writes them again)."""
         self.close()
         path = self.path / f"{name}.jsonl"
-        kept = [line for line in self.lines(name) if line["round"] <= last_round]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+        records = [line for line in self.lines(name) if line["round"] <= last_round]
+        text = "".join(json.dumps(record) + "\n" for record in records)
         if os.path.isfile(path) and path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 

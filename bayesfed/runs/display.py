@@ -235,15 +235,16 @@ class Fitted:
 
 
 def fixed(value: float, digits: int) -> str:
-    """``value`` with ``digits`` decimals; with four significant digits where that gave a long row of them, or zeros only."""
+    """``value`` with ``digits`` decimals; with four significant digits where that gave a long row of them, or zeros
+    only."""
     size = abs(value)
     return f"{value:.4g}" if size >= LARGE or 0 < size < 0.5 * 10.0**-digits else f"{value:.{digits}f}"
 
 
 def console() -> Console:
     """Standard output for tables: as wide as a terminal, or as wide as the tables where nobody looks at one."""
-    found = Console()
-    return found if found.is_terminal else Console(width=UNLIMITED)
+    output = Console()
+    return output if output.is_terminal else Console(width=UNLIMITED)
 
 
 def is_interactive() -> bool:

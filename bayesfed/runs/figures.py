@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from bayesfed.foreign import plain_text
 from bayesfed.runs.directory import RunDirectory
+from bayesfed.runs.labels import name_ticks
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
 
 # Okabe and Ito's palette, told apart with any colour vision; mean and Bayes also differ in line style
@@ -28,7 +25,6 @@ NAMES = {"mean": "at the posterior mean", "bayes": "Bayesian model average"}
 LINES = {"mean": "--", "bayes": "-"}
 GREY = "#555555"
 MARKERS_UP_TO = 30  # rounds
-MOST_NAMES = 40  # at the ticks of an axis; more get numbers
 DPI = 150
 
 
@@ -154,14 +150,6 @@ def label_distribution(
     return figure
 
 
-def name_ticks(axis: Axis, names: Sequence[str] | None, *, rotated: bool = False) -> None:
-    """Names at positions 0..n-1 of an axis, cut to 16 characters, where there are any and they can be read."""
-    if names is not None and len(names) <= MOST_NAMES:
-        texts = [label(name, 16) for name in names]
-        long = rotated and max(map(len, texts)) * len(texts) > 60
-        axis.set_ticks(range(len(texts)), texts, rotation=90 if long else 0)
-
-
 def reliability_diagram(reliability: dict[str, Any]) -> Figure:
     """Accuracy against confidence per bin, over the number of examples in each bin."""
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
@@ -236,21 +224,6 @@ def precision_figure(rounds: Sequence[dict[str, Any]], final: np.ndarray | None)
         axes[-1].xaxis.set_major_locator(_whole_numbers())
         axes[-1].yaxis.set_major_locator(_whole_numbers())
     return figure
-
-
-def label(text: object, limit: int = 32, width: int | None = None) -> str:
-    """Somebody's ``text`` as a label: at most ``limit`` characters, its middle left out, in lines of ``width`` characters.
-
-    No mathematics between dollars. Characters that the font lacks would be equal boxes; they stand as escapes.
-    """
-    font = get_font(findfont(FontProperties()))
-    whole = plain_text(text, 10_000)
-    whole = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode("ascii") for c in whole)
-    if len(whole) > limit:
-        head = (2 * limit) // 3
-        whole = f"{whole[:head]}…{whole[head + 1 - limit :]}"
-    lines = wrap(whole, width) if width is not None else [whole]
-    return "\n".join(lines).replace("$", r"\$")
 
 
 def series(rounds: Sequence[dict[str, Any]], key: str, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from bayesfed.profiling import Node
-from bayesfed.runs.figures import label
+from bayesfed.runs.labels import label
 from bayesfed.runs.profile import CATEGORY_OF, IDLE, LABELS
 
-# Paul Tol's muted palette, told apart with any colour vision; waiting and what has no category are grey, idle is hatched
+# Paul Tol's muted palette, told apart with any colour vision; waiting and what has no category are grey, idle is
+# hatched
 COLOURS = {
     "start-up": "#777777",
     "data": "#DDCC77",

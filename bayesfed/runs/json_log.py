@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 class JsonLog(Handler):
-    """Appends ``{"time", "level", "logger", "message"}`` for each record to ``path``; a full disk does not end the run."""
+    """Appends ``{"time", "level", "logger", "message"}`` for each record to ``path``; a full disk does not end the
+    run."""
 
     def __init__(self, path: Path):
         super().__init__()

@@ -54,7 +54,8 @@ class RunResult:
 
 
 def run(overrides: Sequence[str] = ()) -> RunResult:
-    """Run a federated simulation; one at a time in a process: runs in several threads go one after the other, to the same bits.
+    """Run a federated simulation; one at a time in a process: runs in several threads go one after the other, to the
+    same bits.
 
     Args:
         overrides: Hydra overrides, as on the command line: ``["experiment=digits_het10", "seed=1"]``.
@@ -96,8 +97,8 @@ def prepare(cfg: DictConfig, overrides: Sequence[str], patience: float = 0.0) ->
     directory until the context ends; an error in it is the ``reason`` in ``summary.json``.
 
     Raises:
-        InputError: bad data, a used directory, one where another process is at work, or a run that has gone further than it is
-            asked to.
+        InputError: bad data, a used directory, one where another process is at work, or a run that has gone further
+            than it is asked to.
     """
     new = cfg.resume is None
     fresh = Session(cfg) if new else None  # bad data leaves no directory
@@ -173,8 +174,8 @@ def resumed_config(directory: RunDirectory, cfg: DictConfig, overrides: Sequence
         raise damaged(directory.config_path, reason_of(error)) from error
     if stored.rounds < before:
         fix = (
-            f"can only grow when resuming, and this run was started for {before}; leave rounds out, and interrupt the run (Ctrl-C) "
-            "where it may end: posterior and summary are kept"
+            f"can only grow when resuming, and this run was started for {before}; leave rounds out, and "
+            "interrupt the run (Ctrl-C) where it may end: posterior and summary are kept"
         )
         raise InputError("rounds", stored.rounds, fix)
     return stored

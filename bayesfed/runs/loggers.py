@@ -20,8 +20,8 @@ from bayesfed.runs.directory import RunDirectory
 
 PATIENCE = 30.0  # seconds that wandb may take to start (90 by default)
 _VARIABLES = {
-    "project": "WANDB_PROJECT", "group": "WANDB_RUN_GROUP", "name": "WANDB_NAME", "id": "WANDB_RUN_ID", "dir": "WANDB_DIR",
-    "mode": "WANDB_MODE",
+    "project": "WANDB_PROJECT", "group": "WANDB_RUN_GROUP", "name": "WANDB_NAME", "id": "WANDB_RUN_ID",
+    "dir": "WANDB_DIR", "mode": "WANDB_MODE",
 }  # fmt: skip
 
 log = getLogger("bayesfed")
@@ -76,7 +76,8 @@ class Guarded(NoLogger):
 
 
 class WandbLogger(NoLogger):
-    """Weights & Biases: offline without an API key, into the run directory; wandb's own environment variables hold where a key here is null.
+    """Weights & Biases: offline without an API key, into the run directory; wandb's own environment variables hold
+    where a key here is null.
 
     The jobs of a sweep are named after what was swept over, and grouped by the sweep's folder.
 
@@ -123,7 +124,8 @@ class WandbLogger(NoLogger):
                 self.log(record)
 
     def _arguments(self, run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
-        """Those of ``wandb.init``: what the user set, else nothing where an environment variable says it, else our defaults."""
+        """Those of ``wandb.init``: what the user set, else nothing where an environment variable says it, else our
+        defaults."""
         id_file = run_dir / "wandb" / "id"
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.exists():
@@ -131,7 +133,8 @@ class WandbLogger(NoLogger):
         name, group = sweep_job(run_dir, config)
         mode = None if _has_key() else "offline"
         ours = {
-            "project": "bayesfed", "group": group, "name": name, "id": id_file.read_text(), "dir": str(run_dir), "mode": mode,
+            "project": "bayesfed", "group": group, "name": name, "id": id_file.read_text(),
+            "dir": str(run_dir), "mode": mode,
         }  # fmt: skip
         chosen: dict[str, Any] = {key: None if _VARIABLES[key] in os.environ else value for key, value in ours.items()}
         chosen |= {key: value for key, value in self.settings.items() if value is not None}
@@ -158,7 +161,8 @@ class WandbLogger(NoLogger):
 
 
 def sweep_job(run_dir: Path, config: dict[str, Any]) -> tuple[str, str | None]:
-    """A run's name and group: in a sweep its number with what was swept over (``3 seed=2,strategy=fedavg``), and the sweep's folder."""
+    """A run's name and group: in a sweep its number with what was swept over (``3 seed=2,strategy=fedavg``), and the
+    sweep's folder."""
     file = run_dir.parent / "multirun.yaml"  # Hydra's
     if not file.is_file():
         return run_dir.name, None

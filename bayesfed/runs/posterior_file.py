@@ -1,9 +1,9 @@
 """``posterior.safetensors``: the posterior of a run with all that is needed to build its model again.
 
-Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the model has frozen
-parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model`` (as
-``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON because safetensors writes several metadata
-keys in random order; so equal posteriors are equal files.
+Tensors ``mean`` and ``precision``, and those that make up the family where they are others; ``fixed.NAME``, where the
+model has frozen parameters or buffers; one metadata key, ``bayesfed``, with JSON: ``family``, ``format`` and ``model``
+(as ``Problem.description()``), and ``xxh3``, a checksum of it all. Everything goes into one key with sorted JSON
+because safetensors writes several metadata keys in random order; so equal posteriors are equal files.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def save_posterior(
     path = Path(path)
     metadata = {"family": posterior.name, "format": FORMAT, "model": model_description}
     # clones, because safetensors refuses tensors that share memory (views of one message buffer)
-    kept = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
-    kept |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
-    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in kept.items()}
+    values = {"mean": posterior.mean, "precision": posterior.precision, **posterior.arrays()}
+    values |= {f"{FIXED}{name}": value for name, value in (fixed or {}).items()}
+    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in values.items()}
     metadata[XXH3] = checksum(tensors, json.dumps(metadata, sort_keys=True), XXH3)
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")

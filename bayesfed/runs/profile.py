@@ -64,25 +64,25 @@ def categories(tree: Node) -> dict[str, Node]:
 
     A span's own time belongs to the nearest span around it (itself included) that ``CATEGORY_OF`` knows.
     """
-    found: dict[str, Node] = {}
+    categories: dict[str, Node] = {}
 
     def visit(node: Node, name: str, around: str) -> None:
         category = CATEGORY_OF.get(name, around)
         entered = 0 if category == around else node.calls
-        found.setdefault(category, Node()).add(node.own, entered)
+        categories.setdefault(category, Node()).add(node.own, entered)
         for child_name, child in node.children.items():
             visit(child, child_name, category)
 
     visit(tree, "", "other")
-    return {name: found[name] for name in LABELS if name in found}
+    return {name: categories[name] for name in LABELS if name in categories}
 
 
 class RunProfile:
     """Collects the profile of a run while it is served, if the process records one; else nothing.
 
     The server's side is the process's tree of spans; its start-up is all that came before. The clients' side comes with
-    their replies, whatever the engine. A client's time counts once its reply was accepted; what a refused or lost reply took
-    comes with the next one of the same process, or is idle time if there is none.
+    their replies, whatever the engine. A client's time counts once its reply was accepted; what a refused or lost reply
+    took comes with the next one of the same process, or is idle time if there is none.
 
     Args:
         engine: name, for the record.
@@ -131,7 +131,8 @@ class RunProfile:
 
 
 def _workers(occupied: Occupied, processes: Mapping[int, Worker], declared: int) -> list[Worker]:
-    """One entry a worker: as the engine saw them, else the processes that the replies name; then those never heard of."""
+    """One entry a worker: as the engine saw them, else the processes that the replies name; then those never heard
+    of."""
     seen: dict[int, Worker] = {}
     for (place, kind), node in sorted(occupied.items()):
         worker = seen.setdefault(place, Worker())
@@ -187,7 +188,7 @@ def load_profile(run_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-# -- the table --------------------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def table(profile: Mapping[str, Any]) -> Table:

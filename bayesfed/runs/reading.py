@@ -59,12 +59,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        found = {} if text is None else json.loads(text)
+        value = {} if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise damaged(path, "it is not JSON") from error
-    if not isinstance(found, dict) or (text is not None and not found):
+    if not isinstance(value, dict) or (text is not None and not value):
         raise damaged(path, "it holds no object")
-    return found
+    return value
 
 
 def damaged(path: Path, fault: str) -> InputError:

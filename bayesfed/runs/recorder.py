@@ -66,7 +66,7 @@ class Recorder:
         """Of the file or folder that ``data.path`` names; None if it names none."""
         return data_digest(self.cfg.data.get("path"))
 
-    # -- callbacks ------------------------------------------------------------------------------------------------------
+    # -- callbacks -----------------------------------------------------------------------------------------------------
 
     def start_clock(self) -> None:
         """The next round's time counts from here."""
@@ -131,7 +131,7 @@ class Recorder:
                 "round %d of %d: %d of %d clients replied, %.1f s", round, self.cfg.rounds, replied, sampled, seconds
             )
 
-    # -- what is kept ---------------------------------------------------------------------------------------------------
+    # -- what is kept --------------------------------------------------------------------------------------------------
 
     def save_posterior(self) -> None:
         """Write ``posterior.safetensors``."""

@@ -112,7 +112,8 @@ class Session:
         except InputError:
             raise
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            fix = f"its checkpoint doesn't fit its config.yaml ({type(error).__name__}: {plain_text(error)}); start a new run"
+            reason = f"{type(error).__name__}: {plain_text(error)}"
+            fix = f"its checkpoint doesn't fit its config.yaml ({reason}); start a new run"
             raise InputError("resume", directory.path, fix) from error
 
     def client_app(self):
@@ -135,7 +136,8 @@ class Session:
         Raises:
             KeyboardInterrupt, Exception: what ended the run early, after the summary was written.
         """
-        title = f"{self.cfg.strategy.name} ({self.strategy.family}) · {self.problem_name} · {self.num_parameters:,} parameters"
+        method = f"{self.cfg.strategy.name} ({self.strategy.family})"
+        title = f"{method} · {self.problem_name} · {self.num_parameters:,} parameters"
         status, shown = "failed", _Shown()
         started = time.perf_counter()
         structured = JsonLog(self.directory.path / "log.jsonl")
@@ -213,7 +215,7 @@ class Session:
         """Whether all rounds were done, and the run ended, before this session."""
         return self.round >= self.cfg.rounds and self.directory.summary().get("status") == "finished"
 
-    # -- results ------------------------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------------
 
     @property
     def problem_name(self) -> str:
@@ -258,7 +260,8 @@ def status_after(error: BaseException) -> str:
 
 
 def resume_session(path: Path) -> Session:
-    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (for child processes of the one that locked it)."""
+    """A session that goes on with the run in ``path`` as its ``config.yaml`` says (for child processes of the one that
+    locked it)."""
     directory = RunDirectory.open(path)
     session = Session(directory.config())
     session.open(directory, resumed=True)

@@ -189,8 +189,8 @@ def listing(folder: Path) -> Table:
         fix = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read ({reason(error)})"
         raise InputError("folder", folder, f"{fix}; name the folder that holds run directories") from error
     table = Table(Column("run", overflow="fold"), "method", "data", "status", "rounds", "checkpoint")
-    found = {entry.parent for name in ("config.yaml", "rounds.jsonl") for entry in folder.rglob(name)}
-    for path in sorted(found):
+    folders = {entry.parent for name in ("config.yaml", "rounds.jsonl") for entry in folder.rglob(name)}
+    for path in sorted(folders):
         if len(MARKS.intersection(entry.name for entry in path.iterdir())) < 2:  # somebody else's config.yaml
             continue
         name = Text(plain_text(path.relative_to(folder), LONG))

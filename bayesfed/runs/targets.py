@@ -9,8 +9,8 @@ from typing import Any
 def prediction(rounds: Sequence[dict[str, Any]], metric: str) -> str:
     """Which prediction stands for a run in ``metric``: ``bayes``, the model average, or ``mean``, the posterior mean's.
 
-    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a precision nobody learned
-    says nothing about the method).
+    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a
+    precision nobody learned says nothing about the method).
 
     Args:
         rounds: ``rounds.jsonl``.
@@ -26,44 +26,47 @@ def learned_precision(rounds: Sequence[dict[str, Any]]) -> bool:
 
 
 def to_targets(rounds: Sequence[dict[str, Any]], targets: Sequence[float]) -> dict[str, float | None]:
-    """``to_target/80/rounds``, ``.../bytes``, ``.../gradients``, ``.../seconds`` until an accuracy was reached first; None if never.
+    """``to_target/80/rounds``, ``.../bytes``, ``.../gradients``, ``.../seconds`` until an accuracy was reached first;
+    None if never.
 
     Args:
         rounds: ``rounds.jsonl``; :func:`prediction` says which accuracy counts.
         targets: accuracies in percent.
     """
     kind = prediction(rounds, "accuracy")
-    found: dict[str, float | None] = {}
+    costs: dict[str, float | None] = {}
     for target in targets:
         name, sent = f"to_target/{target:g}", 0.0
-        found |= dict.fromkeys(f"{name}/{cost}" for cost in ("rounds", "bytes", "gradients", "seconds"))
+        costs |= dict.fromkeys(f"{name}/{cost}" for cost in ("rounds", "bytes", "gradients", "seconds"))
         for record in rounds:
             sent += (record.get("bytes/down") or 0) + (record.get("bytes/up") or 0)
             accuracy = record.get(f"{kind}/accuracy")
             if accuracy is not None and accuracy >= target:
-                found |= {
+                costs |= {
                     f"{name}/rounds": record["round"],
                     f"{name}/bytes": sent,
                     f"{name}/gradients": record.get("gradients/total"),
                     f"{name}/seconds": record.get("seconds/total"),
                 }
                 break
-    return found
+    return costs
 
 
 def worse_than_start(rounds: Sequence[dict[str, Any]]) -> str:
-    """What to say of a run whose posterior mean predicts worse after the last round than before the first; "" of others."""
+    """What to say of a run whose posterior mean predicts worse after the last round than before the first; "" of
+    others."""
     known = [value for record in rounds if (value := record.get("mean/nll")) is not None]
     if len(known) < 2 or rounds[-1].get("mean/nll") is None or not known[-1] > known[0]:
         return ""
     return (
-        f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: try a smaller client.lr or, with IVON, "
-        "client.clip_radius=1; standardised inputs and targets"
+        f"the NLL at the mean ended at {known[-1]:.4g}, worse than the {known[0]:.4g} before training: "
+        "try a smaller client.lr or, with IVON, client.clip_radius=1; standardised inputs and targets"
     )
 
 
 def outcome(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What ``summary.json`` says of the rounds: the last one's values, ``last3/...`` (mean), ``best/...`` and ``total/...``."""
+    """What ``summary.json`` says of the rounds: the last one's values, ``last3/...`` (mean), ``best/...`` and
+    ``total/...``."""
     last = rounds[-1] if rounds else {}
     summary: dict[str, Any] = {}
     for key in (key for key in last if key.startswith(("mean/", "bayes/"))):

@@ -41,8 +41,8 @@ HEADERS = {
 def partition(args: Sequence[str]) -> Path:
     """Split the data as ``bayesfed run`` with the same overrides would, and write what that looks like.
 
-    Writes ``clients.csv``, ``partition.json`` and pictures into ``out`` (default: a new folder under ``runs/partition``), and prints a
-    summary.
+    Writes ``clients.csv``, ``partition.json`` and pictures into ``out`` (default: a new folder under
+    ``runs/partition``), and prints a summary.
 
     Raises:
         InputError: bad configuration or data, or a folder with other files.
@@ -59,10 +59,10 @@ def partition(args: Sequence[str]) -> Path:
     note_unused_partition(cfg, problem)
     records = client_records(problem, System.of(config.get("system")), cfg.seed)
     summary = overview(records)
-    kept = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
+    settings = {key: config[key] for key in ("seed", "data", "partition", "shift", "system")}
     counts = None if problem.label_counts is None else problem.label_counts.tolist()
-    found = {"summary": summary, "clients": records, "label_counts": counts, "config": kept}
-    text = json.dumps(found if problem.classes is None else {**found, "classes": problem.classes}, indent=2)
+    record = {"summary": summary, "clients": records, "label_counts": counts, "config": settings}
+    text = json.dumps(record if problem.classes is None else {**record, "classes": problem.classes}, indent=2)
     with alone(folder, "out"):
         try:
             write_text(folder / MARK, text + "\n")
@@ -102,8 +102,9 @@ def _text(name: str, value: Any) -> str:
 
 def _told(summary: dict[str, float]) -> str:
     lines = [
-        f"{summary['clients']:,} clients, {summary['examples']:,} examples: {summary['smallest']:,} to {summary['largest']:,} a client, "
-        f"median {summary['median']:,.0f}, Gini coefficient of the sizes {summary['size_gini']:.2f}"
+        f"{summary['clients']:,} clients, {summary['examples']:,} examples: "
+        f"{summary['smallest']:,} to {summary['largest']:,} a client, median {summary['median']:,.0f}, "
+        f"Gini coefficient of the sizes {summary['size_gini']:.2f}"
     ]
     if "mean_distance" in summary:
         lines.append(

@@ -14,7 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from bayesfed.problem import Examples, Problem
-from bayesfed.runs.figures import DPI, label, label_distribution, name_ticks
+from bayesfed.runs.figures import DPI, label_distribution
+from bayesfed.runs.labels import label, name_ticks
 from bayesfed.seeding import numpy_generator
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -92,8 +93,8 @@ def samples(problem: Problem, seed: int) -> Figure:
                 name = code if problem.classes is None else problem.classes[code]
                 axis.set_title(label(name, 8), size=7, pad=1.5, color=GREY)
         row[0].text(
-            -0.25, 0.5, _caption(client, problem.named(int(k)).get("name", f"client {k}")), transform=row[0].transAxes, ha="right", va="center", size=7.5,
-            linespacing=1.3,
+            -0.25, 0.5, _caption(client, problem.named(int(k)).get("name", f"client {k}")),
+            transform=row[0].transAxes, ha="right", va="center", size=7.5, linespacing=1.3,
         )  # fmt: skip
     return figure
 

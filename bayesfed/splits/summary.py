@@ -18,9 +18,10 @@ def client_records(problem: Problem, system: System, seed: int) -> list[dict[str
     """What sets each client apart.
 
     Returns:
-        per client ``client``, ``name`` (where the data give one), ``examples``, ``test_examples`` (its own test distribution); with classes ``classes``,
-        ``effective_classes`` (e to the entropy of its labels) and ``distance`` (total variation between its labels and all labels,
-        0 to 1); with a shift what :meth:`ClientShift.description` says; with a deadline the simulated ``arrival`` in round 1.
+        per client ``client``, ``name`` (where the data give one), ``examples``, ``test_examples`` (its own test
+        distribution); with classes ``classes``, ``effective_classes`` (e to the entropy of its labels) and ``distance``
+        (total variation between its labels and all labels, 0 to 1); with a shift what :meth:`ClientShift.description`
+        says; with a deadline the simulated ``arrival`` in round 1.
     """
     records: list[dict[str, Any]] = []
     counts = problem.label_counts
@@ -58,7 +59,7 @@ def overview(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     sizes = np.sort([record["examples"] for record in records]).astype(np.float64)
     count = len(sizes)
     gini = float((2 * np.arange(1, count + 1) - count - 1) @ sizes / (count * sizes.sum()))
-    found = {
+    summary = {
         "clients": count,
         "examples": int(sizes.sum()),
         "smallest": int(sizes[0]),
@@ -68,8 +69,8 @@ def overview(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     for name in ("classes", "effective_classes", "distance"):
         if name in records[0]:
-            found[f"mean_{name}"] = float(np.mean([record[name] for record in records]))
-    return found
+            summary[f"mean_{name}"] = float(np.mean([record[name] for record in records]))
+    return summary
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from bayesfed.errors import InputError
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
-from bayesfed.problem.curvature.quadratic import LocalLoss
+from bayesfed.problem.curvature import SummedLoss
 from bayesfed.profiling import span
 
 
@@ -37,7 +37,7 @@ class ExactSolver(Solver):
     def solve(self, problem: LocalProblem) -> LocalSolution:
         self.require(problem)
         with span("data"):
-            loss = LocalLoss(problem)
+            loss = SummedLoss(problem.model, problem.likelihood, problem.data)
         origin = torch.zeros(problem.model.dim, dtype=torch.float64, device=problem.device)
         with span("gradient"):
             curvature, pull = loss.hessian(origin), -loss.gradient(origin)  # A_k, b_k
@@ -45,7 +45,7 @@ class ExactSolver(Solver):
             return self._optimum(problem, loss, curvature, pull)
 
     def _optimum(
-        self, problem: LocalProblem, loss: LocalLoss, curvature: torch.Tensor, pull: torch.Tensor
+        self, problem: LocalProblem, loss: SummedLoss, curvature: torch.Tensor, pull: torch.Tensor
     ) -> LocalSolution:
         server = problem.server.to(torch.float64)
 
@@ -75,7 +75,7 @@ class ExactSolver(Solver):
         return self._solution(problem, family.from_mean_precision(mean, precision), loss)
 
     @staticmethod
-    def _solution(problem: LocalProblem, posterior, loss: LocalLoss) -> LocalSolution:
+    def _solution(problem: LocalProblem, posterior, loss: SummedLoss) -> LocalSolution:
         value = float(loss.loss(posterior.mean)) / problem.num_examples
         metrics = {"loss": value, "gradient-evaluations": loss.gradients_per_point}
         return LocalSolution(posterior.to(problem.dtype), metrics)

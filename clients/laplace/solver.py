@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from bayesfed.families import DiagonalGaussian
 from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.problem.curvature.ggn import ggn_diagonal
+from bayesfed.problem.curvature import ggn_diagonal
 from bayesfed.profiling import span
 from clients.point.solver import PointSolver
 
@@ -40,7 +40,9 @@ class LaplaceSolver(PointSolver):
         if not problem.learn_precision or not isinstance(server, DiagonalGaussian):
             return solution
         with span("curvature"):
-            curvature, gradients = ggn_diagonal(problem, solution.posterior.mean)
+            curvature, gradients = ggn_diagonal(
+                problem.model, problem.likelihood, problem.data, solution.posterior.mean
+            )
             excess = curvature / problem.temperature
             site = problem.site_terms()
             if site is not None:

@@ -12,7 +12,7 @@ from bayesfed.accelerate.undecorated import bare_step
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.federation.local import LEARNS, NO_PATH, LocalProblem, LocalSolution, Solver, check_gradients
-from bayesfed.problem.curvature.quadratic import LocalLoss
+from bayesfed.problem.curvature import SummedLoss
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
 from clients.srvn.optimizer import SRVN
@@ -120,7 +120,7 @@ class SRVNSolver(Solver):
             fix = f"forms dense Hessians, too large for {problem.model.dim:,} parameters; use {instead}"
             raise InputError("client.curvature", "hessian", fix)
         with span("data"):
-            loss = LocalLoss(problem)
+            loss = SummedLoss(problem.model, problem.likelihood, problem.data)
         family = gaussian(problem.server.name)
         server = family.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)

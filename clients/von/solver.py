@@ -10,7 +10,7 @@ import torch
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import FullGaussian
 from bayesfed.federation.local import NO_PATH, LocalProblem, LocalSolution, Solver
-from bayesfed.problem.curvature.quadratic import LocalLoss
+from bayesfed.problem.curvature import SummedLoss
 from bayesfed.profiling import span
 from bayesfed.schedule import Schedule
 
@@ -66,7 +66,7 @@ class VONSolver(Solver):
     def solve(self, problem: LocalProblem) -> LocalSolution:
         self.require(problem)
         with span("data"):
-            loss = LocalLoss(problem)
+            loss = SummedLoss(problem.model, problem.likelihood, problem.data)
         server = FullGaussian.from_arrays(problem.server.arrays()).to(torch.float64)
         site = problem.site if problem.site is not None else server.zero(server.mean)
         linear, quadratic = site.linear, site.precision  # v_k, V_k

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bayesfed import cli
-from bayesfed.compare.grid import baseline_of, check_budget, check_fit, grid, split_options
+from bayesfed.compare.grid import baseline_of, check_budget, check_fit, grid
+from bayesfed.compare.options import split_options
 from bayesfed.errors import InputError
 
 

@@ -9,11 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bayesfed.compare.figures import Picture, band, make_figures
+from bayesfed.compare.figures import band, make_figures
+from bayesfed.compare.formats import to_csv, to_latex, to_markdown
+from bayesfed.compare.picture import Picture
 from bayesfed.compare.report import About, report
 from bayesfed.compare.results import Group
 from bayesfed.compare.sensitivity import sensitivities
-from bayesfed.compare.table import rows, to_csv, to_latex, to_markdown
+from bayesfed.compare.table import rows
 
 ABOUT = About("bayesfed compare a=<b>", "fedavg", ["a & b"], [("s", "m", "client.lr=0.1", 80.0)], {"torch": "2"})
 

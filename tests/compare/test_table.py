@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from bayesfed.compare.formats import to_csv, to_latex, to_markdown
 from bayesfed.compare.results import Group, Trace
-from bayesfed.compare.table import Statistic, paired_p, rows, short_p, spread, to_csv, to_latex, to_markdown
+from bayesfed.compare.table import Statistic, paired_p, rows, short_p, spread
 
 COLUMNS = [
     "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",

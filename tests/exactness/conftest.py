@@ -16,9 +16,10 @@ import clients.exact.solver
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.families import Gaussian
 from bayesfed.federation.client.sites import MemorySites, SiteStore
-from bayesfed.federation.local import LocalProblem, Solver
+from bayesfed.federation.local import Solver
 from bayesfed.problem import Examples, Problem
-from bayesfed.problem.curvature.quadratic import LocalLoss
+from bayesfed.problem.curvature import SummedLoss
+from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian as GaussianLikelihood
 from bayesfed.problem.likelihood import Likelihood
 from bayesfed.problem.scaling import Scaling
@@ -104,20 +105,20 @@ def make_problem(inputs: list[Tensor], targets: list[Tensor], likelihood: Likeli
     )
 
 
-class CachedLoss(LocalLoss):
+class CachedLoss(SummedLoss):
     """The loss of a client with its derivatives remembered by position: runs on quadratics ask for the same ones each round."""
 
-    _known: ClassVar[dict[int, tuple[LocalLoss, Examples]]] = {}
+    _known: ClassVar[dict[int, tuple[SummedLoss, Examples]]] = {}
 
-    def __new__(cls, problem: LocalProblem) -> CachedLoss:
-        if id(problem.data) not in cls._known:
+    def __new__(cls, model: FlatModel, likelihood: Likelihood, data: Examples) -> CachedLoss:
+        if id(data) not in cls._known:
             loss = super().__new__(cls)
-            LocalLoss.__init__(loss, problem)
+            SummedLoss.__init__(loss, model, likelihood, data)
             loss.gradient, loss.hessian = remembered(loss.gradient), remembered(loss.hessian)
-            cls._known[id(problem.data)] = (loss, problem.data)  # the data too: else its id could be used again
-        return cls._known[id(problem.data)][0]
+            cls._known[id(data)] = (loss, data)  # the data too: else its id could be used again
+        return cls._known[id(data)][0]
 
-    def __init__(self, problem: LocalProblem):
+    def __init__(self, model: FlatModel, likelihood: Likelihood, data: Examples):
         pass
 
 
@@ -135,7 +136,7 @@ def remembered(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 @pytest.fixture(autouse=True)
 def _quick_exact_solver(monkeypatch) -> None:
-    monkeypatch.setattr(clients.exact.solver, "LocalLoss", CachedLoss)
+    monkeypatch.setattr(clients.exact.solver, "SummedLoss", CachedLoss)
 
 
 class RecordingGrid(InlineGrid):

@@ -127,7 +127,7 @@ def with_client(half: type) -> type:
     return type("Mine", (BayesADMM,), {"client": half})
 
 
-HOOKS = ("__init__", "prepare", "local_settings", "begin", "empty", "accumulate", "extra", "combine", "tensors")
+HOOKS = ("__init__", "prepare", "local_settings", "empty", "accumulate", "extra", "combine", "tensors")
 POSTERIORS: dict[str, Callable[[Any], Any]] = {
     "no posterior": lambda q: None,
     "nan mean": lambda q: DiagonalGaussian(q.mean * NAN, q.precision),
