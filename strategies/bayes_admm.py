@@ -25,8 +25,8 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
         dual     eta_k += gamma rho (lambda_k - lambda_g)
         server   lambda_g = (1 - alpha) mean_k lambda_k + alpha (lambda_0 + sum_k eta_k),    alpha = 1/(1 + K rho)
 
-    Solves ``min_q sum_k E_q[l_k]/tau + KL(q || p_0)``, lambda the natural parameters. The server never sees single duals:
-    ``sum_k eta_k`` follows from ``Hsum += gamma rho sum_k (lambda_k - lambda_g)``, float64 in client order.
+    Solves ``min_q sum_k E_q[l_k]/tau + KL(q || p_0)``, lambda the natural parameters. The server never sees single
+    duals: ``sum_k eta_k`` follows from ``Hsum += gamma rho sum_k (lambda_k - lambda_g)``, float64 in client order.
 
     With client sampling absent clients keep their duals, ``Hsum`` still contains all of them, and the mean is over the
     participants (``absent="mean"``) or counts absent clients as agreeing with the server (``absent="agree"``).
@@ -46,10 +46,10 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
         temperature: tau; tempers the data, not the prior.
         covariance: ``learned``, or ``fixed``: the precision stays ``prior_precision``.
         absent: ``mean`` or ``agree``, see above.
-        precision_floor: smallest server precision, relative to the smaller of ``prior_precision`` and ``init_precision``.
-            Expected Hessians can be indefinite, and then ``S_0 + sum_k V_k`` can be negative; where the server's
-            precision falls below the floor, it is raised to it, the mean there is the participants' precision-weighted
-            mean, and the event is counted (``guard/count``) and logged (docs/method.md 8).
+        precision_floor: smallest server precision, relative to the smaller of ``prior_precision`` and
+            ``init_precision``. Expected Hessians can be indefinite, and then ``S_0 + sum_k V_k`` can be negative; where
+            the server's precision falls below the floor, it is raised to it, the mean there is the participants'
+            precision-weighted mean, and the event is counted (``guard/count``) and logged (docs/method.md 8).
 
     Raises:
         InputError: a value out of range.

@@ -13,7 +13,9 @@ from strategies.flower_server import FlowerOptimizer
 
 @dataclass(kw_only=True, eq=False)
 class FedAdagrad(FlowerOptimizer):
-    r"""FedAdagrad (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdagrad``. With ``d = weighted mean of w_k - w_g``:
+    r"""FedAdagrad (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdagrad``.
+
+    With ``d = weighted mean of w_k - w_g``:
 
         server   m = d,   v += d^2
                  w_g += server_lr m / (sqrt(v) + tau)

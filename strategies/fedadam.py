@@ -13,7 +13,9 @@ from strategies.flower_server import FlowerOptimizer
 
 @dataclass(kw_only=True, eq=False)
 class FedAdam(FlowerOptimizer):
-    r"""FedAdam (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdam``. With ``d = weighted mean of w_k - w_g``:
+    r"""FedAdam (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdam``.
+
+    With ``d = weighted mean of w_k - w_g``:
 
         server   m = beta1 m + (1 - beta1) d,   v = beta2 v + (1 - beta2) d^2
                  w_g += server_lr sqrt(1 - beta2^(t+1))/(1 - beta1^(t+1)) m / (sqrt(v) + tau)

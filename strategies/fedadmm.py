@@ -19,8 +19,9 @@ from strategies.fedavg import FedAvg, add_mean
 class FedADMMClient(Trainer):
     """Client side of FedADMM (Gong et al. 2022).
 
-    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with ``Delta_k = u_k - u_k'``. ``u_k`` follows
-    what the upload decodes to, so that the server's sum of them agrees to rounding.
+    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with
+    ``Delta_k = u_k - u_k'``. ``u_k`` follows what the upload decodes to, so that the server's sum of them agrees to
+    rounding.
     """
 
     remembers: ClassVar[bool] = True
@@ -65,7 +66,8 @@ class FedADMM(FedAvg):
     participation this is FedDyn's step too.
 
     Relation: BayesADMM with fixed isotropic precision delta in the flat limit ``delta -> 0`` with ``rho delta`` kept
-    (docs/method.md 5). State: ``y_k`` and ``w_k + y_k/rho`` on clients. Traffic: P numbers each way (``w_g + Delta_k``).
+    (docs/method.md 5). State: ``y_k`` and ``w_k + y_k/rho`` on clients. Traffic: P numbers each way (``w_g +
+    Delta_k``).
 
     Args:
         rho: weight of the proximal term, and step of the duals.

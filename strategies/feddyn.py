@@ -22,9 +22,9 @@ class FedDyn(FedAvg):
         dual     v_k += alpha (w_k - w_g)
         server   h -= alpha/K sum_{k in P} (w_k - w_g),   w_g = mean_{k in P} w_k - h/alpha
 
-    so the mean is not weighted: the duals put it right. Dividing a client's problem by its weight gives the official code's
-    ``alpha_k = alpha mean_j N_j / N_k`` for mean losses: *its own* for each client (public code lets all clients share one).
-    Under client sampling absent clients keep ``v_k``, and K in the server's step is all clients.
+    so the mean is not weighted: the duals put it right. Dividing a client's problem by its weight gives the official
+    code's ``alpha_k = alpha mean_j N_j / N_k`` for mean losses: *its own* for each client (public code lets all clients
+    share one). Under client sampling absent clients keep ``v_k``, and K in the server's step is all clients.
 
     Relation: the limit ``delta -> 0`` of BayesADMM with fixed isotropic precision delta, ``rho = alpha N/(K delta)``,
     ``damping=1`` (docs/method.md 5). State: ``v_k`` on clients, h on the server. Traffic: P numbers each way.

@@ -19,8 +19,8 @@ class FedLap(PVI):
     (the paper stores ``v_k/delta``).
 
     Relation: BayesADMM and PVI with the isotropic precision fixed at delta and the delta method ``E_q[f] = f(m)``:
-    ``rho = 1, alpha = 1``. Unlike FedDyn it weights by the size of the client's data (``l_k`` is a sum), has a prior, and
-    does not average on the server. Undamped it diverges unless delta is large against the spread of the clients'
+    ``rho = 1, alpha = 1``. Unlike FedDyn it weights by the size of the client's data (``l_k`` is a sum), has a prior,
+    and does not average on the server. Undamped it diverges unless delta is large against the spread of the clients'
     curvatures, hence ``damping = 1/K`` by default.
     State: ``v_k`` on clients, their sum on the server. Traffic: P + 1 numbers each way (the constant delta is one).
 

@@ -18,8 +18,8 @@ class FedLapCov(PVI):
         server   S_g = delta + sum_k V_k,   w_g = sum_k v_k / S_g
 
     Relation: BayesADMM with the diagonal family, ``rho = 1``, ``alpha = 1`` and a Laplace client (``client=laplace``);
-    PVI whose expectations are taken at the mode. ``H_k >= 0``, so precisions never fall below delta. Curvature is of the
-    client's *own* data (reference code takes that of all clients' on CIFAR). Any client for diagonal Gaussians can
+    PVI whose expectations are taken at the mode. ``H_k >= 0``, so precisions never fall below delta. Curvature is of
+    the client's *own* data (reference code takes that of all clients' on CIFAR). Any client for diagonal Gaussians can
     replace Laplace's; with ``ivon`` it is PVI.
     State: ``v_k, V_k`` on clients, their sums on the server. Traffic: 2P numbers each way.
 

@@ -14,13 +14,13 @@ from strategies.fedavg import FedAvg
 class FedNova(FedAvg):
     r"""FedNova (Wang et al., NeurIPS 2020), with ``p_k = N_k / sum_P N_j``:
 
-        client   as FedAvg's, to w_k; also says how often gradients count in ``w_k - w_g``, ``a_k`` (steps, for plain SGD)
-        dual     none
+        client   as FedAvg's, to w_k; also says how often gradients count in ``w_k - w_g``, ``a_k`` (steps, for plain
+        SGD) dual     none
         server   w_g += eta tau_eff sum_{k in P} p_k (w_k - w_g)/a_k,    tau_eff = sum_P p_k a_k
 
-    Clients that do more steps no longer pull the optimum towards their own, so the fixed point is that of the pooled loss
-    to first order in the learning rate. ``a_k`` is the paper's ``||a_k||_1`` with momentum and schedules; for Adam, whose
-    steps aren't sums of gradients, the number of steps is a heuristic.
+    Clients that do more steps no longer pull the optimum towards their own, so the fixed point is that of the pooled
+    loss to first order in the learning rate. ``a_k`` is the paper's ``||a_k||_1`` with momentum and schedules; for
+    Adam, whose steps aren't sums of gradients, the number of steps is a heuristic.
 
     Relation: with equal ``a_k`` FedAvg. State: none. Traffic: P numbers each way.
 

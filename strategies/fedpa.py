@@ -49,7 +49,9 @@ class PathSamples:
 
 
 def posterior_delta(server: Tensor, samples: Tensor, shrinkage: float) -> Tensor:
-    """``Sigma^-1 (w_g - mu)`` with ``Sigma = r I + (1 - r) S``, ``r = 1/(1 + (L - 1) shrinkage)``, by Woodbury's identity in O(L^2 P).
+    """``Sigma^-1 (w_g - mu)`` with ``Sigma = r I + (1 - r) S``, by Woodbury's identity in O(L^2 P).
+
+    ``r = 1/(1 + (L - 1) shrinkage)``.
 
     Args:
         server: ``w_g`` (P,).
@@ -105,7 +107,8 @@ class FedPAClient(Trainer):
 class FedPA(FedAvg):
     r"""FedPA (Al-Shedivat et al., ICLR 2021), with ``p_k = N_k / sum_P N_j``:
 
-        client   runs local steps from w_g; means of L successive pieces of the path are its posterior samples, with mean
+        client   runs local steps from w_g; means of L successive pieces of the path are its posterior samples, with
+        mean
                  mu and covariance S:
                  Delta_k = Sigma^-1 (w_g - mu),    Sigma = r I + (1 - r) S,   r = 1/(1 + (L - 1) shrinkage)
         dual     none

@@ -16,8 +16,8 @@ class FedProx(FedAvg):
         dual     none
         server   w_g = sum_{k in P} N_k w_k / sum_{k in P} N_k
 
-    The norm is *squared*, as published (some public code takes the norm itself, whose pull does not vanish near ``w_g``).
-    State: none. Traffic: P numbers each way.
+    The norm is *squared*, as published (some public code takes the norm itself, whose pull does not vanish near
+    ``w_g``). State: none. Traffic: P numbers each way.
 
     Args:
         mu: weight of the proximal term; 0 is FedAvg.

@@ -13,7 +13,9 @@ from strategies.flower_server import FlowerOptimizer
 
 @dataclass(kw_only=True, eq=False)
 class FedYogi(FlowerOptimizer):
-    r"""FedYogi (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedYogi``. With ``d = weighted mean of w_k - w_g``:
+    r"""FedYogi (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedYogi``.
+
+    With ``d = weighted mean of w_k - w_g``:
 
         server   m = beta1 m + (1 - beta1) d,   v -= (1 - beta2) d^2 sign(v - d^2)
                  w_g += server_lr m / (sqrt(v) + tau)

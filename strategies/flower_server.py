@@ -19,9 +19,10 @@ from strategies.fedavg import FedAvg
 
 
 class FlowerServer(FedAvg):
-    """Base of strategies whose server step is that of a ``flwr.serverapp.strategy`` class, called with Flower's messages in float64.
+    """Base of strategies whose server step is that of a ``flwr.serverapp.strategy`` class.
 
-    Subclasses give the strategy in :meth:`flower`; clients are FedAvg's.
+    It is called with Flower's messages in float64. Subclasses give the strategy in :meth:`flower`; clients are
+    FedAvg's.
     """
 
     @abstractmethod
@@ -87,7 +88,7 @@ class FlowerOptimizer(FlowerServer):
 
 
 class FlowerRobust(FlowerServer):
-    """A robust rule of flwr's, which has to see all replies of a round: **O(K P) memory**, nothing summed in workers."""
+    """A robust rule of flwr's, which has to see all replies at once: **O(K P) memory**, nothing summed in workers."""
 
     streams: ClassVar[bool] = False
 

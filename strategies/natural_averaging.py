@@ -16,11 +16,11 @@ class NaturalAveraging(BayesADMM):
         dual     none
         server   lambda_g = (1 - w) mean_{k in P} lambda_k + w lambda_0
 
-    For Gaussians: the precision is the mean of the precisions and the mean is weighted by precision. With ``w = 0``, the
-    plain average, each round adds ``mean_k H_k/(tau rho)`` to the precision: after t rounds it counts the data
-    ``t/(K rho)`` times, and the prior is forgotten, so predictions grow overconfident. With ``w = 1/(1 + K rho)`` (null)
-    the fixed point of the precision is ``S_0 + sum_k H_k/tau``, counted once. What is missing without duals: client k's
-    gradient is taken at q_k, not at q_g.
+    For Gaussians: the precision is the mean of the precisions and the mean is weighted by precision. With ``w = 0``,
+    the plain average, each round adds ``mean_k H_k/(tau rho)`` to the precision: after t rounds it counts the data
+    ``t/(K rho)`` times, and the prior is forgotten, so predictions grow overconfident. With ``w = 1/(1 + K rho)``
+    (null) the fixed point of the precision is ``S_0 + sum_k H_k/tau``, counted once. What is missing without duals:
+    client k's gradient is taken at q_k, not at q_g.
 
     Relation: BayesADMM with ``gamma = 0`` and ``alpha = w``. State: none. Traffic: the posterior each way.
 

@@ -16,9 +16,9 @@ class PVI(BayesADMM):
         dual     eta_k += gamma (lambda_k - lambda_g)        (of the site t_k)
         server   lambda_g = lambda_0 + sum_k eta_k
 
-    Relation: as ``KL(q || q_g/t_k) = KL(q || q_g) + <eta_k, mu_q> + const``, BayesADMM with ``rho = 1`` and ``alpha = 1``.
-    Undamped parallel updates overshoot (each client explains the whole gap), hence ``damping = 1/K`` by default; then the
-    server's step is the mean of the clients' natural parameters. Absent clients keep their sites.
+    Relation: as ``KL(q || q_g/t_k) = KL(q || q_g) + <eta_k, mu_q> + const``, BayesADMM with ``rho = 1`` and ``alpha =
+    1``. Undamped parallel updates overshoot (each client explains the whole gap), hence ``damping = 1/K`` by default;
+    then the server's step is the mean of the clients' natural parameters. Absent clients keep their sites.
     State: ``eta_k`` on clients, their sum on the server. Traffic: the posterior each way, diagonal 2P numbers.
 
     Args:

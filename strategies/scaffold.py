@@ -20,8 +20,8 @@ from strategies.fedavg import FedAvg
 class ScaffoldClient(Trainer):
     """Client side of SCAFFOLD (Karimireddy et al. 2020).
 
-    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' - c_k``. ``c_k`` follows what the
-    upload decodes to, so that the server's weighted sum of them agrees to rounding.
+    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' -
+    c_k``. ``c_k`` follows what the upload decodes to, so that the server's weighted sum of them agrees to rounding.
 
     Raises:
         ValueError: the solver takes no gradient steps.
@@ -53,16 +53,16 @@ class ScaffoldClient(Trainer):
 
 @dataclass(kw_only=True, eq=False)
 class Scaffold(FedAvg):
-    r"""SCAFFOLD (Karimireddy et al., ICML 2020) with weights p_k: ``N_k/N`` or ``1/K``, minimising ``sum_k p_k l_k(w)/N_k``:
+    r"""SCAFFOLD (Karimireddy et al., ICML 2020), minimising ``sum_k p_k l_k(w)/N_k``, p_k = ``N_k/N`` or ``1/K``:
 
         client   steps along  grad l_k/N_k - c_k + c  from w_g, to w_k
         dual     c_k' = mean of the loss gradients it saw on the way
         upload   w_k and c_k' - c_k
         server   w_g += eta sum_P p_k (w_k - w_g) / sum_P p_k,     c += sum_P p_k (c_k' - c_k)
 
-    With SGD at a constant rate the mean of the gradients *is* the paper's option II, ``c_k - c + (w_g - w_k)/(steps lr)``;
-    written like this it also holds for Adam, momentum and schedules. The paper has ``p_k = 1/K``; sizes are its weighted
-    form, whose optimum is the pooled one. ``c = sum_k p_k c_k`` always, absent clients included.
+    With SGD at a constant rate the mean of the gradients *is* the paper's option II, ``c_k - c + (w_g - w_k)/(steps
+    lr)``; written like this it also holds for Adam, momentum and schedules. The paper has ``p_k = 1/K``; sizes are its
+    weighted form, whose optimum is the pooled one. ``c = sum_k p_k c_k`` always, absent clients included.
 
     Relation: a control variate ``-c_k + c`` plays the part of a dual: at the optimum ``c_k = grad l_k/N_k``, as
     ``eta_k = -grad l_k/tau`` in BayesADMM, but there is no proximal term: stability comes from small local steps.

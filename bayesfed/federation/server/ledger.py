@@ -11,8 +11,8 @@ from typing import Any
 class Ledger:
     """Per partition id, the last round whose reply is in the server's sums (0 = none), in three states of the server.
 
-    The server may fall back to its last checkpoint, or to the one before if the last is damaged; clients keep the duals of
-    all three rounds (see :mod:`bayesfed.federation.client.sites`), and every message tells them which.
+    The server may fall back to its last checkpoint, or to the one before if the last is damaged; clients keep the duals
+    of all three rounds (see :mod:`bayesfed.federation.client.sites`), and every message tells them which.
 
     Attributes:
         accepted: now.

@@ -75,7 +75,7 @@ class Method(ABC, Generic[Posterior]):
 
     @abstractmethod
     def local_settings(self) -> dict[str, float | bool | str]:
-        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's client half reads."""
+        """Values of the local problem (the keys of ``NEUTRAL``), and what the method's client half reads."""
 
     @abstractmethod
     def empty(self) -> Sums:
@@ -95,10 +95,10 @@ class Method(ABC, Generic[Posterior]):
 
     @abstractmethod
     def combine(self, sums: Sums, sent: Sent[Posterior], replies: int) -> dict[str, float]:
-        """Update ``self.posterior`` from what was sent and the sums over ``replies`` clients; returns numbers to log."""
+        """Update ``self.posterior`` from what was sent and the sums over ``replies`` clients; numbers to log."""
 
     def combined(self, sums: Sums, sent: Sent[Posterior], replies: int, server_round: int) -> dict[str, float]:
-        """:meth:`combine`, its numbers as Python's, and the posterior and :meth:`tensors` it left are seen to be sound before anything is written.
+        """:meth:`combine`; its numbers, and the posterior and :meth:`tensors` it left, are seen to be sound.
 
         Raises:
             RunDiverged: they are not.
@@ -117,9 +117,9 @@ class Method(ABC, Generic[Posterior]):
                     raise ValueError(f"state {plain_text(name)} is not finite")
         except ValueError as error:
             raise RunDiverged(
-                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming repeats the same "
-                f"steps and diverges again: start a new run with smaller steps (client.lr, strategy.damping, ...), or mend "
-                f"{type(self).__name__}.combine"
+                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming "
+                f"repeats the same steps and diverges again: start a new run with smaller steps (client.lr, "
+                f"strategy.damping, ...), or mend {type(self).__name__}.combine"
             ) from error
         return metrics
 
@@ -131,7 +131,7 @@ class Method(ABC, Generic[Posterior]):
         """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint needs to go on after this round: tensors, and plain values. Once it is saved, see :meth:`saved`."""
+        """What a checkpoint needs: tensors, and plain values. Once it is saved, call :meth:`saved`."""
         posterior = {f"posterior.{name}": value for name, value in self.posterior.arrays().items()}
         return posterior | self.tensors(), self.ledger.state()
 
@@ -164,7 +164,8 @@ class Method(ABC, Generic[Posterior]):
         if len(self.sizes) < self.num_clients:
             missing = self.num_clients - len(self.sizes)
             raise RunFailed(
-                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
+                f"{missing} of {self.num_clients} clients have not connected; "
+                f"{self.name} needs the size of every client"
             )
         return sum(self.sizes.values())
 
@@ -178,7 +179,8 @@ def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
     """A server's posterior in ``dtype``.
 
     Raises:
-        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is not finite ...".
+        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is
+            not finite ...".
     """
     kind = FAMILIES[family]
     if not isinstance(posterior, kind) or posterior.name != family:

@@ -21,12 +21,12 @@ log = getLogger("bayesfed")
 def personalize(
     strategy: FederatedStrategy[Any], grid: Grid, server_round: int, samples: int
 ) -> dict[int, dict[str, float]]:
-    """Let every client solve its local problem once more from the server's posterior, keep nothing of it, and test the result.
+    """Let every client solve its local problem once more, keep nothing of it, and test the result.
 
-    The messages are those of round ``server_round + 1`` with all clients taking part and all of their steps, at the learning rate
-    of ``server_round``, but of type EVALUATE: clients reply with numbers only and change no state. Here the messages are made by a
-    copy of the strategy, so that nothing changes either, whatever a subclass does in ``configure_train``; the copy takes as
-    much memory as the strategy's vectors.
+    The messages are those of round ``server_round + 1`` with all clients taking part and all of their steps, at the
+    learning rate of ``server_round``, but of type EVALUATE: clients reply with numbers only and change no state. Here
+    the messages are made by a copy of the strategy, so that nothing changes either, whatever a subclass does in
+    ``configure_train``; the copy takes as much memory as the strategy's vectors.
 
     Args:
         strategy: after its last round.
@@ -35,7 +35,8 @@ def personalize(
         samples: posterior samples of a model-averaged prediction.
 
     Returns:
-        Per client that answered, its scores as :meth:`bayesfed.federation.client.handler.Trainer.evaluate` gives them; the others are named in the log.
+        Per client that answered, its scores as :meth:`bayesfed.federation.client.handler.Trainer.evaluate` gives them;
+        the others are named in the log.
     """
     strategy.connect(grid)
     asking = copy.copy(strategy)

@@ -29,7 +29,8 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: on the CPU; an exponential family in float64, a point as it travelled (not to be written to: it may be the message's memory).
+        posterior: on the CPU; an exponential family in float64, a point as it travelled (not to be written to: it may
+            be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.

@@ -22,8 +22,9 @@ LARGEST_GROUP = 32
 def group_size(sampled: int) -> int:
     """How many clients, in the order of their ids, are summed on their own before their sum is added to the server's.
 
-    Such a group can be summed where its clients run, or on the server: an engine is free to choose for each group. The size depends on
-    nothing but the number of sampled clients, so that floating-point sums, and with them all results, are the same on every engine.
+    Such a group can be summed where its clients run, or on the server: an engine is free to choose for each group. The
+    size depends on nothing but the number of sampled clients, so that floating-point sums, and with them all results,
+    are the same on every engine.
     """
     size = 1  # a power of two, so that groups and batches of clients (engine.clients_per_batch) fit into each other
     while size < LARGEST_GROUP and size * GROUPS < sampled:
@@ -74,8 +75,8 @@ class GroupSums:
 def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int, gone: set[int]) -> Iterable[Message]:
     """Replies as they arrive, from bayesfed's engines or from the nodes of a SuperLink.
 
-    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run. For ``gone`` see
-    :func:`bayesfed.federation.server.delivery.deliver`.
+    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run. For ``gone``
+    see :func:`bayesfed.federation.server.delivery.deliver`.
     """
     streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", None) or partial(deliver, grid, gone=gone)
     options = {"fold": fold} if getattr(grid, "folds", False) else {}

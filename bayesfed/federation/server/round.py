@@ -75,8 +75,9 @@ class Round(Generic[Posterior]):
         if self.diverged and len(self.replied) + len(self.diverged) >= least:
             first, more = self.diverged[0], ", ..." if len(self.diverged) > 10 else ""
             return (
-                f"diverged: round {self.number}: the answers of {len(self.diverged)} of {self.drawn} clients are not finite "
-                f"or beyond the limits (clients {', '.join(map(str, self.diverged[:10]))}{more}; client {first}: "
+                f"diverged: round {self.number}: the answers of {len(self.diverged)} of {self.drawn} clients are not "
+                f"finite or beyond the limits (clients {', '.join(map(str, self.diverged[:10]))}{more}; "
+                f"client {first}: "
                 f"{self.failed[first]}); start a new run with smaller steps (client.lr, strategy.damping) or, if such "
                 f"values are right, with larger limits.*"
             )

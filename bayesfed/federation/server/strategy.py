@@ -40,12 +40,13 @@ log = getLogger("bayesfed")
 class FederatedStrategy(Summing[Posterior], Strategy):
     """Base of bayesfed's strategies: a subclass says what it sends and how it combines what comes back.
 
-    A subclass implements the abstract methods of :class:`bayesfed.federation.server.method.Method` and names its ``family``;
-    vectors that travel besides posteriors are given by ``extra`` and named in ``received``. Its settings are fields (see
-    :func:`bayesfed.settings.setting`), or arguments of a constructor of its own that calls ``super().__init__()``.
-    Replies are consumed one at a time **in the order of partition ids**, whatever the order of arrival, in groups whose
-    size depends only on how many clients are sampled, so that floating-point sums don't depend on the engine; memory is
-    O(P) plus the replies that arrived early. An engine may sum a group where its clients run (:meth:`fold`).
+    A subclass implements the abstract methods of :class:`bayesfed.federation.server.method.Method` and names its
+    ``family``; vectors that travel besides posteriors are given by ``extra`` and named in ``received``. Its settings
+    are fields (see :func:`bayesfed.settings.setting`), or arguments of a constructor of its own that calls
+    ``super().__init__()``. Replies are consumed one at a time **in the order of partition ids**, whatever the order of
+    arrival, in groups whose size depends only on how many clients are sampled, so that floating-point sums don't depend
+    on the engine; memory is O(P) plus the replies that arrived early. An engine may sum a group where its clients run
+    (:meth:`fold`).
 
     Args:
         fraction: share of the clients sampled each round, in (0, 1].
@@ -164,7 +165,7 @@ class FederatedStrategy(Summing[Posterior], Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Open a round: one message a sampled client, with the server's posterior and the values of the local problem."""
+        """Open a round: one message a sampled client, with the posterior and the values of the local problem."""
         nodes, clients = self.connect(grid), self.sample(server_round)
         if self.callbacks:
             self.callbacks.begin_round(server_round, clients)

@@ -37,8 +37,8 @@ class Summing(Method[Posterior]):
         """Sum the replies of a group to ``messages`` where they were made, as the server would.
 
         Returns:
-            One reply per client: its numbers, or why it is refused, without its posterior. The first that is not refused also
-            holds the sums over the group.
+            One reply per client: its numbers, or why it is refused, without its posterior. The first that is not
+            refused also holds the sums over the group.
         """
         record = cast(ArrayRecord, messages[0].content["posterior"])
         if self._folding is None or record is not self._folding[0]:
