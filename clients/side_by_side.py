@@ -25,6 +25,7 @@ from bayesfed.families.elementwise import ElementwiseGaussian
 from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs, each
 from clients.training import GradientSolver
 
 OVERHEAD = (
@@ -78,17 +79,17 @@ def _try(problem: LocalProblem) -> bool:
     vector = problem.initial
     model.module.train()
     try:
-        together = stacked(model)(_named(model, vector.expand(2, -1)), x.expand(2, *x.shape))
-        alone = functional_call(model.module, model.named(vector), (x[:1],))
+        together = stacked(model)(_named(model, vector.expand(2, -1)), each(lambda v: v.expand(2, *v.shape), x))
+        alone = functional_call(model.module, model.named(vector), (each(lambda v: v[:1], x),))
     except Exception:  # whatever it is, it shows again, with its cause, when the client is trained alone
         return False
     return torch.allclose(together[1, 0], alone[0], rtol=1e-3, atol=1e-5)
 
 
-def stacked(model: FlatModel) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+def stacked(model: FlatModel) -> Callable[[dict[str, Tensor], Inputs], Tensor]:
     """The model as a function of parameters (C, ...) by name and inputs (C, B, ...); outputs (C, B, ...)."""
 
-    def call(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def call(parameters: dict[str, Tensor], x: Inputs) -> Tensor:
         return functional_call(model.module, parameters, (x,))
 
     return torch.vmap(call)
@@ -167,7 +168,7 @@ class SideBySide:
                 yield active, range(begun, end)
                 begun = end
 
-    def batch(self, step: int, active: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, step: int, active: int) -> tuple[Inputs, Tensor, Tensor]:
         """The mini-batches of ``step`` (from 0).
 
         Returns:
@@ -184,7 +185,7 @@ class SideBySide:
         x, y = self._data.batch(rows, self.dtype, self.device)
         weights = torch.from_numpy((column < count) / count).to(device=self.device, dtype=self.dtype)
         shape = weights.shape
-        return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:]), weights
+        return each(lambda v: v.view(*shape, *v.shape[1:]), x), y.view(*shape, *y.shape[1:]), weights
 
     def rates(self, step: int, active: int) -> list[float]:
         """The learning rates of ``step``, one per client at work."""
@@ -223,12 +224,12 @@ class Gradients:
         self._losses = clients.losses[: len(points)]
         self.matrix = torch.empty_like(points)
 
-    def __call__(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+    def __call__(self, x: Inputs, y: Tensor, weights: Tensor) -> None:
         """Differentiate at mini-batches as :meth:`SideBySide.batch` gives them."""
         with torch.enable_grad():
             with self._mixed():
                 outputs = self._call(self._leaves, x)
-            losses = self._likelihood.losses(outputs.to(x.dtype).flatten(0, 1), y.flatten(0, 1))
+            losses = self._likelihood.losses(outputs.to(weights.dtype).flatten(0, 1), y.flatten(0, 1))
             means = (losses.view_as(weights) * weights).sum(1)
             # a client's loss depends on its own row only, so the gradient of the sum is all gradients
             leaves = list(self._leaves.values())

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.assignment import Assignment
+from bayesfed.federation.client.contribution import Contribution
+from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.federation.server.strategy import Reply, Sent, Sums
 from bayesfed.settings import setting
 from strategies.fedavg import FedAvg
@@ -20,8 +22,8 @@ from strategies.fedavg import FedAvg
 class ScaffoldClient(Trainer):
     """Client side of SCAFFOLD (Karimireddy et al. 2020).
 
-    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' -
-    c_k``. ``c_k`` follows what the upload decodes to, so that the server's weighted sum of them agrees to rounding.
+    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' - c_k``. ``c_k`` follows what the
+    upload decodes to, so that the server's weighted sum of them agrees to rounding.
 
     Raises:
         ValueError: the solver takes no gradient steps.
@@ -31,24 +33,24 @@ class ScaffoldClient(Trainer):
     returned: ClassVar[tuple[str, ...]] = ("control_change",)
     remembers: ClassVar[bool] = True
 
-    def pose(self, task: Task) -> LocalProblem:
-        correction = task.extra["control"].to(torch.float64) - self._control(task)
-        return replace(task.local, linear=correction.to(self.model.vector), keep_gradient=True)
+    def pose(self, assignment: Assignment) -> LocalProblem:
+        correction = assignment.vectors["control"].to(torch.float64) - self._control(assignment)
+        return replace(assignment.problem, linear=correction.to(self.model.vector), keep_gradient=True)
 
-    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
+    def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
         if solution.gradient is None:
             raise ValueError(
                 f"strategy=scaffold needs a client that takes gradient steps; {type(self.solver).__name__} does not"
             )
-        change = solution.gradient.to(dtype=torch.float64, device="cpu") - self._control(task)
-        return solution.posterior, {"control_change": change}
+        change = solution.gradient.to(dtype=torch.float64, device="cpu") - self._control(assignment)
+        return Contribution(solution.posterior, {"control_change": change})
 
-    def settle(self, task: Task, solution: LocalSolution, sent: Posterior, extra: Record) -> Record:
-        return {"control": self._control(task) + extra["control_change"].to(torch.float64)}
+    def settle(self, assignment: Assignment, solution: LocalSolution, sent: Contribution) -> Record:
+        return {"control": self._control(assignment) + sent.vectors["control_change"].to(torch.float64)}
 
-    def _control(self, task: Task) -> Tensor:
+    def _control(self, assignment: Assignment) -> Tensor:
         zero = torch.zeros(self.model.dim, dtype=torch.float64, device="cpu")
-        return task.state.get("control", zero)
+        return assignment.state.get("control", zero)
 
 
 @dataclass(kw_only=True, eq=False)

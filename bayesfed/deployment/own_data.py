@@ -9,6 +9,7 @@ import numpy as np
 
 from bayesfed.errors import InputError
 from bayesfed.problem.examples import Examples
+from bayesfed.problem.inputs import each
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.problem.problem import Problem
 
@@ -36,5 +37,5 @@ def place(problem: Problem, client: object) -> Problem:
     if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < 1_000_000:
         raise InputError("partition-id", client, "a node with data of its own says which client it is: 0, 1, 2 ...")
     mine = problem.clients[0]
-    nothing = Examples(mine.x[:0], mine.y[:0], None, problem.scaling)
+    nothing = Examples(each(lambda x: x[:0], mine.x), mine.y[:0], None, problem.scaling)
     return replace(problem, clients=[*[nothing] * client, mine])

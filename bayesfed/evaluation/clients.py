@@ -93,7 +93,7 @@ def _distinct(parts: Sequence[Examples]) -> tuple[Joined, list[Tensor]]:
 
 
 def _rows(part: Examples) -> Tensor:
-    return torch.arange(len(part.x), device="cpu") if part.index is None else part.index
+    return torch.arange(len(part.y), device="cpu") if part.index is None else part.index
 
 
 def fairness(scores: Sequence[dict[str, float] | None]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.metrics import ECE_BINS, calibration_bins, classification_scores, regression_scores
 from bayesfed.host import cores
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs, arrays_of
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
 CPU_BATCH = 512  # rows in a forward pass: few enough for a core's caches, and for every core to have several batches
@@ -49,38 +50,39 @@ class EvaluationSet(Protocol):
     """What is needed of ``bayesfed.problem`` examples."""
 
     def __len__(self) -> int: ...
-    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]: ...
+    def batch(self, positions: slice, dtype: torch.dtype, device: torch.device) -> tuple[Inputs, Tensor]: ...
     def targets(self) -> Tensor: ...
 
 
 class InputBatches:
-    """Scaled inputs in batches, iterated once for every draw of the parameters.
+    """Inputs as the model takes them, in batches, iterated once for every draw of the parameters.
 
     Converting and scaling can cost as much as a small model, so the batches are kept if all of them fit in
     ``CACHE_BYTES``; otherwise each pass makes them anew.
 
     Args:
-        load: gives the scaled inputs of a slice of rows.
+        load: gives the inputs of a slice of rows.
         count: number of rows N.
         batch_size: rows in one batch.
     """
 
-    def __init__(self, load: Callable[[slice], Tensor], count: int, batch_size: int):
+    def __init__(self, load: Callable[[slice], Inputs], count: int, batch_size: int):
         self._load, self.count = load, count
         self._slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        self._kept: list[Tensor] = []
+        self._kept: list[Inputs] = []
         self._keep = True
 
     def __len__(self) -> int:
         return len(self._slices)
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
         for position, rows in enumerate(self._slices):
             if position < len(self._kept):
                 yield rows, self._kept[position]
                 continue
             x = self._load(rows)
-            self._keep = self._keep and x.nbytes / len(x) * self.count <= CACHE_BYTES
+            size = sum(array.nbytes / len(array) for array in arrays_of(x)) * self.count  # bytes of all rows
+            self._keep = self._keep and size <= CACHE_BYTES
             if self._keep:
                 self._kept.append(x)
             yield rows, x
@@ -173,12 +175,12 @@ def outputs(
     """
     size, thetas = together(model.vector.device, at_once), iter(draws)
 
-    def one(theta: Tensor, x: Tensor) -> Tensor:
+    def one(theta: Tensor, x: Inputs) -> Tensor:
         return functional_call(model.module, model.named(theta), (x,))
 
     modules = _replicas(model.module, min(_cores(model.vector.device), len(inputs)))
 
-    def at_the_last(batch: tuple[slice, Tensor]) -> Tensor:
+    def at_the_last(batch: tuple[slice, Inputs]) -> Tensor:
         module = modules.pop()  # as many as there are threads
         try:
             with torch.no_grad():  # a thread's own setting

@@ -19,6 +19,7 @@ from bayesfed.problem.client_tests import client_tests
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
 from bayesfed.problem.examples import Examples
+from bayesfed.problem.inputs import shape_of, tensors
 from bayesfed.problem.labels import coded
 from bayesfed.problem.likelihood import Categorical, Likelihood
 from bayesfed.problem.partition.partitioner import Partitioner
@@ -61,8 +62,9 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         check_ranges(data, scaling, source.scaling, likelihood, cfg.get("dtype", "float32"))
         warn_of_sizes(data, scaling, likelihood, train)
     num_outputs = num_classes if num_classes is not None else likelihood.num_outputs(y)
-    input_shape = tuple(data.x.shape[1:])
-    build_model(configs["model"], input_shape, num_outputs, seed)  # refuses bad options before the split takes its time
+    input_shape = shape_of(data.x)
+    arguments = configs["model"], input_shape, num_outputs, seed
+    model = build_model(*arguments)  # refuses bad options before the split takes its time
     shifts_of = partial(
         shift.draw, seed, shape=input_shape, num_classes=num_classes, maximum=_maximum(shift, data, train)
     )
@@ -71,7 +73,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         parts, owner, client_names = _partition(data, y, num_classes is not None, train, partitioner, seed)
     shifts = shifts_of(clients=len(parts))
 
-    x_rows, y_rows = torch.from_numpy(data.x), torch.from_numpy(y)
+    x_rows, y_rows = tensors(data.x), torch.from_numpy(y)
     clients = [
         Examples(x_rows, y_rows, torch.from_numpy(rows), scaling, shifted)
         for rows, shifted in zip(parts, shifts, strict=True)
@@ -79,7 +81,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     if validation > 0:
         test = Examples(x_rows, y_rows, torch.from_numpy(validated), scaling)
     else:
-        test_x = x_rows if data.test_x is data.x else torch.from_numpy(data.test_x)
+        test_x = x_rows if data.test_x is data.x else tensors(data.test_x)
         rows = None if data.test_rows is None else torch.from_numpy(data.test_rows)
         test = Examples(test_x, torch.from_numpy(test_y), rows, scaling)
     held = counts = None
@@ -87,7 +89,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         held = np.stack([np.bincount(y[rows], minlength=num_classes) for rows in parts])
         counts = np.stack([_seen(of_client, shifted) for of_client, shifted in zip(held, shifts, strict=True)])
     own_rows = client_tests(
-        np.arange(len(test.x)) if test.index is None else test.index.numpy(),
+        np.arange(len(test.y)) if test.index is None else test.index.numpy(),
         None if num_classes is None else test.targets().numpy(),
         held,
         seed,
@@ -115,6 +117,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         client_names=client_names,
         columns=None if data.columns is None else list(data.columns),
         split_by_data=data.client is not None and partitioner.needs_values != "client",
+        spare=[(arguments, model)],
     )
 
 
@@ -142,7 +145,7 @@ def _seen(counts: np.ndarray, shift: ClientShift | None) -> np.ndarray:
 
 def _maximum(shift: Shift, data: Loaded, train: np.ndarray) -> float:
     """The largest value an input can hold, if it matters."""
-    if data.maximum is not None or not shift.on_features:
+    if data.maximum is not None or not shift.on_features or isinstance(data.x, dict):
         return data.maximum or 1.0
     return float(data.x[train].max())
 
@@ -169,7 +172,7 @@ def _training_rows(
     data: Loaded, y: np.ndarray, fraction: float, seed: int, validation: float, classes: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows to validate on, drawn per client (if there is a client column) and class."""
-    rows = np.arange(len(data.x)) if data.train_rows is None else data.train_rows
+    rows = np.arange(len(data.y)) if data.train_rows is None else data.train_rows
     strata = [column for column in (data.client, y if classes else None) if column is not None]
     if fraction < 1:
         available = len(rows)
@@ -243,5 +246,7 @@ def _values(kind: str, data: Loaded, y: np.ndarray, train: np.ndarray) -> np.nda
     if kind == "target":
         return y[train].reshape(len(train), -1)[:, 0]
     if kind == "mean":
+        if isinstance(data.x, dict):
+            raise InputError("partition.by", kind, "needs inputs of one array; use target")
         return np.array([data.x[row].mean(dtype=np.float64) for row in train])
     return None

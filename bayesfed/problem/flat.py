@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
-from bayesfed.accelerate.layers import quicken
+from bayesfed.problem.inputs import Inputs
+
+
+class Gradient(Protocol):
+    """Loss of a batch and its gradient in one call, see :meth:`__call__`."""
+
+    def __call__(self, loss_of: Any, x: Inputs, y: Tensor) -> Tensor | None:
+        """``loss_of(model(x), y)``, detached, with its gradient in the parameters' ``grad``; None: nothing done, autograd has to."""
 
 
 class FlatModel:
@@ -15,13 +24,13 @@ class FlatModel:
     length P; the module sees the same memory through views, so nothing is gathered or scattered.
 
     Attributes:
-        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of ``bayesfed.accelerate.layers``.
+        module: the wrapped module, moved to ``device`` and ``dtype``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
+        gradient: what is tried before autograd; None for nothing. Copies have none.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         module = module.to(device=device, dtype=dtype)
-        quicken(module)
         self._attach(module)
 
     def __getstate__(self) -> dict[str, nn.Module]:
@@ -32,6 +41,7 @@ class FlatModel:
 
     def _attach(self, module: nn.Module) -> None:
         self.module = module
+        self.gradient: Gradient | None = None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         if not self.parameters:
@@ -80,5 +90,5 @@ class FlatModel:
         """Views of ``vector`` (P,) by parameter name, as ``torch.func.functional_call`` takes them."""
         return dict(zip(self.names, self.split(vector), strict=True))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         return self.module(x)

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from bayesfed.configured import reason
 from bayesfed.errors import InputError
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import Inputs, arrays_of, each
 from bayesfed.seeding import global_generators
 
 if TYPE_CHECKING:
@@ -44,42 +45,43 @@ def check_state(module: nn.Module, config: Mapping[str, Any]) -> None:
         raise _refused(config, "has no trainable parameters")
 
 
-def check_forward(problem: Problem, seed: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Run the model on two rows in training and evaluation mode, and take a gradient.
+def check_forward(problem: Problem, model: FlatModel, seed: int) -> None:
+    """Predict two rows with ``model``, built from ``seed``, and train another such model on them.
 
     Raises:
         InputError: outputs of another shape than the likelihood needs, state that training changes besides the parameters, draws
             that don't follow the seed, or whatever the model raises.
     """
     data = next(client for client in problem.clients if len(client))
+    dtype, device = model.vector.dtype, model.vector.device
     x, y = data.batch(torch.tensor([0, len(data) - 1], device="cpu"), dtype, device)
-    model, again = (FlatModel(problem.build_model(seed), dtype, device) for _ in range(2))
-    _compare(model, again, problem.model)
-    before = {name: value.clone() for name, value in model.fixed.items()}
+    trial = FlatModel(problem.build_model(seed), dtype, device)
+    _compare(model, trial, problem.model)
+    before = {name: value.clone() for name, value in trial.fixed.items()}
 
     def evaluated(of: FlatModel) -> Tensor:
         of.module.eval()
         with torch.no_grad(), global_generators(seed, "check"):
-            return _output(of, x, problem)
+            return _output(of, x, problem, len(y))
 
-    first = evaluated(model)
-    steady = x.device.type == "cpu" and _close(first, evaluated(model))  # else it draws from elsewhere
-    if steady and not _close(first, evaluated(again)):
+    first = evaluated(trial)
+    steady = device.type == "cpu" and _close(first, evaluated(trial))  # else it draws from elsewhere
+    if steady and not _close(first, evaluated(model)):
         raise _refused(problem.model, f"two models built from one seed predict differently; {_DRAWS}")
-    model.module.train()
+    trial.module.train()
     with global_generators(seed, "check"):
-        outputs = _output(model, x, problem)
+        outputs = _output(trial, x, problem, len(y))
         if not outputs.requires_grad:
             raise _refused(problem.model, "its output does not depend on a trainable parameter by autograd")
         with _explained("likelihood", problem.likelihood_config, "loss"):
             loss = problem.likelihood.loss(outputs, y)
         _check_loss(loss, problem.likelihood_config)
         with _explained("model", problem.model, "the gradient"):
-            torch.autograd.grad(loss, model.parameters, allow_unused=True)
+            torch.autograd.grad(loss, trial.parameters, allow_unused=True)
     for name, value in before.items():
-        if not _kept(model.fixed.get(name), value):
+        if not _kept(trial.fixed.get(name), value):
             raise _changed(problem.model, name)
-    if steady and not _close(first, evaluated(model)):
+    if steady and not _close(first, evaluated(trial)):
         raise _refused(problem.model, "a forward in training mode changes what it predicts later; keep no other state")
 
 
@@ -134,14 +136,15 @@ def _compare(model: FlatModel, again: FlatModel, config: Mapping[str, Any]) -> N
             raise _refused(config, f"'{name}' differs between two models built from one seed; {_DRAWS}")
 
 
-def _output(model: FlatModel, x: Tensor, problem: Problem) -> Tensor:
-    with _explained("model", problem.model, f"forward of inputs {tuple(x.shape)}"):
-        outputs = model(given := x.clone())
-    if given._version:
+def _output(model: FlatModel, x: Inputs, problem: Problem, rows: int) -> Tensor:
+    copies = each(torch.clone, x)
+    with _explained("model", problem.model, f"forward of inputs {each(lambda v: tuple(v.shape), x)}"):
+        outputs = model(copies)
+    if any(copy._version for copy in arrays_of(copies)):
         raise _refused(
             problem.model, "forward writes to its input, which others read; begin without in-place operations"
         )
-    needed = len(x), problem.num_outputs
+    needed = rows, problem.num_outputs
     if not isinstance(outputs, Tensor):
         raise _refused(problem.model, f"output is a {type(outputs).__name__}, needs a tensor {needed}")
     if tuple(outputs.shape) != needed:

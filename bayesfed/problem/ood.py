@@ -13,6 +13,7 @@ from bayesfed.configured import build, naming
 from bayesfed.errors import InputError
 from bayesfed.problem.data.source import Source
 from bayesfed.problem.examples import Examples
+from bayesfed.problem.inputs import scalable, shape_of, tensors
 from bayesfed.problem.problem import Problem
 from bayesfed.seeding import global_generators, torch_generator
 
@@ -35,15 +36,17 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
     if data is not None:
         with naming("eval.ood"), global_generators(seed, "data"):
             loaded = build(data, "data", seed, Source).load(seed)
-        shape = tuple(loaded.test_x.shape[1:])
+        shape = shape_of(loaded.test_x)
         if shape != problem.input_shape:
             fix = f"its inputs have shape {shape}, the model takes {problem.input_shape}; use noise or inverted"
             raise InputError("eval.ood", kind, fix)
         rows = None if loaded.test_rows is None else torch.from_numpy(loaded.test_rows)
-        x = torch.from_numpy(loaded.test_x)
-        return Examples(x, torch.zeros(len(x), dtype=torch.int64, device="cpu"), rows, problem.test.scaling)
+        targets = torch.zeros(len(loaded.test_y), dtype=torch.int64, device="cpu")
+        return Examples(tensors(loaded.test_x), targets, rows, problem.test.scaling)
     test = problem.test
-    rows = torch.arange(len(test.x), device="cpu") if test.index is None else test.index
+    if not scalable(test.x):
+        raise InputError("eval.ood", kind, "needs inputs of one array of floats; give the name of a data group")
+    rows = torch.arange(len(test.y), device="cpu") if test.index is None else test.index
     inputs = test.x.index_select(0, rows)
     low, high = _range(inputs)
     if kind == "inverted":

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesfed.errors import InputError
+from bayesfed.problem.inputs import Arrays, scalable
+
 KINDS = ("raw", "unit", "standardize")
 _ROWS_AT_ONCE = 4096  # bounds the memory of the statistics: a data set may be memory-mapped
 
@@ -82,7 +85,7 @@ class Scaling:
         return self._constants[key]
 
 
-def fit_scaling(kind: str, x: np.ndarray, rows: np.ndarray, maximum: float | None) -> Scaling:
+def fit_scaling(kind: str, x: Arrays, rows: np.ndarray, maximum: float | None) -> Scaling:
     """The scaling ``kind`` for ``x[rows]``.
 
     Statistics are per feature for tables (N, F), per channel for images (N, C, H, W), one value for (N, H, W). Features
@@ -91,12 +94,17 @@ def fit_scaling(kind: str, x: np.ndarray, rows: np.ndarray, maximum: float | Non
     Args:
         kind: ``raw`` (values as stored), ``unit`` (divide by ``maximum``; without one, map the training range to
             [0, 1]) or ``standardize`` (training mean 0, standard deviation 1).
-        x: (N, ...) all rows.
+        x: (N, ...) all rows; or whole numbers, or several arrays, which only ``raw`` leaves be.
         rows: (n,) the training rows.
         maximum: the largest value the source can hold (255 for 8-bit images), if it has one.
+
+    Raises:
+        InputError: statistics of whole numbers or of several arrays.
     """
     if kind == "raw":
         return Scaling.identity()
+    if not scalable(x):
+        raise InputError("scaling", kind, "whole numbers and inputs of several arrays are taken as they are: use raw")
     if kind == "unit" and maximum is not None:
         return Scaling(torch.tensor(0.0), torch.tensor(1.0, dtype=torch.float64) / maximum)
     if kind == "unit":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError, integer, number, settings_of
+from bayesfed.problem.inputs import Shape
 from bayesfed.seeding import numpy_generator
 
 
@@ -60,7 +61,7 @@ class Shift:
         return any((self.rotation, self.contrast, self.brightness, self.colour))
 
     def draw(
-        self, seed: int, clients: int, shape: tuple[int, ...], num_classes: int | None, maximum: float
+        self, seed: int, clients: int, shape: Shape, num_classes: int | None, maximum: float
     ) -> list[ClientShift | None]:
         """What each client's examples go through; None where nothing changes.
 
@@ -84,9 +85,7 @@ class Shift:
         drawn = {v: self._one(seed, v, shape, num_classes, maximum) for v in sorted(set(variants))}
         return [drawn[v] for v in variants]
 
-    def _one(
-        self, seed: int, variant: int, shape: tuple[int, ...], num_classes: int | None, maximum: float
-    ) -> ClientShift:
+    def _one(self, seed: int, variant: int, shape: Shape, num_classes: int | None, maximum: float) -> ClientShift:
         # a stream each: one shift leaves the others as they are
         def uniform(purpose: str, size: int | None = None) -> Any:
             return numpy_generator(seed, "shift", purpose, variant).uniform(-1.0, 1.0, size)
@@ -102,9 +101,9 @@ class Shift:
             maximum=maximum,
         )
 
-    def _check(self, shape: tuple[int, ...], num_classes: int | None) -> None:
+    def _check(self, shape: Shape, num_classes: int | None) -> None:
         for name in ("rotation", "contrast", "brightness", "colour"):
-            if getattr(self, name) and len(shape) != 3:
+            if getattr(self, name) and (isinstance(shape, dict) or len(shape) != 3):
                 raise InputError(f"shift.{name}", getattr(self, name), f"needs images, examples have shape {shape}")
         if self.colour and shape[0] < 2:
             fix = f"needs images with several channels, these have {shape[0]}; use shift.contrast or shift.brightness"

@@ -30,7 +30,9 @@ def make_figures(problem: Problem, folder: Path, seed: int) -> list[Path]:
         if problem.label_counts is None
         else label_distribution(problem.label_counts, problem.classes, problem.client_names),
         "sizes": size_bars(sizes, problem.client_names),
-        "samples": samples(problem, seed) if len(problem.input_shape) == 3 else None,
+        "samples": samples(problem, seed)
+        if isinstance(problem.input_shape, tuple) and len(problem.input_shape) == 3
+        else None,
         "targets": target_boxes(problem) if problem.num_classes is None else None,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesfed.accelerate.arithmetic import ordinary_tensors
-from bayesfed.accelerate.layers import restore
 from bayesfed.config import import_from_here
 from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.predictive import (
@@ -28,11 +26,14 @@ from bayesfed.evaluation.predictive import (
     parameter_draws,
 )
 from bayesfed.foreign import plain_text
+from bayesfed.problem.examples import Examples
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import MASK, Inputs, arrays_of, each, scalable
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_fixed, load_posterior
 from bayesfed.runs.reading import read_json
 from bayesfed.seeding import torch_generator
+from bayesfed.tensors import ordinary_tensors
 
 
 class TrainedRun:
@@ -42,7 +43,7 @@ class TrainedRun:
         run_dir: where it was read from.
         posterior: a member of ``bayesfed.families``.
         model_description: the model, input shape, scaling and likelihood as saved.
-        input_shape: shape of one example.
+        input_shape: shape of one example, or of each of its arrays by name.
         scaling: maps inputs in the units of the data source to what the modules expect.
         likelihood: the likelihood the run was trained with.
         classes: names of the classes in the order of the columns that :meth:`predict` gives; None for a regression.
@@ -55,7 +56,7 @@ class TrainedRun:
         self.run_dir = run_dir
         self.posterior = posterior
         self.model_description = model_description
-        self.input_shape = tuple(model_description["input_shape"])
+        self.input_shape = each(tuple, model_description["input_shape"])
         count = model_description.get("num_classes")
         self.classes: list[str] | None = model_description.get("classes") or (
             None if count is None else [str(label) for label in range(count)]
@@ -92,7 +93,8 @@ class TrainedRun:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
 
         Args:
-            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source. Of a data frame
+            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source; a dict of them
+                where the source gives one (rows of different length: ``bayesfed.problem.inputs.padded``). Of a data frame
                 (pandas, polars, Arrow) the :attr:`columns` are taken by name, in any order and among others; if there are none, by position.
             samples: posterior draws; 0 predicts at the posterior mean.
             seed: of the draws; equal seeds give equal predictions.
@@ -157,21 +159,50 @@ class TrainedRun:
     def _module(self, theta: Tensor) -> nn.Module:
         module = copy.deepcopy(self._model).module
         module.load_state_dict(self._model.named(theta), strict=False)  # copies; buffers stay
-        restore(module)
         return module
 
     def _inputs(self, x: Any) -> InputBatches:
-        expected = f"must have shape (N, {', '.join(map(str, self.input_shape))})"
-        rows = _numbers(self._chosen(x), expected)
-        size = math.prod(self.input_shape)
-        if rows.dim() >= 2 and len(rows) > 0 and rows[0].numel() == size:
-            rows = rows.reshape(-1, *self.input_shape)  # flattened rows, or images without the channel, are as good
-        if tuple(rows.shape[1:]) != self.input_shape or rows.dim() == 0 or len(rows) == 0:
+        kinds = self.model_description.get("input_dtype", "float")
+        inputs: Inputs
+        if isinstance(kinds, dict):
+            if not isinstance(x, Mapping) or set(x) != set(kinds):
+                has = ", ".join(map(str, x)) if isinstance(x, Mapping) else type(x).__name__
+                raise InputError("x", plain_text(has, 200), f"needs a dict of {', '.join(kinds)}")
+            inputs = {name: self._array(x[name], self._shape(name, x), kind) for name, kind in kinds.items()}
+            if len({len(array) for array in inputs.values()}) > 1:
+                raise InputError("x", f"{[len(array) for array in inputs.values()]} rows", "needs equally many of each")
+        else:
+            inputs = self._array(self._chosen(x), self.input_shape, kinds)
+        count = len(arrays_of(inputs)[0])
+        examples = Examples(inputs, torch.zeros(count), None, self.scaling)
+        dtype = self.posterior.mean.dtype
+        return InputBatches(lambda part: examples.batch(part, dtype, "cpu")[0], count, CPU_BATCH)
+
+    def _shape(self, name: str, x: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of an example's array; padded rows may have another length than in training."""
+        shape: tuple[int, ...] = self.input_shape[name]
+        if MASK not in self.input_shape or shape[:1] != self.input_shape[MASK]:
+            return shape
+        return (*np.shape(x[MASK])[1:2], *shape[1:])
+
+    def _array(self, x: Any, shape: tuple[int, ...], kind: str) -> Tensor:
+        """(N, *shape) finite numbers, whole ones of exactly the type ``kind``."""
+        expected = f"must have shape (N, {', '.join(map(str, shape))})"
+        rows = _numbers(x, expected)
+        if rows.dim() >= 2 and len(rows) > 0 and rows[0].numel() == math.prod(shape):
+            rows = rows.reshape(-1, *shape)  # flattened rows, or images without the channel, are as good
+        if tuple(rows.shape[1:]) != shape or rows.dim() == 0 or len(rows) == 0:
             raise InputError("x", f"array of shape {tuple(rows.shape)}", f"{expected}, N >= 1")
         if not bool(rows.isfinite().all()):
             raise InputError("x", "array with nan or inf", "must be finite")
-        dtype = self.posterior.mean.dtype
-        return InputBatches(lambda part: self.scaling(rows[part], dtype), len(rows), CPU_BATCH)
+        exact = rows if scalable(rows) else rows.to(self.posterior.mean.dtype)
+        if kind != "float":
+            exact = rows.to(getattr(torch, kind))
+            if not torch.equal(exact.to(torch.float64), rows.to(torch.float64)):
+                raise InputError(
+                    "x", f"array of {rows.dtype}".replace("torch.", ""), f"must hold numbers of type {kind}"
+                )
+        return exact
 
     def _chosen(self, x: Any) -> Any:
         """The features of a data frame."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.errors import choice, integer, number
 from bayesfed.families import LogNormal, PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior, Solver, check_gradients, check_training
@@ -51,7 +51,6 @@ class LMDSolver(Solver):
         noise: ``quantile`` (fast on CPUs) or ``normal``.
         mx: format of the forward pass (:mod:`bayesfed.lowprecision`): ``e2m1``, ``e2m3``, ``e3m2``, ``e4m3``; ``none``.
         amp: ``bfloat16`` runs the model in mixed precision; ``none``.
-        native: gradients by a C function where it fits, see :meth:`bayesfed.federation.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -84,7 +83,6 @@ class LMDSolver(Solver):
         noise: str = "quantile",
         mx: str = "none",
         amp: str = "none",
-        native: bool = True,
     ):
         check_training(lr, epochs, batch_size, local_schedule, amp)
         Schedule(schedule, schedule_rounds or 1, schedule_decay)
@@ -98,7 +96,6 @@ class LMDSolver(Solver):
         self._build = partial(LMD, beta1=beta1, beta2=beta2, signed=signed, noise=noise)
         self.lr, self.epochs, self.batch_size, self.mc_samples = lr, epochs, batch_size, mc_samples
         self.sigma, self.decay, self.local_schedule, self.mx, self.amp = sigma, decay, local_schedule, mx, amp
-        self.native = native
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         self.require(problem)
@@ -109,14 +106,14 @@ class LMDSolver(Solver):
         with span("optimizer"):
             optimizer = self._optimizer(problem)
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
-        take_step = bare_step(optimizer)
+        take_step = accelerate.bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
                     if self.mx == "none":
-                        loss = problem.backward(x, y, self.amp, self.native)
+                        loss = problem.backward(x, y, self.amp)
                     else:
                         with MXForward(self.mx):
                             loss = problem.loss(x, y, self.amp)

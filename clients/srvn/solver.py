@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.families import gaussian
 from bayesfed.federation.local import LEARNS, NO_PATH, LocalProblem, LocalSolution, Solver, check_gradients
@@ -59,7 +59,6 @@ class SRVNSolver(Solver):
         antithetic: every second sample mirrors the one before (stein).
         schedule, schedule_rounds, schedule_decay: rate of the mean over communication rounds.
         local_schedule: rate of the mean (hessian: both rates) over the steps of a round.
-        native: gradients by a C function where it fits, see :meth:`bayesfed.federation.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -84,7 +83,6 @@ class SRVNSolver(Solver):
         schedule_rounds: int | None = None,
         schedule_decay: float = 0.1,
         local_schedule: str = "constant",
-        native: bool = True,
     ):
         number("lr", lr, above=0, optional=True)
         number("lr_covariance", lr_covariance, at_least=0, at_most=1, optional=True)
@@ -105,7 +103,7 @@ class SRVNSolver(Solver):
         self.lr, self.lr_covariance, self.epochs, self.batch_size = lr, lr_covariance, epochs, batch_size
         self.curvature, self.mc_samples, self.hess_init = curvature, mc_samples, hess_init
         self.beta1, self.min_precision, self.antithetic = beta1, min_precision, antithetic
-        self.local_schedule, self.native = local_schedule, native
+        self.local_schedule = local_schedule
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         self.require(problem)
@@ -223,13 +221,13 @@ class SRVNSolver(Solver):
             )
         start = optimizer.precision
         rates = Schedule(self.local_schedule, problem.steps(self.epochs, self.batch_size))
-        take_step = bare_step(optimizer)
+        take_step = accelerate.bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         step = 0
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size)), start=1):
             for _ in range(self.mc_samples):
                 with inside(optimizer.sampled_params(train=True), "sampling", "gradient"):
-                    loss = problem.backward(x, y, native=self.native)
+                    loss = problem.backward(x, y)
                 total += loss
             optimizer.param_groups[0]["lr"] = lr * rates(step - 1)
             with span("update"):

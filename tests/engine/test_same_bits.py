@@ -45,13 +45,13 @@ def test_another_seed_gives_other_bits(inline, tmp_path, digest):
 
 @pytest.mark.engines
 def test_ray_without_compiled_functions(tmp_path, digest, ray_with_three_slots):
-    plain = ["rounds=3", "client.native=false"]
+    plain = ["rounds=3", "accelerate=off"]
     found = digest(digits(tmp_path / "inline", *plain, "engine=inline"))
     assert digest(digits(tmp_path / "ray", *plain, "engine=ray", "engine.num_workers=2")) == found
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_ray(inline, tmp_path, digest, ray_with_three_slots, workers):
     assert digest(digits(tmp_path / "ray", "rounds=3", "engine=ray", f"engine.num_workers={workers}")) == digest(inline)
 
@@ -84,7 +84,7 @@ def inline_hard(tmp_path_factory) -> Path:
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("engine", [("ray", 1), ("ray", 2), ("flower", 1)], ids=str)
+@pytest.mark.parametrize("engine", [("ray", 2), ("flower", 1)], ids=str)
 def test_stragglers_dropouts_and_personalised_evaluation(inline_hard, tmp_path, digest, ray_with_three_slots, engine):
     name, workers = engine
     run_dir = digits(tmp_path / "run", f"engine={name}", f"engine.num_workers={workers}", base=HARD)
@@ -108,7 +108,7 @@ def test_stragglers_and_dropouts_resumed(inline_hard, tmp_path, digest):
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("options", [["strategy=bayes_admm"], ["strategy=fedavg"], ["wire=float16"]], ids=str)
+@pytest.mark.parametrize("options", [["strategy=bayes_admm"], ["strategy=fedavg", "wire=float16"]], ids=str)
 def test_groups_of_clients_summed_in_the_workers(tmp_path, digest, ray_with_three_slots, options):
     inline = digits(tmp_path / "inline", "engine=inline", *options, base=MANY)
     ray = digits(tmp_path / "ray", "engine=ray", "engine.num_workers=2", *options, base=MANY)
@@ -144,15 +144,6 @@ def test_resumed_after_round_2_in_16_bits(tmp_path, digest, wire, strategy):
     assert digest(run_dir) != digest(whole)
     bayesfed.run([f"resume={run_dir}", "rounds=4"])
     assert digest(run_dir) == digest(whole)
-
-
-@pytest.mark.engines
-def test_ray_in_16_bits(tmp_path, digest, ray_with_three_slots):
-    run_dir = digits(tmp_path / "inline", "rounds=2", "engine=inline", "wire=float16")
-    on_ray = digits(tmp_path / "ray", "rounds=2", "engine=ray", "engine.num_workers=2", "wire=float16")
-    assert digest(on_ray) == digest(run_dir)
-    mine, theirs = (bayesfed.load(path).rounds[-1] for path in (run_dir, on_ray))
-    assert [mine[k] for k in ("bytes/down", "bytes/up")] == [theirs[k] for k in ("bytes/down", "bytes/up")]
 
 
 def test_killed_in_round_3_and_resumed(inline, tmp_path, digest):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bayesfed.errors import InputError
+from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.model_check import check_forward
 
 # ruff: noqa: NPY002 - the global generators are part of what is tested
@@ -173,7 +174,8 @@ def checked(problem, monkeypatch):
         module.Model = model
         monkeypatch.setitem(sys.modules, module.__name__, module)
         named = {"name": "own", "_target_": "own_model_module.Model"}
-        check_forward(replace(problem(), model=named), 1, dtype, torch.device("cpu"))
+        changed = replace(problem(), model=named)
+        check_forward(changed, FlatModel(changed.build_model(1), dtype), 1)
 
     return check
 

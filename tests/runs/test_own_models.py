@@ -43,6 +43,16 @@ class Plain(nn.Module):
         return self.body(x)
 
 
+class Pretrained(Plain):
+    built = 0
+
+    def __init__(self, input_shape, num_outputs, weights=None):
+        super().__init__(input_shape, num_outputs)
+        Pretrained.built += 1
+        self.body.load_state_dict(torch.load(weights, weights_only=True))
+        self.body.requires_grad_(False)
+
+
 class FrozenLayer(Plain):
     def __init__(self, *shape, **named):
         super().__init__(*shape, **named)
@@ -182,6 +192,20 @@ def test_the_posterior_file_alone_holds_the_whole_model(own, model, tmp_path):
     x, y = evaluated_rows(found.run_dir)
     (found.run_dir / "config.yaml").unlink()  # and with it the seed
     assert accuracy(bayesfed.load(found.run_dir), x, y) == pytest.approx(found.summary["mean/accuracy"], abs=1e-9)
+
+
+def test_a_pretrained_model_keeps_its_weights_and_only_what_is_trainable_travels(own, tmp_path):
+    body = torch.nn.Linear(64, 8)
+    torch.save(body.state_dict(), tmp_path / "body.pt")
+    text = f"_target_: {module_of(tmp_path)}.Pretrained\nweights: {tmp_path / 'body.pt'}\n"
+    (tmp_path / "conf" / "model" / "Pretrained.yaml").write_text(text)
+    found = own("Pretrained", "partition.num_clients=2", "engine=inline")
+    assert sys.modules[module_of(tmp_path)].Pretrained.built == 3  # server, check, clients
+    held = load_file(found.run_dir / "posterior.safetensors")
+    assert torch.equal(held["fixed.body.weight"], body.weight)
+    assert torch.equal(held["fixed.body.bias"], body.bias)
+    assert held["mean"].numel() == found.summary["parameters"] == 8 * 10 + 10
+    assert found.summary["bytes/up"] < 2 * 4 * 90 + 4000
 
 
 def test_a_file_from_before_fixed_tensors_were_kept_loads_by_the_seed(own, monkeypatch):

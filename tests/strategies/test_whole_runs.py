@@ -21,7 +21,7 @@ STATEFUL = [
     "pvi",
     "scaffold",
 ]
-ON_RAY = ["fedadmm", "feddyn", "fedlap_cov", "fednova", "krum", "scaffold"]
+ON_RAY = ["fedlap_cov", "krum", "scaffold"]
 QUICK = [
     "experiment=digits_het10", "strategy.fraction=0.3", "client.epochs=1", "eval.every=9", "eval.samples=2", "display=false",
     "figures=false",

@@ -12,6 +12,7 @@ from torch.func import functional_call, hessian, vjp, vmap
 from bayesfed.problem.curvature.products import eval_mode
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import each
 from bayesfed.problem.likelihood import Likelihood
 
 
@@ -62,7 +63,7 @@ def _of_examples(model: FlatModel, likelihood: Likelihood, vector: Tensor, x: Te
     """The diagonal over a batch (P,), from the gradients of every example."""
 
     def outputs(x: Tensor, named: dict[str, Tensor]) -> Tensor:
-        result: Tensor = functional_call(model.module, named, (x[None],))[0]
+        result: Tensor = functional_call(model.module, named, (each(lambda v: v[None], x),))[0]
         return result
 
     def squares(x: Tensor, y: Tensor) -> dict[str, Tensor]:

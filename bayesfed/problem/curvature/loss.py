@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, hessian, jacrev
 
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.inputs import arrays_of
 from bayesfed.problem.likelihood import Likelihood
 
 
@@ -42,7 +43,7 @@ class SummedLoss:
         self.gradients_per_point = len(data) * (
             1 + model.dim
         )  # a row of an example's Hessian is one more backward pass
-        per_row = 8 * (model.dim + 4 * x.numel())
+        per_row = 8 * (model.dim + 4 * sum(v.numel() for v in arrays_of(x)))
         rows = max(1, min(model.dim, int(memory_mb * 1e6 / per_row)))
         self.hessian: Callable[[Tensor], Tensor] = (
             jacrev(grad(loss), chunk_size=rows) if rows < model.dim else hessian(loss)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bayesfed.checksum import files_of
 from bayesfed.errors import choice, number
+from bayesfed.problem.inputs import Arrays, check_arrays
 from bayesfed.problem.scaling import KINDS
 
 
@@ -21,7 +22,9 @@ class Loaded:
     """A data set in memory or memory-mapped, unscaled.
 
     Attributes:
-        x: (N, ...) uint8, float32 or float64; images are (N, C, H, W).
+        x: (N, ...) uint8 or floats, images (N, C, H, W), which are scaled and cast to the run's dtype; or other whole numbers
+            (token ids), which the model gets as they are; or several such arrays by name, of which the model gets the dict (its
+            floats cast, nothing scaled). Rows of different length: :func:`bayesfed.problem.inputs.padded`.
         y: (N,) labels (numbers, booleans or text) or targets, or (N, D) targets or one-hot labels.
         test_x, test_y: where the test rows live; may be ``x`` and ``y`` themselves.
         train_rows, test_rows: rows of the arrays above; None = all.
@@ -34,9 +37,9 @@ class Loaded:
         own: a user's data, which nobody has looked at.
     """
 
-    x: np.ndarray
+    x: Arrays
     y: np.ndarray
-    test_x: np.ndarray
+    test_x: Arrays
     test_y: np.ndarray
     train_rows: np.ndarray | None = None
     test_rows: np.ndarray | None = None
@@ -48,13 +51,17 @@ class Loaded:
     target: tuple[str, object] = ("data.y", "array")
     own: bool = False
 
+    def __post_init__(self) -> None:
+        check_arrays("data.x", self.x, len(self.y))
+        check_arrays("data.test_x", self.test_x, len(self.test_y))
+
 
 class Source(ABC):
     """A data source.
 
     Args:
         fraction: of the training data to keep, in (0, 1]; drawn per client and class with the run's seed.
-        scaling: ``raw`` (as stored), ``unit`` (divide by the source's largest value; tables: training range to [0, 1])
+        scaling: of one array of floats or bytes: ``raw`` (as stored), ``unit`` (divide by the source's largest value; tables: training range to [0, 1])
             or ``standardize`` (training mean 0, standard deviation 1 per feature or channel).
 
     Raises:

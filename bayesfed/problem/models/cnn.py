@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from bayesfed.errors import InputError
-from bayesfed.problem.models.perceptron import check_bool
+from bayesfed.problem.models.perceptron import check_bool, one_shape
 
 
 class CNNZenke(nn.Module):
@@ -72,7 +72,7 @@ def image_shape(input_shape: Sequence[int], model: str, smallest: int) -> tuple[
     Raises:
         InputError: if the examples are not images of at least ``smallest`` x ``smallest`` pixels.
     """
-    shape = tuple(input_shape)
+    shape = one_shape(input_shape, model)
     if len(shape) != 3 or min(shape[1:]) < smallest:
         fix = f"needs images (channels, height, width) of at least {smallest}x{smallest} pixels, "
         raise InputError("model", model, fix + f"the data's examples have shape {shape}; use model=mlp or model=linear")

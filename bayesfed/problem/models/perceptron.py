@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from bayesfed.errors import InputError, choice, integer
+from bayesfed.problem.inputs import Shape
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -30,7 +31,12 @@ class Linear(nn.Module):
     def __init__(self, input_shape: Sequence[int], num_outputs: int, *, bias: bool = True):
         super().__init__()
         check_bool("bias", bias)
-        self.layer = nn.Linear(math.prod(input_shape), num_outputs, bias=bias)
+        self.layer = nn.Linear(math.prod(one_shape(input_shape, "linear")), num_outputs, bias=bias)
+
+    @property
+    def chain(self) -> list[nn.Module]:
+        """The layers: all that happens to a flattened input."""
+        return [self.layer]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(1))
@@ -66,14 +72,30 @@ class MLP(nn.Module):
             raise InputError("hidden", hidden, "must be a list of layer widths, e.g. [64,64]")
         for width in hidden:
             integer("hidden", width, at_least=1)
-        sizes = [math.prod(input_shape), *hidden, num_outputs]
+        sizes = [math.prod(one_shape(input_shape, "mlp")), *hidden, num_outputs]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out, bias=bias), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers[:-1])
 
+    @property
+    def chain(self) -> list[nn.Module]:
+        """The layers: all that happens to a flattened input."""
+        return list(self.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.flatten(1))
+
+
+def one_shape(input_shape: Shape, model: str) -> tuple[int, ...]:
+    """The shape, if inputs are one array.
+
+    Raises:
+        InputError: they are several.
+    """
+    if isinstance(input_shape, dict):
+        raise InputError("model", model, f"takes one array, the data give {', '.join(sorted(input_shape))}")
+    return tuple(input_shape)
 
 
 def check_bool(field: str, value: object) -> None:
