@@ -12,6 +12,7 @@ from bayesfed.composing import conf_dir
 from bayesfed.config import compose_config, validate
 from bayesfed.configured import build, fits
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.schedule import Schedule
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
