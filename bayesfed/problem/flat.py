@@ -16,7 +16,8 @@ class FlatModel:
     length P; the module sees the same memory through views, so nothing is gathered or scattered.
 
     Attributes:
-        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of ``bayesfed.accelerate.layers``.
+        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of
+            ``bayesfed.accelerate.layers``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
     """
 
@@ -49,7 +50,7 @@ class FlatModel:
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers by name: all other state, which no training changes (``bayesfed.problem.model_check``)."""
+        """Frozen parameters and buffers by name, which no training changes (``bayesfed.problem.model_check``)."""
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
         return frozen | dict(self.module.named_buffers())
 
@@ -59,7 +60,7 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def drop_grad(self) -> None:
-        """Leave the gradients to autograd, for optimizers that take them as it made them (one pass over memory less)."""
+        """Leave the gradients to autograd, for optimizers that take them as it made them: saves a pass over memory."""
         for parameter in self.parameters:
             parameter.grad = None
 

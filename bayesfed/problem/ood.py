@@ -22,8 +22,8 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
     """What ``eval.ood`` names; scaled as the problem's inputs are.
 
     Args:
-        kind: ``noise`` (uniform in each input's range; for images in that of all pixels), ``inverted`` (the test inputs with
-            small and large values exchanged), or the name of ``data``.
+        kind: ``noise`` (uniform in each input's range; for images in that of all pixels), ``inverted`` (the test inputs
+            with small and large values exchanged), or the name of ``data``.
         problem: gives shape, scaling and test inputs.
         seed: of the run.
         data: the data group of that name; its test set is used.
