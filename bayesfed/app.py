@@ -15,14 +15,13 @@ from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig, OmegaConf
 
-from bayesfed import profiling
-from bayesfed.accelerate.arithmetic import set_arithmetic
+from bayesfed import accelerate, profiling
 from bayesfed.configured import build
 from bayesfed.deployment.own_data import place
 from bayesfed.errors import InputError
 from bayesfed.host import own_packages
-from bayesfed.problem import Problem, build_problem
-from bayesfed.problem.build import origins
+from bayesfed.problem import Problem
+from bayesfed.problem.build import build_problem, origins
 from bayesfed.wire import DTYPES
 from bayesfed.wire.flower_version import error_reply
 
@@ -100,6 +99,12 @@ def _trainer(text: str, sites: str, app: str) -> Any:
     )
 
 
+def _set_up(mode: str, *key: str) -> Any:
+    """This process's handler, in a process that computes as the run says: Ray's and Flower's workers and SuperNodes start here."""
+    accelerate.start(mode)
+    return _trainer(*key)
+
+
 @lru_cache(maxsize=2)
 def _strategy(text: str, sites: str, app: str) -> Any:
     """The strategy, to sum replies where they are made."""
@@ -152,7 +157,6 @@ class SimulationApp(ClientApp):
 
         A handler that has no ``train_many``, or fails in it, gets the messages one by one.
         """
-        set_arithmetic()
         try:
             with profiling.recording(self._profiler):
                 trainer = self._trainer()
@@ -192,12 +196,11 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
     # the last part is this app's own: what an earlier run of this process read or built is not taken for this run's. (Copies of
     # the app that travel to another process share what they build there.)
     key = json.dumps(config), str(Path(sites).resolve()), uuid4().hex
-    trainer = partial(_trainer, *key)
+    trainer = partial(_set_up, config["accelerate"], *key)
     app = SimulationApp(trainer, partial(_strategy, *key), _profiler(key[0], key[2]))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        set_arithmetic()
         with profiling.recording(app._profiler):
             handler = trainer()
             with profiling.span("train"):
@@ -206,7 +209,6 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        set_arithmetic()
         with profiling.recording(app._profiler):
             handler = trainer()
             with profiling.span("evaluation"):

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (res
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ HELP = {"-h", "--help"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes above."""
+    for library in ("FLWR_TELEMETRY", "RAY_USAGE_STATS"):  # a process of its own, which tells nobody what it does
+        os.environ.setdefault(f"{library}_ENABLED", "0")
     with steady():
         try:
             code = _main(list(sys.argv[1:] if argv is None else argv))

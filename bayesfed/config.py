@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed import composing
+from bayesfed import accelerate, composing
 from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
 from bayesfed.configured import GROUPS, build, check, plain_section, resolve
 from bayesfed.earlier import HANDLERS, of_today
@@ -26,7 +26,19 @@ from bayesfed.system import System
 from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
-RESUMABLE = ("rounds", "engine", "eval", "logger", "device", "resume", "display", "figures", "profile", "hydra")
+RESUMABLE = (
+    "rounds",
+    "engine",
+    "eval",
+    "logger",
+    "device",
+    "accelerate",
+    "resume",
+    "display",
+    "figures",
+    "profile",
+    "hydra",
+)
 BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
 
 
@@ -57,6 +69,7 @@ class RunSchema:
     seed: int = MISSING
     rounds: int = MISSING
     dtype: str = MISSING
+    accelerate: str = MISSING
     wire: str = MISSING
     device: str = MISSING
     resume: str | None = None
@@ -269,6 +282,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
+    choice("accelerate", cfg.accelerate, accelerate.MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     integer("eval.every", cfg.eval.every, at_least=1)

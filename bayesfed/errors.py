@@ -43,6 +43,20 @@ class RunDiverged(RunFailed):
     """A run that whose numbers ran away ("diverged: ..."): resumed, it takes the same steps again."""
 
 
+class BadMessage(ValueError):
+    """A message whose content is not what the protocol says; the text says what was wrong, in one printable line.
+
+    It may quote the other side (names, values), which is why it is cut and escaped here, whoever shows or keeps it.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(plain_text(text))
+
+
+class Diverged(BadMessage):
+    """Numbers that ran away: they are not finite, or beyond what the server takes."""
+
+
 def reason_of(error: BaseException) -> str:
     """What ended a run, as one printable line."""
     known = isinstance(error, InputError | RunFailed)

@@ -1,15 +1,13 @@
 """Time of one training step: IVON here, torch's fused AdamW, and ivon-opt, measured alternately in one run.
 
 ``python benchmarks/ivon_step.py`` prints a table, ``--json`` one JSON object (times are medians in milliseconds).
-A step is zero_grad, sample, forward, backward and update. ivon-opt is left out (null) when it is not installed, the compiled
-step where there is no C++ compiler.
+A step is zero_grad, sample, forward, backward and update. ivon-opt is left out (null) when it is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import time
@@ -63,8 +61,6 @@ def learners() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer
         import ivon
     except ImportError:
         ivon = None
-    if shutil.which("g++"):
-        found["ivon_compiled"] = lambda params: IVON(params, lr=0.1, ess=60_000, compile=True)
     if ivon is None:
         return found
     found["ivon_opt"] = lambda params: ivon.IVON(params, lr=0.1, ess=60_000)
@@ -114,7 +110,7 @@ def measure(model: str, batch: int, threads: int, repeats: int) -> dict[str, obj
         "ivon_opt_ms": None if other is None else round(other, 4),
         "ivon_over_adamw": round(ms["ivon"] / ms["adamw_fused"], 3),
         "ivon_opt_over_ivon": None if other is None else round(other / ms["ivon"], 3),
-        **{f"{name}_ms": round(ms[name], 4) for name in ("ivon_antithetic", "ivon_compiled") if name in ms},
+        "ivon_antithetic_ms": round(ms["ivon_antithetic"], 4),
         "model": model,
         "parameters": made["ivon"][1],
         "batch": batch,

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bayesfed.accelerate.arithmetic import set_arithmetic
+from bayesfed import accelerate
 from bayesfed.accelerate.layers import QuickLinear, quicken
-from bayesfed.engine.ray_worker import keep_freed_memory
 from bayesfed.problem.models import CNNAcar, CNNZenke, ResNet20
 from benchmarks.pfl_contestants.cnn import SimpleCNN
 
@@ -79,8 +78,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    set_arithmetic()
-    keep_freed_memory()
+    accelerate.start("auto")
     rows = []
     for name, kind, shape, batch in CASES:
         measured = measure(kind, shape, batch, args.blocks, args.steps)

@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 from flwr.serverapp import Grid
 
-from bayesfed.accelerate.arithmetic import arithmetic
+from bayesfed import accelerate
 from bayesfed.config import compose_config
 from bayesfed.configured import build
 from bayesfed.runs.directory import RunDirectory
@@ -85,7 +85,7 @@ class TimedSession(Session):
         self.times: list[float] = []
         self.private = 0
         self.process = psutil.Process()
-        with arithmetic():
+        with accelerate.running("auto"):
             self.strategy.start(grid, num_rounds=self.cfg.rounds, callbacks=self)
         self.times.append(time.perf_counter())
 

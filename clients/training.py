@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.errors import choice, integer, number
 from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem.flat import FlatModel
@@ -29,7 +29,6 @@ class GradientSolver(Solver):
         batch_size: examples per step.
         local_schedule: learning rate over the steps of a round.
         amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``); ``none``.
-        native: gradients by a C function where it fits, see :meth:`bayesfed.federation.local.LocalProblem.backward`.
 
     Raises:
         InputError: a value out of range.
@@ -40,18 +39,18 @@ class GradientSolver(Solver):
     batch_size: int
     local_schedule: str = "constant"
     amp: str = "none"
-    native: bool = True
 
     def __post_init__(self) -> None:
         choice("amp", self.amp, ("none", "bfloat16"))
-        number("lr", self.lr, above=0)
+        optional = getattr(type(self), "lr", 0.0) is None  # a class whose default is null decides itself
+        number("lr", self.lr, above=0, optional=optional)
         integer("epochs", self.epochs, at_least=1)
         integer("batch_size", self.batch_size, at_least=1)
         choice("local_schedule", self.local_schedule, Schedule.KINDS)
 
     def backward(self, problem: LocalProblem, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of a mini-batch at the model's parameters, detached; its gradient is in their ``grad``."""
-        return problem.backward(x, y, self.amp, self.native)
+        return problem.backward(x, y, self.amp)
 
     def train(self, problem: LocalProblem, optimizer: Any) -> dict[str, float]:
         """Run the steps of a round.
@@ -69,7 +68,7 @@ class GradientSolver(Solver):
         sampled = getattr(optimizer, "sampled_params", None)
         samples = 1 if sampled is None else optimizer.mc_samples
         rate, rates = float(optimizer.param_groups[0]["lr"]), self.rates(problem)
-        take_step = bare_step(optimizer)
+        take_step = accelerate.bare_step(optimizer)
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
         for step, (x, y) in enumerate(each("data", problem.batches(self.epochs, self.batch_size))):
             for _ in range(samples):

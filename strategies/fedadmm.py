@@ -10,9 +10,11 @@ from torch import Tensor
 
 from bayesfed.errors import number
 from bayesfed.families import NaturalParameters, PointMass
-from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.assignment import Assignment
+from bayesfed.federation.client.contribution import Contribution
+from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
 
@@ -26,29 +28,31 @@ class FedADMMClient(Trainer):
 
     remembers: ClassVar[bool] = True
 
-    def pose(self, task: Task) -> LocalProblem:
-        dual = task.state.get("dual", torch.zeros_like(self.initial, dtype=torch.float64, device="cpu"))
-        site = NaturalParameters(PointMass.name, dual, dual.new_zeros(())).to(device=task.local.device)
-        return replace(task.local, site=site)
+    def pose(self, assignment: Assignment) -> LocalProblem:
+        dual = assignment.state.get("dual", torch.zeros_like(self.initial, dtype=torch.float64, device="cpu"))
+        site = NaturalParameters(PointMass.name, dual, dual.new_zeros(())).to(device=assignment.problem.device)
+        return replace(assignment.problem, site=site)
 
-    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
-        new = self._augmented(task, solution)
-        return PointMass(task.server.mean.to(torch.float64) + (new - self._before(task))), {}
+    def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
+        new = self._augmented(assignment, solution)
+        return Contribution(PointMass(assignment.server.mean.to(torch.float64) + (new - self._before(assignment))))
 
-    def settle(self, task: Task, solution: LocalSolution, sent: Posterior, extra: Record) -> Record:
+    def settle(self, assignment: Assignment, solution: LocalSolution, sent: Contribution) -> Record:
         weights = solution.posterior.mean.to(dtype=torch.float64, device="cpu")
-        augmented = self._before(task) + (sent.mean.to(torch.float64) - task.server.mean.to(torch.float64))
-        return {"dual": (augmented - weights) * task.method.proximal, "augmented": augmented}
+        augmented = self._before(assignment) + (
+            sent.posterior.mean.to(torch.float64) - assignment.server.mean.to(torch.float64)
+        )
+        return {"dual": (augmented - weights) * assignment.settings.proximal, "augmented": augmented}
 
-    def _before(self, task: Task) -> torch.Tensor:
+    def _before(self, assignment: Assignment) -> torch.Tensor:
         """``u_k`` before the round: at first the network initialisation, where the server started too."""
-        return task.state.get("augmented", self.initial.to(dtype=torch.float64, device="cpu"))
+        return assignment.state.get("augmented", self.initial.to(dtype=torch.float64, device="cpu"))
 
-    def _augmented(self, task: Task, solution: LocalSolution) -> torch.Tensor:
+    def _augmented(self, assignment: Assignment, solution: LocalSolution) -> torch.Tensor:
         """``w_k + y_k/rho`` after the dual's step, ``2 w_k - w_g + y_k'/rho``."""
         weights = solution.posterior.mean.to(dtype=torch.float64, device="cpu")
-        server, rho = task.server.mean.to(torch.float64), task.method.proximal
-        dual = task.state.get("dual", torch.zeros_like(weights))
+        server, rho = assignment.server.mean.to(torch.float64), assignment.settings.proximal
+        dual = assignment.state.get("dual", torch.zeros_like(weights))
         return 2 * weights - server + dual / rho
 
 

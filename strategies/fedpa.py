@@ -10,9 +10,10 @@ from torch import Tensor
 from bayesfed import wire
 from bayesfed.errors import integer, number
 from bayesfed.families import PointMass
-from bayesfed.federation.client.handler import Task, Trainer
-from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
+from bayesfed.federation.client.assignment import Assignment
+from bayesfed.federation.client.contribution import Contribution
+from bayesfed.federation.client.handler import Trainer
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
 
@@ -76,29 +77,34 @@ class FedPAClient(Trainer):
         ValueError: the solver doesn't show its path, or the path has fewer than two steps after the burn-in.
     """
 
-    def pose(self, task: Task) -> LocalProblem:
-        if task.method.round <= wire.value(task.message.content["method"], "burn_in_rounds", int):
-            return task.local
+    def pose(self, assignment: Assignment) -> LocalProblem:
+        if assignment.settings.round <= wire.value(assignment.values, "burn_in_rounds", int):
+            return assignment.problem
         epochs, batch = getattr(self.solver, "epochs", None), getattr(self.solver, "batch_size", None)
         if epochs is None or batch is None:
             raise ValueError(
                 f"strategy=fedpa needs a client that takes gradient steps; {type(self.solver).__name__} does not"
             )
-        steps = task.local.steps(epochs, batch)
-        burn_in, samples = float(task.settings["burn_in"]), int(task.settings["samples"])
-        return replace(task.local, observer=PathSamples(steps, burn_in, samples))
+        steps = assignment.problem.steps(epochs, batch)
+        burn_in, samples = (
+            wire.value(assignment.values, "burn_in", float),
+            wire.value(assignment.values, "samples", int),
+        )
+        return replace(assignment.problem, observer=PathSamples(steps, burn_in, samples))
 
-    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
-        path = task.local.observer
+    def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
+        path = assignment.problem.observer
         if not isinstance(path, PathSamples):
-            return solution.posterior, {}
+            return Contribution(solution.posterior)
         if len(path.values) < 2:
             raise ValueError(
                 f"the local path gave {len(path.values)} posterior samples, 2 are needed; more client.epochs"
             )
-        server = task.server.mean.to(torch.float64)
-        delta = posterior_delta(server, torch.stack(path.values).cpu(), float(task.settings["shrinkage"]))
-        return PointMass(server - delta), {}
+        server = assignment.server.mean.to(torch.float64)
+        delta = posterior_delta(
+            server, torch.stack(path.values).cpu(), wire.value(assignment.values, "shrinkage", float)
+        )
+        return Contribution(PointMass(server - delta))
 
 
 class FedPA(FedAvg):

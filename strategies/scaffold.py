@@ -10,9 +10,11 @@ from torch import Tensor
 
 from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
-from bayesfed.federation.client.handler import Task, Trainer
+from bayesfed.federation.client.assignment import Assignment
+from bayesfed.federation.client.contribution import Contribution
+from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution, Posterior
+from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.federation.server.reading import Reply
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
@@ -32,24 +34,24 @@ class ScaffoldClient(Trainer):
     returned: ClassVar[tuple[str, ...]] = ("control_change",)
     remembers: ClassVar[bool] = True
 
-    def pose(self, task: Task) -> LocalProblem:
-        correction = task.extra["control"].to(torch.float64) - self._control(task)
-        return replace(task.local, linear=correction.to(self.model.vector), keep_gradient=True)
+    def pose(self, assignment: Assignment) -> LocalProblem:
+        correction = assignment.vectors["control"].to(torch.float64) - self._control(assignment)
+        return replace(assignment.problem, linear=correction.to(self.model.vector), keep_gradient=True)
 
-    def answer(self, task: Task, solution: LocalSolution) -> tuple[Posterior, Record]:
+    def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
         if solution.gradient is None:
             raise ValueError(
                 f"strategy=scaffold needs a client that takes gradient steps; {type(self.solver).__name__} does not"
             )
-        change = solution.gradient.to(dtype=torch.float64, device="cpu") - self._control(task)
-        return solution.posterior, {"control_change": change}
+        change = solution.gradient.to(dtype=torch.float64, device="cpu") - self._control(assignment)
+        return Contribution(solution.posterior, {"control_change": change})
 
-    def settle(self, task: Task, solution: LocalSolution, sent: Posterior, extra: Record) -> Record:
-        return {"control": self._control(task) + extra["control_change"].to(torch.float64)}
+    def settle(self, assignment: Assignment, solution: LocalSolution, sent: Contribution) -> Record:
+        return {"control": self._control(assignment) + sent.vectors["control_change"].to(torch.float64)}
 
-    def _control(self, task: Task) -> Tensor:
+    def _control(self, assignment: Assignment) -> Tensor:
         zero = torch.zeros(self.model.dim, dtype=torch.float64, device="cpu")
-        return task.state.get("control", zero)
+        return assignment.state.get("control", zero)
 
 
 class Scaffold(FedAvg):

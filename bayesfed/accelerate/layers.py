@@ -34,13 +34,6 @@ def quicken(module: nn.Module) -> None:
             layer.__class__ = quick
 
 
-def restore(module: nn.Module) -> None:
-    """Undo :func:`quicken`: torch's own layers, which can be scripted, traced and exported."""
-    torchs = {quick: plain for plain, quick in _QUICK.items()}
-    for layer in module.modules():
-        layer.__class__ = torchs.get(type(layer), type(layer))
-
-
 def _plain(x: Tensor) -> bool:
     """A float32 or bfloat16 tensor on the CPU, not one of ``torch.func``'s, and no derivatives in forward mode."""
     narrow = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"

@@ -1,7 +1,8 @@
-"""The C functions of ``clients/native``: compiled once, as one library, with the system's C compiler.
+"""The C functions (``*.c`` beside this file): compiled once, as one library, with the system's C compiler.
 
-They take less than a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``, else
-``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results agree to rounding.
+They take less than a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``,
+else ``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results agree to rounding. So it is
+in an app that Flower bundled: 1.39 takes no ``.c`` files (``FAB_INCLUDE_PATTERNS``, which an app can't extend).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate import ivon_kernel, perceptron_kernel
+from bayesfed.accelerate.switch import enabled
 from bayesfed.cache import cache_folder, whole_file
 
 log = getLogger("bayesfed")
-SOURCE = ivon_kernel.SOURCE + perceptron_kernel.SOURCE
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("ivon.c", "perceptron.c"))
+MOST_LAYERS = 32  # of a perceptron
 FLAGS = (
     "-O3",
     "-march=native",
@@ -48,11 +50,20 @@ def suits(vector: Tensor) -> bool:
     return (vector.device.type, vector.dtype) == ("cpu", torch.float32) and torch.get_num_threads() == 1
 
 
-@lru_cache
 def functions() -> Any:
-    """The compiled functions; None (and one line in the log) without a compiler."""
+    """The compiled functions; None with ``accelerate=off``, and (and one line in the log) without sources or a compiler."""
+    return _compiled() if enabled() else None
+
+
+@lru_cache
+def _compiled() -> Any:
     wanted = os.environ.get("CC") or "cc"
     compiler = shlex.split(wanted)
+    if not all(source.is_file() for source in SOURCES):
+        log.info(
+            "no C sources in this app bundle: training takes longer (docs/performance.md); results agree to rounding"
+        )
+        return None
     if not compiler or shutil.which(compiler[0]) is None:
         log.info("no C compiler (%s): training takes longer (docs/performance.md); results agree to rounding", wanted)
         return None
@@ -82,7 +93,8 @@ def _load(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
     Raises:
         OSError, subprocess.SubprocessError: it could not be compiled or loaded.
     """
-    key = "\n".join([SOURCE, *compiler, *flags, _processor()])
+    sources = [source.read_text() for source in SOURCES]
+    key = "\n".join([*sources, str(MOST_LAYERS), *compiler, *flags, _processor()])
     name = f"native-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
     with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         cached = cache_folder() / name
@@ -114,8 +126,8 @@ def _digest(data: bytes) -> bytes:
 
 
 def _compile(compiler: Sequence[str], flags: Sequence[str], to: Path) -> None:
-    command = [*compiler, *flags, "-o", str(to), "-x", "c", "-", "-lm"]
-    subprocess.run(command, input=SOURCE, check=True, capture_output=True, text=True, timeout=120)
+    command = [*compiler, *flags, f"-DMOST_LAYERS={MOST_LAYERS}", "-o", str(to), *map(str, SOURCES), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """Loss and gradient of a perceptron by one C function.
 
 Of a forward and backward pass of an MLP with 178,110 parameters on a batch of 32, torch spends 40 % between the matrix products: making the
-graph, walking it, and a dozen small operations. The C function (``perceptron_kernel.py``) makes the same products, with the same
+graph, walking it, and a dozen small operations. The C function (``perceptron.c``) makes the same products, with the same
 BLAS, and nothing but loops around them.
 """
 
@@ -16,25 +16,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bayesfed.accelerate.layers import watched
-from bayesfed.accelerate.library import functions, suits
-from bayesfed.accelerate.perceptron_kernel import MOST_LAYERS
-from bayesfed.problem import Categorical, Likelihood
-from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.models import MLP, Linear
+from bayesfed.accelerate.library import MOST_LAYERS, functions, suits
 
 ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}  # as the C source numbers them
 
 
 class PerceptronGradient:
-    """Does ``loss = likelihood.loss(model(x), y); loss.backward()`` in one call; make it with :meth:`of`.
+    """Does ``loss = cross_entropy(model(x), y); loss.backward()`` in one call; make it with :meth:`of`.
 
-    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (gradients that add to others, frozen
-    parameters, hooks, emulated low precision, labels out of range) it gives up, see :meth:`__call__`.
+    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (another loss, gradients
+    that add to others, frozen parameters, hooks, emulated low precision, labels out of range) it gives up, see :meth:`__call__`.
     """
 
-    def __init__(self, model: FlatModel, layers: Sequence[nn.Linear], activation: int):
+    def __init__(self, model: Any, layers: Sequence[nn.Linear], activation: int):
         self._parameters, self._activation = model.parameters, activation
         self._biased = [layer.bias is not None for layer in layers]
         self._widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
@@ -42,12 +39,14 @@ class PerceptronGradient:
         self._work = torch.empty(0)
 
     @classmethod
-    def of(cls, model: FlatModel, likelihood: Likelihood) -> PerceptronGradient | None:
-        """For a ``mlp`` or ``linear`` model with sigmoids or ReLUs and cross-entropy, in float32 on a CPU with one torch thread; else None."""
-        module = model.module
-        if type(likelihood) is not Categorical or vars(likelihood) or type(module) not in (MLP, Linear):
+    def of(cls, model: Any) -> PerceptronGradient | None:
+        """For a flat model whose class says it is a ``chain`` of linear layers and sigmoids or ReLUs; else None.
+
+        Also None for other than float32 on a CPU with one torch thread.
+        """
+        if "chain" not in vars(type(model.module)):  # inherited, it may not be all that the class computes
             return None
-        chain: list[Any] = list(module.layers) if isinstance(module, MLP) else [module.layer]
+        chain: list[Any] = model.module.chain
         linear, between = chain[::2], chain[1::2]
         kinds = {type(layer) for layer in between} or {nn.ReLU}
         # large matrices are multiplied by oneDNN, see bayesfed.accelerate.layers
@@ -59,14 +58,15 @@ class PerceptronGradient:
             return None
         return cls(model, linear, ACTIVATIONS[kinds.pop()])
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing was done, torch has to do it.
+    def __call__(self, loss_of: Any, x: Any, y: Tensor) -> Tensor | None:
+        """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing done, torch has to do it.
 
         Args:
+            loss_of: the loss of outputs and targets.
             x: (B, ...) float32.
             y: (B,) int64.
         """
-        if not self._suits(x, y):
+        if loss_of is not functional.cross_entropy or not isinstance(x, Tensor) or not self._suits(x, y):
             return None
         batch, layers = len(x), len(self._widths) - 1
         rows = x.reshape(batch, -1).contiguous()

@@ -46,7 +46,11 @@ def for_client(overrides: Sequence[str]) -> list[str]:
         if "${" in text:
             raise InputError(key, text.partition("=")[2], "a client resolves no references")
         top = key.partition(".")[0]
-        if key != "data.path" and (top not in SERVER_ONLY or top == "rounds" or key == "eval.validation"):
+        if (
+            top in ("rounds", "accelerate")
+            or key == "eval.validation"
+            or (top not in SERVER_ONLY and key != "data.path")
+        ):
             taken.append(text)
     return taken
 

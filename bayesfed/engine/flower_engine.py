@@ -67,7 +67,8 @@ class FlowerEngine:
             path,
             str(time.time() - _seconds_so_far()),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {"FLWR_TELEMETRY_ENABLED": "0", **os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         # its own process group: Ctrl-C is handled here, and nothing the child started outlives it
         lock = session.directory.lock
         descriptors = (lock,) if lock >= 0 else ()  # locked as long as either of the two lives

@@ -12,7 +12,6 @@ import torch
 from bayesfed.app import client_app
 from bayesfed.engine.batching import batch_of
 from bayesfed.engine.ray_grid import RayGrid
-from bayesfed.engine.ray_worker import keep_freed_memory
 from bayesfed.errors import InputError, integer, number
 from bayesfed.host import cores, same_random
 from bayesfed.wire.flower_version import node_context
@@ -53,11 +52,10 @@ class RayEngine:
     def run(self, session: Session) -> None:
         """Run ``session`` to its end; Ray stays up, so that the jobs of a sweep share it."""
         self.connect()
-        keep_freed_memory()
         build = partial(client_app, session.config, str(session.directory.sites.resolve()))
         session.workers = self._workers(session.num_clients)
         batch = batch_of(session, self.clients_per_batch, torch.device("cuda") if self.num_gpus else None)
-        grid = RayGrid(build, session.num_clients, session.workers, self.num_gpus, batch)
+        grid = RayGrid(build, session.num_clients, session.workers, self.num_gpus, batch, session.cfg.accelerate)
         try:
             session.server_app()(grid, node_context(0, 0, session.num_clients))
         finally:
@@ -70,6 +68,7 @@ class RayEngine:
             if not (RayEngine._started and (self.num_workers or 0) > ray.cluster_resources().get("CPU", 0)):
                 return
             ray.shutdown()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about a future default
         os.environ.setdefault(
             "RAY_worker_niceness", "0"

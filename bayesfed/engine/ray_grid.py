@@ -86,6 +86,7 @@ class RayGrid(LocalGrid):
         num_workers: actors to start.
         num_gpus: of each actor.
         clients_per_batch: clients trained side by side, if the app has ``train_many``.
+        accelerate: of the actors' processes, see :mod:`bayesfed.accelerate`.
     """
 
     folds = True
@@ -97,6 +98,7 @@ class RayGrid(LocalGrid):
         num_workers: int,
         num_gpus: float = 0.0,
         clients_per_batch: int = 1,
+        accelerate: str = "auto",
     ):
         super().__init__(num_clients)
         self.clients_per_batch = clients_per_batch
@@ -104,7 +106,7 @@ class RayGrid(LocalGrid):
         path = [entry for entry in sys.path if entry and Path(entry).exists()]
         remote = ray.remote(Worker)
         options = remote.options(num_cpus=1, num_gpus=num_gpus)
-        self._start: Callable[[], Any] = lambda: options.remote(build, num_clients, [*path, here])
+        self._start: Callable[[], Any] = lambda: options.remote(build, num_clients, [*path, here], accelerate)
         share_memory()
         self.actors: list[Any] = [self._start() for _ in range(num_workers)]
         self._calls: dict[ray.ObjectRef, Call] = {}

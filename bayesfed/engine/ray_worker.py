@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -36,19 +35,6 @@ def share_memory() -> None:
         return array
 
     ray.util.register_serializer(Array, serializer=parts, deserializer=array)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and every new one costs a page fault
-    per 4 KiB.
-
-    A quarter of the processor time of a round with a million parameters. Does nothing where there is no glibc.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # from malloc.h
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 25)
-        libc.mallopt(trim_threshold, 1 << 29)
 
 
 @dataclass(frozen=True)
@@ -86,14 +72,13 @@ class Answer(NamedTuple):
 class Worker:
     """A process that keeps the ClientApp, and with it data, model and site store, between rounds."""
 
-    def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str]):
+    def __init__(self, build: Callable[[], ClientApp], num_clients: int, path: list[str], accelerate: str):
         look_as(path)
-        from bayesfed.accelerate.arithmetic import set_arithmetic
+        from bayesfed.accelerate import start  # imports torch, which the server's process may have elsewhere
 
-        set_arithmetic()
+        start(accelerate)
         set_identity()
         share_memory()
-        keep_freed_memory()
         self.app: Any = build()
         with suppress(Exception):  # it comes up again, and is reported, with the first message
             getattr(self.app, "prepare", lambda: None)()

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -15,21 +14,19 @@ import torch
 from torch import Tensor
 
 from bayesfed import seeding
-from bayesfed.accelerate.perceptron import PerceptronGradient
-from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.errors import Diverged, InputError, choice, integer, number
 from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.inputs import Inputs
 from bayesfed.schedule import Schedule
-from bayesfed.wire import Diverged
 
 Posterior = ExponentialFamily | PointMass
 
 
 @dataclass(frozen=True)
 class LocalProblem:
-    """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; spec 1.3).
+    """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; docs/method.md 1).
 
     ``l_k`` is the summed negative log-likelihood of the client's ``N_k`` examples. For point estimates (``server`` a point mass)
     the problem is ``min_w loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, of which solvers work on ``1/loss_scale``.
@@ -122,7 +119,7 @@ class LocalProblem:
     def start(self) -> Tensor:
         """(P,) where the local iterations start: the network initialisation in round 1, the server's mean later.
 
-        A network must not start at the prior mean 0, which is a symmetric saddle point (spec 1.6).
+        A network must not start at the prior mean 0, which is a symmetric saddle point (docs/method.md 7).
         """
         return self.initial if self.round == 1 else self.server.mean
 
@@ -141,25 +138,19 @@ class LocalProblem:
             outputs = self.model(x)
         return self.likelihood.loss(outputs.to(self.dtype), y)
 
-    def backward(self, x: Inputs, y: Tensor, amp: str = "none", native: bool = True) -> Tensor:
+    def backward(self, x: Inputs, y: Tensor, amp: str = "none") -> Tensor:
         """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
 
-        Args:
-            native: by one C function where it fits, see :mod:`bayesfed.accelerate.perceptron`; torch's numbers to rounding. Call
-                ``model.drop_grad()`` first: with gradients that are there already, even zeros, torch has to do it.
+        By ``model.gradient`` where that can; torch's numbers to rounding. Call ``model.drop_grad()`` first: with gradients that
+        are there already, even zeros, autograd has to do it.
         """
-        if native and amp == "none" and self._perceptron is not None:
-            loss = self._perceptron(x, y)
+        if self.model.gradient is not None and amp == "none" and type(self).loss is LocalProblem.loss:
+            loss = self.model.gradient(self.likelihood.loss, x, y)
             if loss is not None:
                 return loss
         loss = self.loss(x, y, amp)
         loss.backward()
         return loss.detach()
-
-    @cached_property
-    def _perceptron(self) -> PerceptronGradient | None:
-        own = type(self).loss is not LocalProblem.loss
-        return None if own else PerceptronGradient.of(self.model, self.likelihood)
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:
@@ -278,7 +269,7 @@ class Solver(ABC):
         return InputError("client", client, f"{missing}, which {strategy} needs; use {instead}")
 
     def require(self, problem: LocalProblem) -> None:
-        """Raise InputError if ``problem`` asks for what the solver does not declare: handlers call it before they solve."""
+        """Raise InputError if ``problem`` asks for what the solver does not declare: clients call it before they solve."""
         client, family = type(self).__name__, problem.server.name
         if family not in self.families:
             raise InputError(

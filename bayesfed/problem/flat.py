@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
-from bayesfed.accelerate.layers import quicken
 from bayesfed.problem.inputs import Inputs
+
+
+class Gradient(Protocol):
+    """Loss of a batch and its gradient in one call, see :meth:`__call__`."""
+
+    def __call__(self, loss_of: Any, x: Inputs, y: Tensor) -> Tensor | None:
+        """``loss_of(model(x), y)``, detached, with its gradient in the parameters' ``grad``; None: nothing done, autograd has to."""
 
 
 class FlatModel:
@@ -16,14 +24,13 @@ class FlatModel:
     length P; the module sees the same memory through views, so nothing is gathered or scattered.
 
     Attributes:
-        module: the wrapped module, moved to ``device`` and ``dtype``; its layers get the classes of
-            ``bayesfed.accelerate.layers``.
+        module: the wrapped module, moved to ``device`` and ``dtype``.
         vector: (P,) the parameters, in ``module.parameters()`` order.
+        gradient: what is tried before autograd; None for nothing. Copies have none.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         module = module.to(device=device, dtype=dtype)
-        quicken(module)
         self._attach(module)
 
     def __getstate__(self) -> dict[str, nn.Module]:
@@ -34,6 +41,7 @@ class FlatModel:
 
     def _attach(self, module: nn.Module) -> None:
         self.module = module
+        self.gradient: Gradient | None = None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         if not self.parameters:
@@ -50,7 +58,7 @@ class FlatModel:
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers by name, which no training changes (``bayesfed.problem.model_check``)."""
+        """Frozen parameters and buffers by name: all other state, which no training changes (``bayesfed.problem.model_check``)."""
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
         return frozen | dict(self.module.named_buffers())
 
@@ -60,7 +68,7 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def drop_grad(self) -> None:
-        """Leave the gradients to autograd, for optimizers that take them as it made them: saves a pass over memory."""
+        """Leave the gradients to autograd, for optimizers that take them as it made them (one pass over memory less)."""
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -14,7 +14,6 @@ import torch
 import xxhash
 from torch import nn
 
-from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.configured import build
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.inputs import Shape, arrays_of, dtypes_of, each, scalable
@@ -22,6 +21,7 @@ from bayesfed.problem.likelihood import Likelihood
 from bayesfed.problem.model_check import check_state
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import global_generators
+from bayesfed.tensors import ordinary_tensors
 
 
 @dataclass(eq=False)

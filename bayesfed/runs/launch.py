@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed.accelerate.arithmetic import ordinary_tensors
 from bayesfed.app import device_of
 from bayesfed.config import RESUMABLE, compose_config, parse, validate, whole_path
 from bayesfed.configured import build
@@ -26,6 +25,7 @@ from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import load_posterior
 from bayesfed.runs.reading import MALFORMED, damaged
 from bayesfed.runs.session import Session, status_after
+from bayesfed.tensors import ordinary_tensors
 
 _ALONE = threading.RLock()  # torch has one dropout generator and one stack of forward-mode levels for all threads
 

@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from bayesfed.accelerate.arithmetic import arithmetic
+from bayesfed import accelerate
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.configured import build, own_code
 from bayesfed.errors import InputError, RunFailed, reason_of
@@ -142,7 +142,7 @@ class Session:
         structured = JsonLog(self.directory.path / "log.jsonl")
         log.addHandler(structured)
         profile = RunProfile(self.cfg.engine.name, self.workers)
-        with arithmetic(), Display(
+        with accelerate.running(self.cfg.accelerate), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title,
             averaged=self.strategy.family != "point", enabled=self.cfg.display,
         ) as display:  # fmt: skip
@@ -155,6 +155,7 @@ class Session:
                     log.addHandler(shown)
                 with span("start-up"), span("logger"):
                     self.logger.begin(self.directory.path, self.config)
+                accelerate.prepare(self.model)
                 if not self.directory.rounds():
                     self.recorder.end_round(0, {})
                 if self.round:  # killed between checkpoint and posterior, the file would stay that of an earlier round

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesfed.accelerate.arithmetic import ordinary_tensors
-from bayesfed.accelerate.layers import restore
 from bayesfed.config import import_from_here
 from bayesfed.errors import InputError, integer
 from bayesfed.evaluation.predictive import (
@@ -35,6 +33,7 @@ from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.posterior_file import FILE_NAME, load_fixed, load_posterior
 from bayesfed.runs.reading import read_json
 from bayesfed.seeding import torch_generator
+from bayesfed.tensors import ordinary_tensors
 
 
 class TrainedRun:
@@ -160,7 +159,6 @@ class TrainedRun:
     def _module(self, theta: Tensor) -> nn.Module:
         module = copy.deepcopy(self._model).module
         module.load_state_dict(self._model.named(theta), strict=False)  # copies; buffers stay
-        restore(module)
         return module
 
     def _inputs(self, x: Any) -> InputBatches:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.serverapp import Grid
 
-from bayesfed.accelerate.arithmetic import arithmetic
+from bayesfed import accelerate
 from bayesfed.config import compose_config
 from bayesfed.configured import build
 from bayesfed.runs.directory import RunDirectory
@@ -25,7 +25,7 @@ class TimedSession(Session):
     def serve(self, grid: Grid) -> None:
         """The strategy's rounds, without what a run does after each."""
         self.turns = Turns()
-        with arithmetic():
+        with accelerate.running("auto"):
             self.strategy.start(grid, num_rounds=10**9, callbacks=self)
 
     def begin_round(self, round: int, sampled: list[int]) -> None:

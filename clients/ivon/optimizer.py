@@ -15,17 +15,11 @@ from torch import Tensor
 from bayesfed.errors import InputError, choice, integer, number
 from bayesfed.seeding import torch_generator
 from clients.flat import FlatParameters, spread
-from clients.ivon import native as native_step
+from clients.ivon import fused
+from clients.ivon.ranks import sum_ranks
 from clients.ivon.state import SAVED, VECTORS, Group, average, build_group, check_group, finish_groups, follow
-from clients.ivon.step import (
-    average_ranks,
-    draw,
-    hold_frozen,
-    update_compiled,
-    update_hess,
-    update_mean,
-    update_shared_hess,
-)
+from clients.ivon.step import draw, hess_step, mean_step
+from clients.ivon.step import number as constant
 from clients.noise import Noise
 from clients.optimizer import PosteriorOptimizer, trainable
 
@@ -82,10 +76,6 @@ class IVON(PosteriorOptimizer):
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.noise`.
         antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws of
             noise are halved, and terms of odd order in z cancel over the two samples of a pair.
-        compile: do a step after a single sample as one kernel made by ``torch.compile`` (it needs a C++ compiler on CPUs and
-            takes seconds at the first step). Results agree with the uncompiled ones to rounding.
-        native: draw samples and do a step after a single sample with C functions (:mod:`clients.ivon.native`) where they fit: a
-            diagonal Hessian, float32, a CPU, one torch thread, a C compiler. Results agree with torch's to rounding.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
@@ -118,8 +108,6 @@ class IVON(PosteriorOptimizer):
         min_precision: float = 0.0,
         noise: Literal["quantile", "normal"] = "quantile",
         antithetic: bool = False,
-        compile: bool = False,
-        native: bool = True,
         generator: torch.Generator | None = None,
     ):
         mc_samples = integer("mc_samples", mc_samples, at_least=1)
@@ -128,7 +116,7 @@ class IVON(PosteriorOptimizer):
         choice("noise", noise, ["quantile", "normal"])
         self.min_precision = min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
         self.mc_samples, self.sync, self.debias, self.rescale_lr = mc_samples, sync, debias, rescale_lr
-        self.hess_structure, self.antithetic, self.compile = hess_structure, antithetic, compile
+        self.hess_structure, self.antithetic = hess_structure, antithetic
         self._groups: list[Group] = []
         self._steps = 0
         self._idle: Tensor | None = None  # how many of them changed nothing, if deferred
@@ -164,8 +152,7 @@ class IVON(PosteriorOptimizer):
             generator = torch_generator(torch.initial_seed(), "ivon", device=device)
         self.generator = generator
         self._noise = Noise(noise, generator)
-        self.native = native and not compile and hess_structure == "diagonal"
-        self.native = self.native and all(native_step.suits(g) for g in self._groups) and native_step.available()
+        self.native = fused.available() and all(fused.suits(g) for g in self._groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it starts at its own ``hess_init`` with an empty momentum."""
@@ -176,7 +163,7 @@ class IVON(PosteriorOptimizer):
             flat = FlatParameters(group["params"], group.get("param_names"))
             self._groups.append(build_group(group, flat, dict.fromkeys(VECTORS)))
             finish_groups(self._groups, self.param_groups, self.hess_structure, self.min_precision)
-            self.native = self.native and native_step.suits(self._groups[-1])
+            self.native = self.native and fused.suits(self._groups[-1])
 
     @property
     def _flats(self) -> list[FlatParameters]:
@@ -189,39 +176,53 @@ class IVON(PosteriorOptimizer):
             noise = g.noise if train and self._samples == 0 else g.work
             scale = group["ess"] ** -0.5
             if self.native and self._noise.kind == "quantile" and not self.antithetic:
-                native_step.draw(g, noise, scale, self._noise)
+                fused.draw(g, noise, scale, self._noise)
             else:
-                draw(g, noise, scale, self._noise, train, self.antithetic)
-            hold_frozen(g, noise)
+                self._fill(g, noise, train)
+                draw(g.flat.vector, g.root, noise, constant(scale, g.root), out=g.sample)
+            for part in g.flat.frozen:
+                noise[part].zero_()
+                g.sample[part].copy_(g.flat.vector[part])
             g.flat.show(g.sample_views)
 
+    def _fill(self, g: Group, noise: Tensor, train: bool) -> None:
+        """Standard normal noise; every second training sample mirrors the one before if ``antithetic``."""
+        if train and g.pair is not None:
+            torch.neg(g.pair, out=noise)
+            g.pair = None
+        else:
+            self._noise.fill(noise)
+            g.pair = noise.clone() if train and self.antithetic else None
+
+    @property
+    def _fused(self) -> bool:
+        """Whether a step after a single sample is the C function's."""
+        return self.native and not self.sync and not self._deferred
+
     def _take(self) -> list[Tensor] | None:
-        # A lone sample's gradients are used where autograd left them: one pass over the memory less.
-        alone = self.hess_structure == "diagonal" and not self.sync and not self.compile
         found, taken = False, []
         for g in self._groups:
-            into = g.gradient
-            if self._samples == 0:
-                g.released = g.flat.release_gradients() if alone else None
-                if g.released is not None:
-                    found = True
-                    taken += [into] if self._deferred else g.released
-                    if self._deferred:
-                        g.gather_released()
-                    continue
-            else:
+            if self._samples:
                 into = g.extra = torch.empty_like(g.gradient) if g.extra is None else g.extra
+            else:
+                into = g.gradient
+                # the C function uses a lone sample's gradients where autograd left them: one pass over the memory less
+                g.pieces = g.flat.release_gradients() if self._fused else None
+                if g.pieces is not None:
+                    found = True
+                    taken += g.pieces
+                    continue
             found |= g.flat.take_gradients(into)
             taken.append(into)
         return taken if found else None
 
     def _finite(self, taken: list[Tensor]) -> bool:
-        return native_step.finite(taken) if self.native else super()._finite(taken)
+        return fused.finite(taken) if self.native else super()._finite(taken)
 
     def _add(self) -> None:
         """Add the sample's gradient g and ``z root g`` to the statistics of the step."""
         for g in self._groups if self._samples else ():
-            g.gather_released()
+            g.gather()
             assert g.extra is not None  # taken
             if self._samples == 1:
                 g.noise.mul_(g.gradient)
@@ -230,7 +231,7 @@ class IVON(PosteriorOptimizer):
 
     def _statistics(self) -> list[Tensor]:
         for g in self._groups:
-            g.gather_released()
+            g.gather()
         return [v for g in self._groups for v in ((g.gradient, g.noise) if self._samples > 1 else (g.gradient,))]
 
     def _connect(self) -> None:
@@ -239,36 +240,85 @@ class IVON(PosteriorOptimizer):
 
     def _update(self) -> None:
         follow(self._groups, self.param_groups, self.min_precision)
-        samples = self._samples
-        if self.sync:
-            samples = average_ranks(self._groups, samples, check=self._steps == 0)
+        samples, alive = self._samples, None
+        lone = self._fused and samples == 1
+        if not lone:
+            samples = self._average()
         if not samples:
             return
         self._steps += 1
         steps: int | Tensor = self._steps
-        alive: Tensor | None = None
         if self._good is not None:
             alive = self._good > 0
             self._idle = ~alive + (0 if self._idle is None else self._idle)
             steps = (self._steps - self._idle).clamp(min=1)
-            for value in self._statistics() if samples > 1 else ():
-                value.mul_(samples / self._good.clamp(min=1))
         if self.hess_structure == "scalar":
-            products = samples > 1 or self.sync
-            update_shared_hess(self.param_groups[0], self._groups, samples, products, alive)
-        alone = samples == 1 and self.hess_structure == "diagonal" and not self.sync
+            self._shared_hess_step(alive)
         for group, g in zip(self.param_groups, self._groups, strict=True):
             debias = 1 - group["beta1"] ** steps if self.debias else 1.0
             diagonal = (g.total, g.root) if self.hess_structure == "diagonal" else ()
             with g.flat.keeping(g.flat.vector, g.momentum, *diagonal):
-                if alone and self.compile:
-                    update_compiled(group, g, debias, self.rescale_lr, alive)
-                elif alone and self.native:
-                    native_step.update(group, g, debias, self.rescale_lr)
-                else:
-                    if diagonal:
-                        update_hess(group, g, samples, samples > 1 or self.sync, alive)
-                    update_mean(group, g, samples, debias, self.rescale_lr, alive)
+                if lone:
+                    fused.update(group, g, debias, self.rescale_lr)
+                    continue
+                if diagonal:
+                    self._hess_step(group, g, g.noise, g.slope, g.work, alive)
+                self._mean_step(group, g, debias, alive)
+
+    def _average(self) -> int:
+        """Turn gradients, and noise into its products with them, into averages over the samples; how many there are."""
+        samples = self._samples
+        for g in self._groups:
+            g.gather()
+            if samples == 1:
+                g.noise.mul_(g.gradient)
+            elif not samples:  # all refused: other ranks go on
+                g.noise.zero_(), g.gradient.zero_()
+        if self.sync:
+            samples = sum_ranks([(g.gradient, g.noise) for g in self._groups], samples, check=self._steps == 0)
+        if samples > 1:
+            count = samples if self._good is None else self._good.clamp(min=1)
+            for g in self._groups:
+                g.gradient.div_(count), g.noise.div_(count)
+        return samples
+
+    @staticmethod
+    def _hess_step(
+        group: dict[str, Any], g: Group, product: Tensor, slope: Tensor, work: Tensor, alive: Tensor | None
+    ) -> None:
+        share, scale = 1 - group["beta2"], constant(math.sqrt(group["ess"]), g.total)
+        share = share if alive is None else (alive * share).to(g.total.dtype)
+        hess_step(g.total, g.root, product, slope, g.bound, scale=scale, share=share, work=work)
+
+    def _shared_hess_step(self, alive: Tensor | None) -> None:
+        """The step of the one h of the isotropic family, with hhat averaged over all parameters."""
+        g = self._groups[0]
+        count = sum(p.numel() for other in self._groups for p in other.flat.parameters if p.requires_grad)
+        product = torch.stack([other.noise.sum() for other in self._groups]).sum().to(g.total.dtype) / count
+        slope = g.damping - average([other.site_quadratic for other in self._groups], self._groups)
+        self._hess_step(self.param_groups[0], g, product, slope, torch.empty_like(g.total), alive)
+
+    def _mean_step(self, group: dict[str, Any], g: Group, debias: float | Tensor, alive: Tensor | None) -> None:
+        like, share = g.flat.vector, 1 - group["beta1"]
+        divisor = debias.to(like.dtype) if isinstance(debias, Tensor) else constant(debias, like)
+        rate = constant(-float(group["lr"]), like) / divisor
+        if self.rescale_lr:
+            rate = torch.as_tensor(group["hess_init"] + g.damping, dtype=like.dtype, device=like.device) * rate
+        if alive is not None:
+            rate, share = rate * alive, (alive * share).to(like.dtype)
+        mean_step(
+            like,
+            g.momentum,
+            g.gradient,
+            g.total,
+            g.slope,
+            g.offset,
+            share=share,
+            debias=divisor,
+            rate=rate,
+            clip_radius=group["clip_radius"],
+            work=g.sample,
+        )
 
     def _join(self, values: list[Tensor]) -> Tensor:
         pieces = [v.expand_as(g.flat.vector) for v, g in zip(values, self._groups, strict=True)]

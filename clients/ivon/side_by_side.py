@@ -1,16 +1,17 @@
-"""IVON for many clients side by side: the recursion of :class:`clients.optim.IVON` on (C, P) matrices."""
+"""IVON for many clients side by side: :mod:`clients.ivon.step` on (C, P) matrices."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bayesfed.federation.local import LocalProblem, LocalSolution
+from clients.ivon.state import objective
+from clients.ivon.step import draw, hess_step, mean_step
 from clients.noise import Noise
 from clients.side_by_side import Gradients, SideBySide
 
@@ -20,34 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """``q_k = N(m, 1/(ess (h + delta)))`` of every client and what its update needs, in units of the mean loss.
-
-    One row per client; D is P for the diagonal family and 1 for the isotropic one.
+    """What the steps read and write, a row per client; D is P for the diagonal family and 1 for the isotropic one.
 
     Attributes:
-        mean: (C, P) ``m``.
-        hess: (C, D) ``h``.
-        root: (C, D) ``1/sqrt(h + delta)``.
-        momentum: (C, P).
+        mean, momentum: (C, P).
+        total, root: (C, D) ``h + delta`` and ``1/sqrt(h + delta)``.
+        slope, bound: (C, D), offset (C, P): see :func:`clients.ivon.state.objective`.
         ess: (C, 1) ``N_k/(tau rho)``.
-        delta: (C, D) the server's precision over ``ess``.
-        bound: (C, D) smallest ``h``, from ``min_precision``; None if that is 0.
-        floor: (C, 1) of ``h + delta``: below the rounding error of the sum.
-        site: (C, D) ``V_k``; None without sites.
-        slope, offset: (C, D) and (C, P): prior and site add ``slope m - offset`` to the gradient.
     """
 
     mean: Tensor
-    hess: Tensor
-    root: Tensor
     momentum: Tensor
-    ess: Tensor
-    delta: Tensor
-    bound: Tensor | None
-    floor: Tensor
-    site: Tensor | None
+    total: Tensor
+    root: Tensor
     slope: Tensor
     offset: Tensor
+    bound: Tensor
+    ess: Tensor
 
     @classmethod
     def start(cls, solver: IVONSolver, clients: SideBySide) -> State:
@@ -55,79 +45,53 @@ class State:
         problems = clients.problems
         ess = clients.column([p.data_weight / p.rho for p in problems])
         delta = clients.matrix([p.server.precision for p in problems]) / ess
-        hess = clients.column([solver.hess_init if p.round == 1 else 0.0 for p in problems]).expand_as(delta).clone()
-        info = torch.finfo(delta.dtype)
-        slope, offset = delta, delta * clients.matrix([p.server.mean for p in problems])
-        site: Tensor | None = None
         terms = [(p.site_terms(), p.data_weight) for p in problems]
-        if any(pair is not None for pair, _ in terms):
-            site = clients.matrix([pair[1] / weight for pair, weight in terms if pair is not None])
-            slope = delta - site
-            offset -= clients.matrix([pair[0] / weight for pair, weight in terms if pair is not None])
-        return cls(
-            mean=clients.matrix([p.start() for p in problems]),
-            hess=hess,
-            root=(hess + delta).rsqrt_(),
-            momentum=clients.remembered("momentum"),
-            ess=ess,
-            delta=delta,
-            bound=delta * (solver.min_precision - 1) if solver.min_precision else None,
-            floor=(delta.amin(1, keepdim=True) * info.eps).clamp_(min=info.tiny),
-            site=site,
-            slope=slope,
-            offset=offset,
+        linear, quadratic = (
+            clients.matrix([pair[i] / weight for pair, weight in terms if pair is not None]) if terms[0][0] else 0.0
+            for i in (0, 1)
         )
+        mean = clients.matrix([p.server.mean for p in problems])
+        slope, offset, bound = objective(delta, delta, mean, linear, quadratic, solver.min_precision, delta)
+        total = delta + clients.column([solver.hess_init if p.round == 1 else 0.0 for p in problems])
+        start, momentum = clients.matrix([p.start() for p in problems]), clients.remembered("momentum")
+        return cls(start, momentum, total, total.rsqrt(), slope, offset, bound, ess)
 
     def first(self, active: int) -> State:
         """The first rows, sharing memory."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: value[:active] for name, value in given.items()})
+        return State(*(value[:active] for value in vars(self).values()))
 
     @property
     def precision(self) -> Tensor:
         """``ess (h + delta)``, (C, D)."""
-        return (self.hess + self.delta) * self.ess
+        return self.total * self.ess
 
-    def sample(self, noise: Tensor, out: Tensor) -> None:
-        """``m + noise/sqrt(precision)`` into ``out``; all (C, P)."""
-        torch.mul(self.root * self.ess.rsqrt(), noise, out=out).add_(self.mean)
-
-    def step(self, gradient: Tensor, product: Tensor, rates: Tensor, debias: Tensor, solver: IVONSolver) -> None:
-        """Move ``h`` towards ``hhat = sqrt(ess (h + delta)) z g - V``, then ``m`` along the preconditioned direction.
-
-        Args:
-            gradient, product: (C, P) ``g`` and ``z g``, averaged over the step's samples.
-            rates: (C, 1) learning rates.
-            debias: (C, 1) what the momentum is divided by.
-            solver: beta1, beta2 and clip_radius.
-        """
-        c = 1 - solver.beta2
-        if self.hess.shape[1] == 1:
-            product = product.mean(1, keepdim=True)
-        # with t = (hhat - h) root the recursion is h += c t / root + (c t)^2 / 2
-        t = (product * self.ess.sqrt()).addcmul_(self.hess, self.root, value=-1)
-        if self.site is not None:
-            t.addcmul_(self.site, self.root, value=-1)
-        self.hess.addcdiv_(t, self.root, value=c).addcmul_(t, t, value=0.5 * c * c)
-        if self.bound is not None:
-            torch.maximum(self.hess, self.bound, out=self.hess)
-        denominator = torch.maximum(torch.add(self.hess, self.delta, out=t), self.floor, out=t)
-        torch.rsqrt(denominator, out=self.root)
-
-        self.momentum.lerp_(gradient, 1 - solver.beta1)
-        # everything is kept multiplied by debias, which the step size divides out
-        direction = (self.slope * self.mean).sub_(self.offset).mul_(debias).add_(self.momentum).div_(denominator)
-        if solver.clip_radius < math.inf:
-            bound = solver.clip_radius * debias
-            torch.clamp(direction, -bound, bound, out=direction)
-        self.mean.addcmul_(direction, rates / debias, value=-1)
-
-    @property
-    def floored(self) -> Tensor:
-        """How many entries of ``h`` are held at ``bound``, (C,)."""
-        if self.bound is None:
-            return torch.zeros_like(self.mean[:, 0])
-        return (self.hess <= self.bound).expand_as(self.mean).sum(1)
+    def step(self, sampler: Sampler, rate: Tensor, debias: Tensor) -> None:
+        """A step from the sampler's statistics; rate and debias are (C, 1), see :func:`clients.ivon.step.mean_step`."""
+        solver, work, product = sampler.solver, sampler.points, sampler.product  # the points have served
+        alike = self.total.shape == work.shape
+        hess_step(
+            self.total,
+            self.root,
+            product if alike else product.mean(1, keepdim=True),
+            self.slope,
+            self.bound,
+            scale=self.ess.sqrt(),
+            share=1 - solver.beta2,
+            work=work if alike else torch.empty_like(self.total),
+        )
+        mean_step(
+            self.mean,
+            self.momentum,
+            sampler.gradient,
+            self.total,
+            self.slope,
+            self.offset,
+            share=1 - solver.beta1,
+            debias=debias,
+            rate=rate,
+            clip_radius=solver.clip_radius,
+            work=work,
+        )
 
 
 class Sampler:
@@ -136,31 +100,32 @@ class Sampler:
     Args:
         solver: says how samples are drawn, how many, and the bound on the norm of each gradient.
         clients: the batch; their noise streams are those they have alone.
+
+    Attributes:
+        gradient: (A, P) the gradient, averaged over the samples of a step.
+        product: (A, P) likewise of ``noise gradient / sqrt(h + delta)``.
     """
 
     def __init__(self, solver: IVONSolver, clients: SideBySide):
         self.solver, self.clients = solver, clients
-        self._noises = [Noise(solver.noise, p.generator("noise", clients.device)) for p in clients.problems]
-        like = clients.problems[0].initial
-        self._noise, self._points, self.gradient, self.product = (
-            like.new_empty(len(self._noises), like.numel()) for _ in range(4)
-        )
-        self._unpaired = False  # whether the mirror image of the last noise is due
+        self._sources = [Noise(solver.noise, p.generator("noise", clients.device)) for p in clients.problems]
+        self._whole = clients.problems[0].initial.new_empty(4, len(self._sources), clients.model.dim)
+        self._pair: Tensor | None = None  # noise whose mirror image is due
 
     def begin(self, state: State) -> None:
         """Go on with the clients of ``state``, which are the first ones."""
-        self.state, active = state, len(state.mean)
-        self._noise, self._points = self._noise[:active], self._points[:active]
-        self.gradient, self.product = self.gradient[:active], self.product[:active]
-        self._gradients = Gradients(self.clients, self._points)
+        self._state, active = state, len(state.mean)
+        self._noise, self.points, self.gradient, self.product = self._whole[:, :active].unbind()
+        self._scale = state.ess.rsqrt()
+        self._gradients = Gradients(self.clients, self.points)
 
     def draw(self, step: int) -> None:
-        """Fill :attr:`gradient` and :attr:`product` (z g), averaged over the samples of ``step``."""
-        samples, gradient = self.solver.mc_samples, self._gradients.matrix
-        batch = self.clients.batch(step, len(self._points))
+        """The statistics of ``step``."""
+        samples, gradient, state = self.solver.mc_samples, self._gradients.matrix, self._state
+        batch = self.clients.batch(step, len(self.points))
         for sample in range(samples):
-            self._draw_noise()
-            self.state.sample(self._noise, out=self._points)
+            self._fill()
+            draw(state.mean, state.root, self._noise, self._scale, out=self.points)
             self._gradients(*batch)
             if self.solver.clip_norm is not None:
                 self._gradients.clip(self.solver.clip_norm)
@@ -174,13 +139,15 @@ class Sampler:
             self.gradient.div_(samples)
             self.product.div_(samples)
 
-    def _draw_noise(self) -> None:
-        if self._unpaired:
-            self._noise.neg_()
-        else:
-            for noise, row in zip(self._noises, self._noise, strict=False):
-                noise.fill(row)
-        self._unpaired = self.solver.antithetic and not self._unpaired
+    def _fill(self) -> None:
+        """Standard normal noise; every second sample mirrors the one before if ``antithetic``."""
+        if self._pair is not None:
+            torch.neg(self._pair[: len(self._noise)], out=self._noise)
+            self._pair = None
+            return
+        for source, row in zip(self._sources, self._noise, strict=False):
+            source.fill(row)
+        self._pair = self._noise.clone() if self.solver.antithetic else None
 
 
 @torch.no_grad()
@@ -197,11 +164,13 @@ def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSol
         sampler.begin(state)
         for step in steps:
             sampler.draw(step)
-            rates = clients.column(clients.rates(step, active))
-            debias = clients.column([1 - solver.beta1 ** (before + step + 1) for before in seen[:active]])
-            state.step(sampler.gradient, sampler.product, rates, debias, solver)
+            debias = [1 - solver.beta1 ** (before + step + 1) for before in seen[:active]]
+            rates = [-rate / factor for rate, factor in zip(clients.rates(step, active), debias, strict=True)]
+            state.step(sampler, clients.column(rates), clients.column(debias))
 
-    losses, precision, floored = clients.losses.tolist(), whole.precision, whole.floored
+    losses, precision = clients.losses.tolist(), whole.precision
+    held = whole.total <= whole.bound if solver.min_precision else torch.zeros_like(whole.total)
+    floored = held.expand_as(whole.mean).sum(1)
     return [
         solver.solution(
             problem,

@@ -46,7 +46,6 @@ class IVONSolver(BatchingSolver):
         noise: ``quantile`` (fast on CPUs) or ``normal``, see :mod:`clients.noise`.
         keep_momentum: keep momentum and debias counter between rounds instead of restarting them.
         antithetic: every second sample mirrors the one before, see :class:`clients.optim.IVON`.
-        compile: the optimizer's step as one kernel made by ``torch.compile``.
 
     Raises:
         InputError: a value out of range.
@@ -65,7 +64,6 @@ class IVONSolver(BatchingSolver):
     noise: str = "quantile"
     keep_momentum: bool = False
     antithetic: bool = False
-    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +117,6 @@ class IVONSolver(BatchingSolver):
             min_precision=self.min_precision,
             noise=self.noise,  # type: ignore[arg-type]
             antithetic=self.antithetic,
-            compile=self.compile,
-            native=self.native,
             generator=problem.generator("noise", problem.device),
             hess_structure="scalar" if server.name == "isotropic" else "diagonal",
         )

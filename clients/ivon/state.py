@@ -23,9 +23,9 @@ class Group:
 
     flat: FlatParameters
     sample: Tensor  # what the parameters are while a context is open, work space otherwise
-    noise: Tensor  # z root of a training sample; afterwards part of the Hessian statistics
-    work: Tensor
-    gradient: Tensor
+    noise: Tensor  # z root of a step's first sample; afterwards the sum of z root g over its samples
+    work: Tensor  # z root of later samples
+    gradient: Tensor  # its sum over samples
     momentum: Tensor
     delta: float | Tensor  # prior precision / ess
     prior_mean: float | Tensor
@@ -35,51 +35,41 @@ class Group:
     total: Tensor  # h + damping, > 0
     root: Tensor  # 1 / sqrt(total)
     initial: Tensor  # h at the start; () if it was constant
-    bound: float | Tensor = 0.0  # smallest total
-    slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
-    offset: float | Tensor = 0.0
+    bound: Tensor = field(init=False)  # smallest total; this and the next are (P,) or ()
+    slope: Tensor = field(init=False)  # gradient of prior and sites at m: slope * m - offset
+    offset: Tensor = field(init=False)
     extra: Tensor | None = None  # gradient of the second and later samples of a step
-    released: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
-    pair: Tensor | None = None  # noise of the last sample, whose mirror image is due (antithetic)
+    pieces: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
+    pair: Tensor | None = None  # z of the last sample, whose mirror image is due (antithetic)
     sample_views: list[Tensor] = field(default_factory=list)  # pieces of it, shaped like the parameters
-    views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # noise, work, momentum shaped like it
-
     told: tuple[float, float] = (0.0, 1.0)  # the weight_decay and ess that delta belongs to
     fixed: bool = False  # delta is a prior precision over ess, not weight_decay
 
     def connect(self) -> None:
         """Make the views of the vectors."""
         self.sample_views = self.flat.split(self.sample)
-        self.views = self.flat.split(self.noise), self.flat.split(self.work), self.flat.split(self.momentum)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "released": None, "sample_views": [], "views": ([], [], [])}
+        return {**self.__dict__, "pieces": None, "sample_views": []}
 
-    def gather_released(self) -> None:
-        """Put gradients kept in pieces into the vector."""
-        if self.released is not None:
-            torch._foreach_copy_(self.flat.split(self.gradient), self.released)
-            self.released = None
+    def gather(self) -> None:
+        """Put a gradient that is in pieces into the vector."""
+        if self.pieces is not None:
+            torch._foreach_copy_(self.flat.split(self.gradient), self.pieces)
+            self.pieces = None
 
     def refresh(self, min_precision: float) -> None:
         """Recompute what follows from the total, delta, the prior mean and the sites."""
-        info = torch.finfo(self.total.dtype)
-        self.bound = self.damping * max(min_precision, info.eps)
-        self.slope = self.delta - self.site_quadratic
-        self.offset = self.delta * self.prior_mean - self.site_linear
+        terms = objective(
+            self.delta, self.damping, self.prior_mean, self.site_linear, self.site_quadratic, min_precision, self.total
+        )
+        self.slope, self.offset, self.bound = terms
         torch.rsqrt(self.total, out=self.root)
 
     @property
     def hess(self) -> Tensor:
         """h: the curvature of the mean loss, less V."""
         return self.total - self.damping
-
-    def hold(self) -> None:
-        """Keep the total at its bound or above."""
-        if isinstance(self.bound, Tensor):
-            torch.maximum(self.total, self.bound, out=self.total)
-        elif self.bound:
-            self.total.clamp_(min=self.bound)
 
     def load(self, saved: dict[str, Any], settings: dict[str, Any]) -> None:
         """Take over what another group with these settings had under ``SAVED``; to be followed by :meth:`refresh`."""
@@ -91,6 +81,27 @@ class Group:
             setattr(self, name, value.to(like.device, like.dtype, copy=True) if isinstance(value, Tensor) else value)
         self.told = settings["weight_decay"], settings["ess"]
         self.fixed = isinstance(self.delta, Tensor) or self.delta != settings["weight_decay"]
+
+
+def objective(
+    delta: float | Tensor,
+    damping: float | Tensor,
+    prior_mean: float | Tensor,
+    linear: float | Tensor,
+    quadratic: float | Tensor,
+    min_precision: float,
+    like: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What prior and sites (v, V) contribute to a step (:mod:`clients.ivon.step`), in dtype and place of ``like``.
+
+    Returns:
+        slope ``delta - V``, offset ``delta prior_mean - v``, and the smallest ``h + delta``: ``min_precision`` of ``damping``, or
+        what rounding leaves of it.
+    """
+    lowest = max(min_precision, torch.finfo(like.dtype).eps)
+    terms = delta - quadratic, delta * prior_mean - linear, damping * lowest
+    slope, offset, bound = (torch.as_tensor(term, dtype=like.dtype, device=like.device) for term in terms)
+    return slope, offset, bound
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -203,7 +214,7 @@ def follow(groups: Sequence[Group], settings: Sequence[dict[str, Any]], min_prec
     for g, group, delta, damping in zip(groups, settings, deltas, dampings, strict=True):
         g.delta, g.damping, g.told = delta, damping, (group["weight_decay"], group["ess"])
         g.refresh(min_precision)
-        g.hold()
+        torch.maximum(g.total, g.bound, out=g.total)
         torch.rsqrt(g.total, out=g.root)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed import accelerate
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem
 
@@ -23,7 +23,7 @@ class LocalOptimizer:
     """
 
     def __init__(self, problem: LocalProblem, optimizer: torch.optim.Optimizer, clip_norm: float | None):
-        self.param_groups, self._step = optimizer.param_groups, bare_step(optimizer)
+        self.param_groups, self._step = optimizer.param_groups, accelerate.bare_step(optimizer)
         self._problem, self._clip_norm = problem, clip_norm
         self._slope, self._offset = quadratic_terms(problem)
         self._count = 0

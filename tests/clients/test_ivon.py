@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -190,29 +189,6 @@ def test_evaluation_samples_do_not_disturb_a_step() -> None:
         results.append((values(model), optimizer.hess))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("vectors", [False, True])
-def test_the_compiled_step_agrees_with_the_plain_one(vectors: bool) -> None:
-    names = ("prior_mean", "prior_precision", "site_linear", "site_quadratic") if vectors else ()
-    options = {name: torch.linspace(0.1, 0.4, 41, dtype=torch.float64) for name in names}
-    results = []
-    for compiled in (False, True):
-        model = nn.Linear(40, 1, dtype=torch.float64)
-        nn.init.constant_(model.weight, 0.1), nn.init.zeros_(model.bias)
-        optimizer = IVON(
-            model.parameters(), lr=0.1, ess=50.0, beta2=0.9, clip_radius=0.5, min_precision=0.2, compile=compiled,
-            generator=torch_generator(9), **options,
-        )  # fmt: skip
-        x = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(3, 40)
-        for _ in range(6):
-            with optimizer.sampled_params(train=True):
-                (model(x) - 1).square().mean().backward()
-            optimizer.step()
-        results.append(optimizer.posterior)
-    for one, other in zip(*results, strict=True):
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_runs_on_the_meta_device() -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesfed import accelerate
 from bayesfed.accelerate import library
 from bayesfed.seeding import torch_generator
-from clients.ivon import native as native_step
+from clients.ivon import fused
 from clients.optim import IVON
 
 torch.set_num_threads(1)
@@ -25,9 +26,9 @@ TOTAL = sum(SIZES)
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The choice of functions is made anew in the test and forgotten after it."""
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     yield
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
 
 
 def vectors(seed: int, low: float, high: float) -> Tensor:
@@ -37,7 +38,13 @@ def vectors(seed: int, low: float, high: float) -> Tensor:
 def build(native: bool, **options) -> tuple[IVON, list[nn.Parameter]]:
     params = [nn.Parameter(piece.clone()) for piece in vectors(1, -0.3, 0.3).split(SIZES)]
     settings = {"lr": 0.02, "ess": 500.0, "beta2": 0.9, "generator": torch_generator(2, "noise")}
-    return IVON(params, native=native, **{**settings, **options}), params
+    with accelerate.running("auto" if native else "off"):
+        return IVON(params, **{**settings, **options}), params
+
+
+def optimizer_of(params: list[nn.Parameter], native: bool) -> IVON:
+    with accelerate.running("auto" if native else "off"):
+        return IVON(params, lr=0.1, ess=50.0, generator=torch_generator(2, "noise"))
 
 
 def train(optimizer: IVON, params: list[nn.Parameter], steps: int = 6) -> None:
@@ -100,7 +107,7 @@ def test_gradients_need_not_be_contiguous_or_separate() -> None:
     results = []
     for native in (True, False):
         p = nn.Parameter(torch.linspace(-1, 1, 35).reshape(5, 7))
-        optimizer = IVON([p], lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of([p], native)
         with optimizer.sampled_params(train=True):
             p.grad = torch.linspace(0, 1, 35).reshape(7, 5).T
         optimizer.step()
@@ -111,7 +118,7 @@ def test_gradients_need_not_be_contiguous_or_separate() -> None:
         params = [nn.Parameter(torch.full((n,), 0.5)) for n in (3, 4)]
         gradient = torch.zeros(7)
         params[0].grad, params[1].grad = gradient[:3], gradient[3:]
-        optimizer = IVON(params, lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of(params, native)
         for _ in range(2):
             with optimizer.sampled_params(train=True):
                 (params[0].square().sum() + params[1].sum()).backward()
@@ -160,9 +167,9 @@ def test_left_alone_where_it_does_not_fit(monkeypatch) -> None:
         dtype = options.pop("dtype", torch.float32)
         return IVON([nn.Parameter(torch.zeros(5, dtype=dtype))], lr=0.1, ess=5.0, **options).native
 
-    assert chosen() == native_step.available()
-    assert not chosen(native=False)
-    assert not chosen(compile=True)
+    assert chosen() == fused.available()
+    with accelerate.running("off"):
+        assert not chosen()
     assert not chosen(hess_structure="scalar")
     assert not chosen(dtype=torch.float64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -196,13 +203,13 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
     if not writable:
         folder.write_text("a file where the folder should be")
     monkeypatch.setenv("BAYESFED_CACHE", str(folder))
-    assert native_step.available()
+    assert fused.available()
     assert build(True)[0].native
     assert [file.suffix for file in folder.glob("*")] == ([".so"] if writable else [])
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     if writable:
         monkeypatch.setattr(library, "_compile", None)  # would fail if it were called again
-        assert native_step.available()
+        assert fused.available()
 
 
 @needs_compiler
@@ -210,18 +217,18 @@ def test_compiled_once_into_the_cache_folder_if_that_can_be(fresh, monkeypatch, 
 def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, tmp_path, damage: str) -> None:
     """A truncated library would kill the process when it is loaded; one that others can write to runs their code."""
     monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
-    assert native_step.available()
+    assert fused.available()
     (file,) = tmp_path.glob("*.so")
     whole = file.read_bytes()
     if damage == "others may write":
         file.chmod(0o666)
     else:
         file.write_bytes(whole[: len(whole) // 3 if damage == "cut" else 0])
-    library.functions.cache_clear()
+    library._compiled.cache_clear()
     compiled = []
     compile_ = library._compile
     monkeypatch.setattr(library, "_compile", lambda *given: (compiled.append(given), compile_(*given)))
-    assert native_step.available()
+    assert fused.available()
     assert len(compiled) == 1
     assert library._trusted(file)
 
@@ -229,14 +236,14 @@ def test_a_library_that_cannot_be_trusted_is_compiled_anew(fresh, monkeypatch, t
 @needs_compiler
 def test_no_home_folder_is_no_obstacle(fresh, monkeypatch) -> None:
     monkeypatch.setenv("BAYESFED_CACHE", "~nobody-of-this-name/cache")
-    assert native_step.available()
+    assert fused.available()
 
 
 @needs_compiler
 def test_the_compiler_may_have_options(fresh, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("BAYESFED_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "cc -O1")
-    assert native_step.available()
+    assert fused.available()
 
 
 @needs_compiler
@@ -244,7 +251,7 @@ def test_a_gradient_that_torch_negates_when_it_is_read() -> None:
     results = []
     for native in (True, False):
         p = nn.Parameter(torch.zeros(5))
-        optimizer = IVON([p], lr=0.1, ess=50.0, native=native, generator=torch_generator(2, "noise"))
+        optimizer = optimizer_of([p], native)
         with optimizer.sampled_params(train=True):
             p.grad = torch._neg_view(torch.ones(5))
         optimizer.step()

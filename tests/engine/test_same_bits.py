@@ -45,7 +45,7 @@ def test_another_seed_gives_other_bits(inline, tmp_path, digest):
 
 @pytest.mark.engines
 def test_ray_without_compiled_functions(tmp_path, digest, ray_with_three_slots):
-    plain = ["rounds=3", "client.native=false"]
+    plain = ["rounds=3", "accelerate=off"]
     found = digest(digits(tmp_path / "inline", *plain, "engine=inline"))
     assert digest(digits(tmp_path / "ray", *plain, "engine=ray", "engine.num_workers=2")) == found
 

@@ -11,7 +11,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from bayesfed.errors import InputError
-from bayesfed.problem import Gaussian, build_problem, restore_model
+from bayesfed.problem import Gaussian, restore_model
+from bayesfed.problem.build import build_problem
 from bayesfed.problem.data import Digits
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

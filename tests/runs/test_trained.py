@@ -17,7 +17,7 @@ import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
 from bayesfed.families import DiagonalGaussian, PointMass
-from bayesfed.problem import build_problem
+from bayesfed.problem.build import build_problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.seeding import torch_generator

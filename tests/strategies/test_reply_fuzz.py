@@ -15,6 +15,7 @@ from bayesfed import wire
 from bayesfed.federation.server.limits import Limits
 from bayesfed.federation.server.replies import GroupSums
 from bayesfed.wire.flower_version import error_reply, set_identity
+from bayesfed.wire.records import _header
 from strategies import BayesADMM, FedAvg
 
 pytestmark = pytest.mark.faults
@@ -52,7 +53,7 @@ arrays = st.one_of(
     st.builds(lambda v: Array(v), values),
     st.builds(lambda v, e, c: Array(str(v.dtype), v.shape, NUMPY, mutated(Array(v).data, e, c)), values, edits, st.integers(0, 30)),
     st.builds(lambda d, s, t, b: Array(d, s, t, b), st.text(max_size=5), shapes, st.sampled_from([NUMPY, "", "pickle"]), st.binary(max_size=90)),
-    st.builds(lambda n: Array("float32", (n,), NUMPY, wire._header(np.dtype("float32"), (n,))), st.integers(0, 2**62)),
+    st.builds(lambda n: Array("float32", (n,), NUMPY, _header(np.dtype("float32"), (n,))), st.integers(0, 2**62)),
 )  # fmt: skip
 positive = st.floats(0.015625, 128.0, width=32)
 sound = st.builds(  # posteriors of the three families, most of them good
@@ -143,7 +144,7 @@ def test_bounds(reply: Message, reason: str) -> None:
 
 
 def test_a_header_that_claims_too_much_costs_no_memory() -> None:
-    header = wire._header(np.dtype("float32"), (1 << 40,))
+    header = _header(np.dtype("float32"), (1 << 40,))
     for data in (header, header + bytes(16)):
         record = ArrayRecord({"mean": Array("float32", (P,), NUMPY, data)})
         with pytest.raises(wire.BadMessage, match="shape"):

@@ -37,7 +37,7 @@ def personalize(
         samples: posterior samples of a model-averaged prediction.
 
     Returns:
-        Per client that answered, its scores as :meth:`bayesfed.federation.client.handler.Trainer.evaluate` gives them; the others are named in the log.
+        Per client that answered, its scores as :func:`bayesfed.federation.client.questions.personalize` gives them; the others are named in the log.
     """
     asking = copy.copy(strategy)
     asking._callbacks, asking.fates, asking.fraction = None, None, 1.0
@@ -47,7 +47,7 @@ def personalize(
     arrays = wire.pack(asking.posterior.arrays())
     messages = [
         Message(
-            RecordDict({**dict(m.content.items()), "evaluation": ConfigRecord({"samples": samples})}),
+            RecordDict({**dict(m.content.items()), "question": ConfigRecord({"name": "personalize", "samples": samples})}),
             m.metadata.dst_node_id, MessageType.EVALUATE, group_id=m.metadata.group_id,
         )
         for m in asking.configure_train(server_round + 1, arrays, ConfigRecord(), grid)

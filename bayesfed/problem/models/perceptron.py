@@ -33,6 +33,11 @@ class Linear(nn.Module):
         check_bool("bias", bias)
         self.layer = nn.Linear(math.prod(one_shape(input_shape, "linear")), num_outputs, bias=bias)
 
+    @property
+    def chain(self) -> list[nn.Module]:
+        """The layers: all that happens to a flattened input."""
+        return [self.layer]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(1))
 
@@ -72,6 +77,11 @@ class MLP(nn.Module):
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out, bias=bias), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers[:-1])
+
+    @property
+    def chain(self) -> list[nn.Module]:
+        """The layers: all that happens to a flattened input."""
+        return list(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.flatten(1))

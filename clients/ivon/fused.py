@@ -1,4 +1,4 @@
-"""IVON's step as two C functions (``bayesfed/accelerate/ivon_kernel.py``).
+"""IVON's step as two C functions (``bayesfed/accelerate/ivon.c``): the fast twin of :mod:`clients.ivon.step`.
 
 A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each once.
 """
@@ -6,15 +6,14 @@ A chain of torch operations reads and writes a vector some thirty times a step; 
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayesfed.accelerate import library
-from bayesfed.accelerate.library import functions
+from bayesfed import accelerate
 from clients.ivon.state import Group
-from clients.ivon.step import step_numbers
 from clients.noise import Noise, quantile_points
 
 
@@ -33,25 +32,26 @@ def draw(g: Group, noise: Tensor, scale: float, source: Noise) -> None:
     for start, bits in source.picks(noise.numel()):
         mean, root, out, sample = (v.data_ptr() + 4 * start for v in vectors)
         length = min(noise.numel() - start, 4 * bits.numel())
-        functions().ivon_draw(length, bits.data_ptr(), points.data_ptr(), mean, root, scale, out, sample)
+        accelerate.functions().ivon_draw(length, bits.data_ptr(), points.data_ptr(), mean, root, scale, out, sample)
 
 
 def update(group: dict[str, Any], g: Group, debias: float, rescale: bool) -> None:
-    """Both updates of :mod:`clients.ivon.step` after a single sample."""
-    gradients = [g.gradient] if g.released is None else [piece.resolve_neg().contiguous() for piece in g.released]
+    """``hess_step`` and ``mean_step`` after a single sample."""
+    gradients = [g.gradient] if g.pieces is None else [piece.resolve_neg().contiguous() for piece in g.pieces]
     factor, lift = (g.damping, group["hess_init"]) if rescale else (0.0, 1.0)
     terms = [
-        v.expand_as(g.total).contiguous() if isinstance(v, Tensor) else v for v in (g.slope, g.offset, factor, g.bound)
+        v.contiguous() if isinstance(v, Tensor) and v.dim() else float(v) for v in (g.slope, g.offset, factor, g.bound)
     ]
-    scale, c, share, _, rate, clip = step_numbers(group, debias)
-    numbers = _Numbers(c * scale, c, share, debias, rate, lift, clip)
-    functions().ivon_update(
+    c, share = 1 - group["beta2"], 1 - group["beta1"]
+    rate, clip = -float(group["lr"]) / debias, group["clip_radius"] * debias  # these undo the debiasing
+    numbers = _Numbers(c * math.sqrt(group["ess"]), c, share, debias, rate, lift, clip)
+    accelerate.functions().ivon_update(
         *_pieces(gradients),
         *[v.data_ptr() for v in (g.noise, g.flat.vector, g.total, g.root, g.momentum)],
         (_Term * 4)(*[_Term(v.data_ptr(), 0.0) if isinstance(v, Tensor) else _Term(None, v) for v in terms]),
         ctypes.byref(numbers),
     )
-    g.released = None
+    g.pieces = None
 
 
 def _pieces(tensors: list[Tensor]) -> tuple[Any, ...]:
@@ -63,14 +63,14 @@ def _pieces(tensors: list[Tensor]) -> tuple[Any, ...]:
 def finite(tensors: list[Tensor]) -> bool:
     """Whether no entry of float32 tensors is infinite or nan."""
     whole = [t.contiguous() for t in tensors]
-    return bool(functions().all_finite(*_pieces(whole)))
+    return bool(accelerate.functions().all_finite(*_pieces(whole)))
 
 
 def suits(g: Group) -> bool:
-    """Whether the functions can work on this group: h is a vector, and :func:`bayesfed.accelerate.library.suits`."""
-    return library.suits(g.total) and g.total.dim() == 1
+    """Whether the functions can work on this group: h is a vector, and :func:`bayesfed.accelerate.suits`."""
+    return accelerate.suits(g.total) and g.total.dim() == 1
 
 
 def available() -> bool:
     """Whether the functions could be compiled."""
-    return functions() is not None
+    return accelerate.functions() is not None

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from bayesfed.accelerate.undecorated import bare_step
+from bayesfed.accelerate import bare_step
 
 RUN = """
 import sys

@@ -1,16 +1,12 @@
-"""C source of a perceptron's loss and gradient, a Python file because Flower's app bundles hold no ``.c`` files; ``library.py`` compiles it."""
-
-MOST_LAYERS = 32
-
-SOURCE = (
-    f"\nenum {{ MOST_LAYERS = {MOST_LAYERS} }};\n"
-    + r"""/* Mean cross-entropy of a multi-layer perceptron and its gradient, for float32 on a CPU; bayesfed/accelerate/perceptron.py calls it.
+/* Mean cross-entropy of a multi-layer perceptron and its gradient, for float32 on a CPU; bayesfed/accelerate/perceptron.py calls it.
    Matrices are torch's, row by row; to Fortran's sgemm they are transposed. NaN passes through: comparisons are false with it. */
 
 #include <math.h>
 #include <stdint.h>
 
 enum { SIGMOID, RELU };
+
+/* MOST_LAYERS comes from bayesfed/accelerate/library.py, which compiles this file. */
 
 /* Pointers to 64-bit numbers serve a BLAS with 32-bit ones too: little-endian machines have the lower half first. */
 typedef void (*sgemm)(const char *, const char *, const int64_t *, const int64_t *, const int64_t *, const float *, const float *,
@@ -103,5 +99,3 @@ int perceptron(sgemm multiply, int64_t layers, const int64_t *widths, int64_t ba
     }
     return 0;
 }
-"""
-)

@@ -1,6 +1,3 @@
-"""C source of IVON's step, a Python file because Flower's app bundles hold no ``.c`` files; ``library.py`` compiles it."""
-
-SOURCE = r"""
 /* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/ivon/native.py calls it.
    The formulas are those of clients/ivon/step.py. NaN passes through: comparisons are false with it, so all_finite looks first. */
 
@@ -96,4 +93,3 @@ void ivon_update(int64_t pieces, const int64_t *sizes, const float *const *gradi
         first += sizes[piece];
     }
 }
-"""
