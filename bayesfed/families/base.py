@@ -23,6 +23,7 @@ class ExponentialFamily(ABC):
     """
 
     name: ClassVar[str]
+    is_point: ClassVar[bool] = False  # whether the predictive at the mean is the model average
     location_name: ClassVar[str]  # of the attribute that holds ``l`` (n,), and of the array that travels and is saved
     coordinates: ClassVar[int] = 1  # of a weight: n = coordinates * P
 

@@ -18,6 +18,7 @@ class PointMass:
     """
 
     name: ClassVar[str] = "point"
+    is_point: ClassVar[bool] = True
 
     def __init__(self, mean: Tensor):
         self.mean = mean
