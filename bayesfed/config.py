@@ -13,10 +13,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import accelerate, composing
-from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
-from bayesfed.configured import GROUPS, build, check, plain_section, resolve
+from bayesfed.composing import ROOT, conf_dir, run_dir_of
+from bayesfed.configured import GROUPS, build, check, resolve
 from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
+from bayesfed.evaluation.probes import make_probes
 from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
@@ -27,33 +28,8 @@ from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = (
-    "rounds",
-    "engine",
-    "eval",
-    "logger",
-    "device",
-    "accelerate",
-    "resume",
-    "display",
-    "figures",
-    "profile",
-    "hydra",
-)
-BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
-
-
-@dataclass
-class EvalSchema:
-    every: int = 1
-    bayes_every: int = 1
-    samples: int = 32
-    validation: float = 0.0
-    batch_size: int | None = None
-    at_once: int | None = None
-    clients_every: int | None = 0
-    personalized: bool = False
-    ood: str | None = None
-    target_accuracy: list[float] = field(default_factory=list)
+    "rounds", "engine", "eval", "logger", "device", "accelerate", "resume", "display", "figures", "profile", "hydra",
+)  # fmt: skip
 
 
 @dataclass
@@ -63,8 +39,8 @@ class CheckpointSchema:
 
 @dataclass
 class RunSchema:
-    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked against the
-    classes that take them."""
+    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked
+    against the classes that take them."""
 
     seed: int = MISSING
     rounds: int = MISSING
@@ -76,7 +52,7 @@ class RunSchema:
     display: bool = MISSING
     figures: bool = MISSING
     profile: bool = MISSING
-    eval: EvalSchema = field(default_factory=EvalSchema)
+    eval: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
@@ -91,10 +67,11 @@ def import_from_here() -> None:
 
 
 def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
-    """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
+    """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir``
+    resolved.
 
-    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
-    values, before the user's own overrides.
+    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the
+    client that fits and the experiment's tuned values, before the user's own overrides.
 
     Args:
         overrides: Hydra overrides.
@@ -123,8 +100,9 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     validate(cfg)
     if _learning_asked(overrides) and not getattr(resolve(cfg.client, "client"), "learns_precision", True):
         raise InputError(
-            "strategy.covariance", "learned", f"client={cfg.client.name} keeps the server's precision; use a client that "
-            "learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
+            "strategy.covariance", "learned",
+            f"client={cfg.client.name} keeps the server's precision; use a client that learns it "
+            "(ivon for isotropic and diagonal, von for full), or covariance=fixed",
         )  # fmt: skip
     return cfg
 
@@ -143,8 +121,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_defaults(stored: DictConfig) -> DictConfig:
-    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without those that
-    are gone (:mod:`bayesfed.earlier`).
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without
+    those that are gone (:mod:`bayesfed.earlier`).
 
     Raises:
         InputError: it doesn't go together with them.
@@ -171,7 +149,8 @@ def whole_path(path: str) -> str:
 
 
 def _with_whole_paths(cfg: DictConfig) -> DictConfig:
-    """Make the groups' files and folders (keys ``path`` and ``..._path``) absolute; those with a scheme (``s3://``) stay."""
+    """Make the groups' files and folders (keys ``path`` and ``..._path``) absolute; those with a scheme (``s3://``)
+    stay."""
     for group in GROUPS:
         section = cfg.get(group)
         for key in section if isinstance(section, DictConfig) else ():
@@ -191,7 +170,8 @@ def refuse_chdir(chdir: object) -> None:
 
 
 def _run_name(experiment: str, overrides: Sequence[str]) -> str:
-    """What a run is called: its experiment, and what was chosen by name on top of it (``digits_het10+cifar10+cnn_zenke``)."""
+    """What a run is called: its experiment, and what was chosen by name on top of it
+    (``digits_het10+cifar10+cnn_zenke``)."""
     chosen = {o.key_or_group: o.value() for o in parse(overrides) if o.key_or_group in NAMING}
     return "+".join([experiment, *(str(name) for name in chosen.values())])
 
@@ -253,7 +233,7 @@ def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
     return [f"{group}.{key}={text(value)}" for key, value in settings.items()]
 
 
-# -- validation -----------------------------------------------------------------------------------------------------------
+# -- validation --------------------------------------------------------------------------------------------------------
 
 
 def validate(cfg: DictConfig) -> None:
@@ -285,19 +265,9 @@ def validate(cfg: DictConfig) -> None:
     choice("accelerate", cfg.accelerate, accelerate.MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
-    integer("eval.every", cfg.eval.every, at_least=1)
-    integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)
-    integer("eval.samples", cfg.eval.samples, at_least=1)
-    integer("eval.batch_size", cfg.eval.batch_size, at_least=1, optional=True)
-    integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
+    make_probes(cfg.eval)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
-    integer("eval.clients_every", cfg.eval.get("clients_every"), at_least=0, optional=True)
-    for target in cfg.eval.get("target_accuracy", ()):
-        number("eval.target_accuracy", target, at_least=0, at_most=100)
-    ood = cfg.eval.get("ood")
-    if ood is not None:
-        choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
     Limits(**settings_of(cfg.get("limits"), Limits, "limits"))
@@ -306,8 +276,3 @@ def validate(cfg: DictConfig) -> None:
     Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-
-
-def named_group(group: str, name: str) -> dict[str, Any]:
-    """The built-in (or local) settings of ``group=name``, as plain values."""
-    return plain_section(without_values([f"{group}={name}"], GROUPS)[group])

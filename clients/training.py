@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from bayesfed import accelerate
-from bayesfed.errors import choice, integer, number
+from bayesfed.errors import Diverged, choice, integer, number
 from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
-from bayesfed.wire import Diverged
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,7 +41,8 @@ class GradientSolver(Solver):
 
     def __post_init__(self) -> None:
         choice("amp", self.amp, ("none", "bfloat16"))
-        number("lr", self.lr, above=0)
+        optional = getattr(type(self), "lr", 0.0) is None  # a class whose default is null decides itself
+        number("lr", self.lr, above=0, optional=optional)
         integer("epochs", self.epochs, at_least=1)
         integer("batch_size", self.batch_size, at_least=1)
         choice("local_schedule", self.local_schedule, Schedule.KINDS)

@@ -39,7 +39,7 @@ from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.deployment.told import log_whole, told
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.problem.build import origins
-from bayesfed.problem.node_data import WHOLE
+from bayesfed.problem.own_client import WHOLE
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.wire.flower_version import error_reply
 

@@ -1,10 +1,9 @@
 """What a run is about: data sets, partitioners, models, likelihoods.
 
-``build_problem`` turns the four configuration groups into a ``Problem``: one view of the data per client, the rows that
+``build.build_problem`` turns the four configuration groups into a ``Problem``: one view of the data per client, the rows that
 are evaluated, and a way to build the model.
 """
 
-from bayesfed.problem.build import build_problem
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.likelihood import Categorical, Gaussian, Likelihood
 from bayesfed.problem.problem import Problem, restore_model
@@ -17,6 +16,5 @@ __all__ = [
     "Likelihood",
     "Problem",
     "Scaling",
-    "build_problem",
     "restore_model",
 ]

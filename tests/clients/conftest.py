@@ -9,7 +9,8 @@ import yaml
 
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
-from bayesfed.problem import Problem, build_problem
+from bayesfed.problem import Problem
+from bayesfed.problem.build import build_problem
 from bayesfed.wire.flower_version import node_context, set_identity
 from clients.exact import ExactSolver
 

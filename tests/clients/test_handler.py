@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,3 +206,47 @@ def test_metrics_record_is_plain_numbers(trainer, context):
     metrics = reply.content["metrics"]
     assert isinstance(metrics, MetricRecord)
     assert {"loss", "dual-norm", "seconds", "num-examples", "round"} <= set(metrics)
+
+
+# -- contributions and questions ----------------------------------------------------------------------------------------
+
+
+def test_the_dual_follows_what_the_transforms_let_through(trainer, context):
+    """What leaves is what the last of them returns, and the client's own site is formed from it; metrics too."""
+    sites, client = MemorySites(), trainer(MemorySites())
+    client.sites = sites
+
+    def halve(contribution, assignment):
+        server, q = assignment.server, contribution.posterior
+        step = (q.mean - server.mean) / 2
+        return replace(contribution, posterior=type(q)(server.mean + step, server.precision), metrics={"seen": 1.0})
+
+    whole = trainer(MemorySites()).train(message(), context(0))
+    client.transforms = (halve, *client.transforms)
+    half = client.train(message(), context(0))
+    shapes = {"mean": (P,), "precision": (P,)}
+    full, sent = (wire.unpack(reply.content["posterior"], shapes, torch.float64) for reply in (whole, half))
+    torch.testing.assert_close(sent["mean"], full["mean"] / 2)
+    assert torch.equal(sent["precision"], torch.ones(P).double())
+    assert torch.equal(sites.read(0, 1)["site.first"], 0.25 * sent["mean"])
+    assert set(half.content["metrics"]) == {"seen", "num-examples", "client", "round", "dual-norm", "seconds"}
+
+
+def test_a_client_answers_the_questions_it_knows(trainer, context):
+    client = trainer(MemorySites())
+    client.questions = {**client.questions, "size": lambda problem, assignment, solve, parameters: {
+        "size": len(assignment.problem.data) * parameters["factor"]
+    }}  # fmt: skip
+
+    def ask(**question):
+        asked = message()
+        asked.content["question"] = ConfigRecord(question)
+        return client.evaluate(asked, context(0))
+
+    assert dict(ask(name="size", factor=2).content["metrics"]) == {"size": 40, "round": 1}
+    assert "mean/rmse" in ask(name="personalize", samples=2).content["metrics"]
+    with pytest.raises(wire.BadMessage, match="unknown question 'weights'; this client answers: personalize, size"):
+        ask(name="weights")
+    with pytest.raises(wire.BadMessage, match="value 'name' is missing"):
+        client.evaluate(message(), context(0))
+    assert client.sites.rounds(0) == []

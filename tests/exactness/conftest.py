@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-import clients.exact.solver
+import clients.dense
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.families import Gaussian
 from bayesfed.federation.client.sites import MemorySites, SiteStore
@@ -136,7 +136,7 @@ def remembered(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 @pytest.fixture(autouse=True)
 def _quick_exact_solver(monkeypatch) -> None:
-    monkeypatch.setattr(clients.exact.solver, "SummedLoss", CachedLoss)
+    monkeypatch.setattr(clients.dense, "SummedLoss", CachedLoss)
 
 
 class RecordingGrid(InlineGrid):
@@ -218,7 +218,7 @@ class Federation:
 
     def site(self, client: int) -> tuple[Tensor, Tensor]:
         """``(v_k, V_k)`` of the client's last accepted round, as it lies in the store."""
-        record = self.sites.read(client, self.strategy.accepted[client])
+        record = self.sites.read(client, self.strategy.ledger.accepted[client])
         assert record is not None
         return record["site.first"], record["site.second"] * -2.0
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bayesfed.problem import Problem, build_problem
+from bayesfed.problem import Problem
+from bayesfed.problem.build import build_problem
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

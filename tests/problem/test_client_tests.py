@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bayesfed.problem import build_problem
+from bayesfed.problem.build import build_problem
 from bayesfed.problem.client_tests import LEAST, client_tests, proportional
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 300))

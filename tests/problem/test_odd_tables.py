@@ -223,7 +223,7 @@ def test_values_that_the_runs_numbers_do_not_hold(npz, config, changes, where):
 
 
 def test_float64_runs_hold_more(config, tmp_path):
-    from bayesfed.problem import build_problem
+    from bayesfed.problem.build import build_problem
 
     x = np.full((N, 1), 1e200)
     np.savez(tmp_path / "d.npz", x=x, y=LABELS)

@@ -11,7 +11,7 @@ import pytest
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
-from bayesfed.problem import build_problem
+from bayesfed.problem.build import build_problem
 from bayesfed.problem.partition import GroupedNaturalId
 
 NAMES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "conf" / "partition").glob("*.yaml"))

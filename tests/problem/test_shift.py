@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from bayesfed.errors import InputError
-from bayesfed.problem import build_problem
+from bayesfed.problem.build import build_problem
 from bayesfed.problem.shift import ClientShift, Shift
 
 MAXIMUM = 16.0
