@@ -1,4 +1,4 @@
-"""LMD on a small network in low precision: the toy run of spec/lmd_srvn_nva.md a.7 (8), with data and network of our own."""
+"""LMD on a small network in low precision, with data and network of our own."""
 
 import math
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ def clusters(seed):
 
 
 def train(fmt=None, sigma=0.1, decay=0.1, seed=0):
-    """(test accuracy, test NLL averaged over 16 samples, largest weight) after the run with settings of a.4, lr 0.01 falling to 0."""
+    """(test accuracy, test NLL averaged over 16 samples, largest weight) after the run, lr 0.01 falling to 0."""
     (x, y), (test_x, test_y) = clusters(seed)
     torch.manual_seed(seed)
     model = torch.nn.Sequential(
