@@ -182,8 +182,8 @@ def _training_rows(
             raise InputError("data.fraction", fraction, f"leaves none of {available} training examples")
     if validation == 0:
         return rows, rows[:0]
-    validated, kept = hold_out(rows, strata, validation, numpy_generator(seed, "data", "validation"))
-    if len(validated) == 0 or len(kept) == 0:
-        fix = f"holds out {len(validated)} of {len(rows)} training examples, keeps {len(kept)}; both need at least one"
+    validated, left = hold_out(rows, strata, validation, numpy_generator(seed, "data", "validation"))
+    if len(validated) == 0 or len(left) == 0:
+        fix = f"holds out {len(validated)} of {len(rows)} training examples, keeps {len(left)}; both need at least one"
         raise InputError("eval.validation", validation, fix)
-    return kept, validated
+    return left, validated
