@@ -240,7 +240,7 @@ def build(section: Section, group: str, seed: int | None = 0, kind: type = objec
     target, arguments = resolve(section, group, kind), _arguments(section)
     _checked_keys(target, arguments, group, given)
     if group == "client":  # the schedule over rounds is the run's; a class that takes it itself gets it, too
-        takes = inspect.signature(target).parameters
+        takes = inspect.signature(target.__init__).parameters  # type: ignore[misc]
         arguments = {key: value for key, value in arguments.items() if key not in Schedule.KEYS or key in takes}
     seeded = nullcontext() if seed is None else global_generators(seed, group)
     with naming(group), seeded, own_code(group, f"{target.__module__}.{target.__qualname__}", "its constructor"):
