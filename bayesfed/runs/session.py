@@ -23,8 +23,6 @@ from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import LOGS, RunDirectory, provenance
 from bayesfed.runs.display import Display
-from bayesfed.runs.figures import make_figures
-from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.parts import check_fit, look_at_client
@@ -188,6 +186,8 @@ class Session:
                     log.error("the summary can't be written: %s", error)
                 measured = profile.write(self.directory.path)
                 if measured is not None and status == "finished" and self.cfg.figures:
+                    from bayesfed.runs.icicle import draw
+
                     draw(measured, self.directory.path / "figures" / "profile.png")
 
     @timed("records")
@@ -205,6 +205,8 @@ class Session:
         bins = None
         if self.problem.num_classes:
             bins = self.recorder.evaluator.reliability(self.round, self.recorder.posterior)
+        from bayesfed.runs.figures import make_figures  # a run without pictures needs no matplotlib
+
         make_figures(
             self.directory.path, label_counts=self.problem.label_counts, reliability=bins,
             classes=self.problem.classes, clients=self.problem.client_names,

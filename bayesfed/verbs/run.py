@@ -33,11 +33,13 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
     began, where = time.perf_counter(), None
     try:
-        from bayesfed import accelerate
         from bayesfed.config import compose_config
-        from bayesfed.runs.launch import run_config
 
         cfg = compose_config(overrides, directory)
+
+        from bayesfed import accelerate  # these import torch, which a wrong key needn't wait for
+        from bayesfed.runs.launch import run_config
+
         accelerate.start(cfg.accelerate)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides, began)
