@@ -13,8 +13,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bayesfed import composing
-from bayesfed.composing import ROOT, conf_dir, options, run_dir_of, without_values
-from bayesfed.configured import GROUPS, build, check, plain_section, resolve
+from bayesfed.composing import ROOT, conf_dir, run_dir_of
+from bayesfed.configured import GROUPS, build, check, resolve
 from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
 from bayesfed.host import own_packages
@@ -23,33 +23,8 @@ from bayesfed.schedule import Schedule
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = (
-    "rounds",
-    "engine",
-    "eval",
-    "logger",
-    "device",
-    "accelerate",
-    "resume",
-    "display",
-    "figures",
-    "profile",
-    "hydra",
-)
-BUILT_IN = ("noise", "inverted")  # out-of-distribution inputs that need no other data
-
-
-@dataclass
-class EvalSchema:
-    every: int = 1
-    bayes_every: int = 1
-    samples: int = 32
-    validation: float = 0.0
-    batch_size: int | None = None
-    at_once: int | None = None
-    clients_every: int | None = 0
-    personalized: bool = False
-    ood: str | None = None
-    target_accuracy: list[float] = field(default_factory=list)
+    "rounds", "engine", "eval", "logger", "device", "accelerate", "resume", "display", "figures", "profile", "hydra",
+)  # fmt: skip
 
 
 @dataclass
@@ -72,7 +47,7 @@ class RunSchema:
     display: bool = MISSING
     figures: bool = MISSING
     profile: bool = MISSING
-    eval: EvalSchema = field(default_factory=EvalSchema)
+    eval: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
     checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
@@ -260,6 +235,7 @@ def validate(cfg: DictConfig) -> None:
     """
     # what Hydra says of a wrong key needs none of these, nor torch
     from bayesfed.accelerate import MODES
+    from bayesfed.evaluation.probes import make_probes
     from bayesfed.federation.server.limits import Limits
     from bayesfed.problem.shift import Shift
     from bayesfed.system import System
@@ -288,19 +264,9 @@ def validate(cfg: DictConfig) -> None:
     choice("accelerate", cfg.accelerate, MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
-    integer("eval.every", cfg.eval.every, at_least=1)
-    integer("eval.bayes_every", cfg.eval.bayes_every, at_least=1)
-    integer("eval.samples", cfg.eval.samples, at_least=1)
-    integer("eval.batch_size", cfg.eval.batch_size, at_least=1, optional=True)
-    integer("eval.at_once", cfg.eval.at_once, at_least=1, optional=True)
+    make_probes(cfg.eval)
     number("eval.validation", cfg.eval.validation, at_least=0, at_most=0.9)
     integer("checkpoint.every", cfg.checkpoint.every, at_least=0)
-    integer("eval.clients_every", cfg.eval.get("clients_every"), at_least=0, optional=True)
-    for target in cfg.eval.get("target_accuracy", ()):
-        number("eval.target_accuracy", target, at_least=0, at_most=100)
-    ood = cfg.eval.get("ood")
-    if ood is not None:
-        choice("eval.ood", ood, [*BUILT_IN, *options("data")])
     Shift.of(cfg.get("shift"))  # a run stored before they existed has neither
     System.of(cfg.get("system"))
     Limits(**settings_of(cfg.get("limits"), Limits, "limits"))
@@ -309,8 +275,3 @@ def validate(cfg: DictConfig) -> None:
     Schedule.of(cfg)
     for group in ("strategy", "client", "engine", "logger"):
         build(cfg[group], group, cfg.seed)
-
-
-def named_group(group: str, name: str) -> dict[str, Any]:
-    """The built-in (or local) settings of ``group=name``, as plain values."""
-    return plain_section(without_values([f"{group}={name}"], GROUPS)[group])

@@ -90,7 +90,7 @@ def _job(overrides: list[str], directory: str, run: Run) -> int:
 def _nll(directory: str) -> float:
     """What a sweeper that searches minimises; infinite where a run has none."""
     from bayesfed.runs.directory import RunDirectory
-    from bayesfed.runs.targets import prediction
+    from bayesfed.scores import prediction
 
     rounds = RunDirectory(Path(directory)).rounds()
     value = rounds[-1].get(f"{prediction(rounds, 'nll')}/nll") if rounds else None

@@ -168,7 +168,7 @@ class Loop:
     @torch.no_grad()
     def evaluate(self, samples: int) -> tuple[float, float]:
         """Accuracy (%) and NLL at the mean (0 samples) or averaged over samples of the posterior."""
-        from bayesfed.evaluation.predictive import CPU_BATCH
+        from bayesfed.evaluation.inputs import CPU_BATCH
 
         x, y = self.test
         mean, deviation = self.mean.float(), self.precision.float().rsqrt()

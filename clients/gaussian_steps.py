@@ -30,12 +30,23 @@ def von_step(
 
 
 def safe_von_step(
-    mean: Tensor, precision: Tensor, gradient: Tensor, hessian: Tensor, step_size: float, temperature: float = 1.0
+    mean: Tensor,
+    precision: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    step_size: float,
+    temperature: float = 1.0,
+    *,
+    lr: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """VON with the second-order retraction of Lin, Schmidt and Khan (2020): positive definite for every H and rho."""
+    """VON with the second-order retraction of Lin, Schmidt and Khan (2020): positive definite for every H and rho.
+
+    ``lr``: another rate for the mean.
+    """
     covariance = torch.cholesky_inverse(_cholesky(precision, "safe VON"))
     precision = retract(precision, covariance, hessian - temperature * precision, step_size)
-    return mean - step_size * _solve(_cholesky(precision, "safe VON"), gradient), precision
+    newton = _solve(_cholesky(precision, "safe VON"), gradient)
+    return mean - (step_size if lr is None else lr) * newton, precision
 
 
 def retract(precision: Tensor, covariance: Tensor, direction: Tensor, step_size: float) -> Tensor:

@@ -41,7 +41,8 @@ class GradientSolver(Solver):
 
     def __post_init__(self) -> None:
         choice("amp", self.amp, ("none", "bfloat16"))
-        number("lr", self.lr, above=0)
+        optional = getattr(type(self), "lr", 0.0) is None  # a class whose default is null decides itself
+        number("lr", self.lr, above=0, optional=optional)
         integer("epochs", self.epochs, at_least=1)
         integer("batch_size", self.batch_size, at_least=1)
         choice("local_schedule", self.local_schedule, Schedule.KINDS)

@@ -21,7 +21,7 @@ from bayesfed.compare.grid import grid
 from bayesfed.compare.runner import default_jobs
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
-from bayesfed.evaluation import predictive
+from bayesfed.evaluation import outputs
 from bayesfed.overrides import parse
 from bayesfed.problem.data.decoding import decoded
 
@@ -43,7 +43,7 @@ def test_allowed_cores(monkeypatch, tmp_path, affinity, quota, expected):
     if quota:
         host.QUOTA.write_text(quota + "\n")
     assert host.cores() == expected
-    assert predictive._cores(torch.device("cpu")) == expected
+    assert outputs._cores(torch.device("cpu")) == expected
     assert default_jobs(grid(parse(["experiment=linreg"]))) == expected
 
 

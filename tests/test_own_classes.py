@@ -219,8 +219,10 @@ def test_losses_that_can_not_be_differentiated(write, refused, case):
 
 
 def test_a_likelihood_without_a_predictive(write, refused):
-    write("likelihood", mine("likelihood", "    name = 'robust'\n"))
-    assert "likelihood=robust: has no predictive distribution" in refused("likelihood=mine")
+    source = "from bayesfed.problem import Likelihood\n\n\nclass Mine(Likelihood):\n    name = 'robust'\n"
+    write("likelihood", source)
+    line = refused("likelihood=mine")
+    assert re.match("error: likelihood._target_=.*answer.*predictive", line)
 
 
 def test_a_model_that_does_not_fit(write, refused):

@@ -13,7 +13,7 @@ from bayesfed.compare.runner import Outcome
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.reading import damaged
-from bayesfed.runs.targets import learned_precision, prediction
+from bayesfed.scores import learned_precision, prediction
 
 METRICS = ("accuracy", "nll", "ece", "rmse")
 HIGHER_IS_BETTER = frozenset({"accuracy"})
@@ -30,7 +30,7 @@ class Trace:
         rounds: (R,) rounds, from 0.
         costs: by name (``round``, ``bytes``, ``gradients``, ``seconds``), (R,) totals up to each round.
         metrics: by name, (R,); nan where the round was not evaluated. Of the model average or at the mean, see
-            :func:`bayesfed.runs.targets.prediction`.
+            :func:`bayesfed.scores.prediction`.
         at_mean: final metrics at the posterior mean.
         clients: accuracy (or RMSE) on the clients' own test distributions after the last round, by :data:`CLIENTS`;
             averaged or at the mean as ``metrics`` are.

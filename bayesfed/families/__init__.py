@@ -23,7 +23,7 @@ def gaussian(name: str) -> type[Gaussian]:
 
 
 def exponential(name: str) -> type[ExponentialFamily]:
-    """The family with natural parameters called ``name``: a Gaussian one, or ``lognormal`` (Gaussian in the logarithms)."""
+    """The family with natural parameters called ``name``: one of the Gaussians, or ``lognormal``."""
     choice("family", name, EXPONENTIAL)
     return EXPONENTIAL[name]
 

@@ -12,10 +12,10 @@ from bayesfed.families.natural import NaturalParameters, all_finite
 
 
 class ExponentialFamily(ABC):
-    """A distribution ``q_lambda(theta) = exp(<lambda, T(theta)> - A(lambda))`` of P weights, Gaussian in some coordinates.
+    """A distribution ``exp(<lambda, T(theta)> - A(lambda))`` of P weights, Gaussian in some coordinates.
 
-    There it has a location ``l`` and a precision ``S`` of some structure, so that ``lambda = (S l, -S/2)``. The coordinates are the weights
-    themselves for Gaussians (``l`` is the mean), and logarithms for the log-normal family.
+    There it has a location ``l`` and a precision ``S`` of some structure, so that ``lambda = (S l, -S/2)``. The
+    coordinates are the weights themselves for Gaussians (``l`` is the mean), and logarithms for the log-normal family.
 
     Attributes:
         mean: (P,) the weights' mean.
@@ -23,6 +23,7 @@ class ExponentialFamily(ABC):
     """
 
     name: ClassVar[str]
+    is_point: ClassVar[bool] = False  # whether the predictive at the mean is the model average
     location_name: ClassVar[str]  # of the attribute that holds ``l`` (n,), and of the array that travels and is saved
     coordinates: ClassVar[int] = 1  # of a weight: n = coordinates * P
 
@@ -164,7 +165,7 @@ class ExponentialFamily(ABC):
     @property
     @abstractmethod
     def expectation(self) -> tuple[Tensor, Tensor]:
-        """The expectation parameters ``mu = E[T]``: first and second moments of the coordinates, restricted to the structure of S."""
+        """The expectation parameters ``mu = E[T]``: the coordinates' first moments, and second ones in S's structure."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -14,8 +14,9 @@ from bayesfed.families.base import ExponentialFamily
 class Gaussian(ExponentialFamily):
     """A Gaussian ``N(m, S^-1)`` with some structure of the precision ``S``.
 
-    The families differ only in the shape of ``S``: () isotropic, (P,) diagonal, (P, P) full. With ``T(theta) = (theta, theta theta^T)``
-    (restricted to that structure) ``lambda = (S m, -S/2)`` (arXiv 2506.13150; Wainwright and Jordan 2008, section 3).
+    The families differ only in the shape of ``S``: () isotropic, (P,) diagonal, (P, P) full. With ``T(theta) = (theta,
+    theta theta^T)`` (restricted to that structure) ``lambda = (S m, -S/2)`` (arXiv 2506.13150; Wainwright and Jordan
+    2008, section 3).
 
     Attributes:
         mean: (P,).

@@ -14,7 +14,7 @@ SMALLEST_OFFSET = 0.05  # where the weights don't tell a scale
 
 
 def split_mean(mean: Tensor, offset: Tensor | float, variance: Tensor | float) -> Tensor:
-    """Log medians (2, ...) of parts u, v whose difference has the ``mean`` (...): the smaller part has the mean ``offset``.
+    """Log medians (2, ...) of parts u, v whose difference has the ``mean`` (...), the smaller one the mean ``offset``.
 
     ``m+ = e^(-variance/2) (max(mean, 0) + offset)``, ``m-`` likewise with ``-mean``. A median of 0 could never move, so
     ``offset`` must be > 0.
@@ -24,12 +24,12 @@ def split_mean(mean: Tensor, offset: Tensor | float, variance: Tensor | float) -
 
 
 class LogNormal(ElementwisePrecision):
-    r"""``w = u - v`` with ``(log u, log v) ~ N(log_median, I/S)``: the family of LMD, whose ``sigma^2 = 1/S`` is one number.
+    r"""``w = u - v`` with ``(log u, log v) ~ N(log_median, I/S)``: the family of LMD, with one ``sigma^2 = 1/S``.
 
     The parts ``x = (u, v)``, 2P positive numbers, are log-normal with ``T(x) = (log x, |log x|^2)`` and ``lambda = (S log m, -S/2)``: an isotropic
-    Gaussian of the logarithms. A combination of natural parameters is therefore a weighted geometric mean of the medians. Of the
-    weights, ``E[w] = (m+ - m-) e^(1/2S)`` and ``Var[w] = (m+^2 + m-^2) k (k - 1)``, ``k = e^(1/S)``; they have no density in closed form, so
-    :meth:`log_prob`, :meth:`kl` and :attr:`expectation` are those of the parts.
+    Gaussian of the logarithms. A combination of natural parameters is therefore a weighted geometric mean of the
+    medians. Of the weights, ``E[w] = (m+ - m-) e^(1/2S)`` and ``Var[w] = (m+^2 + m-^2) k (k - 1)``, ``k = e^(1/S)``;
+    they have no density in closed form, so :meth:`log_prob`, :meth:`kl` and :attr:`expectation` are those of the parts.
 
     Attributes:
         log_median: (2P,) the parts u of all weights, then the parts v.
@@ -54,12 +54,12 @@ class LogNormal(ElementwisePrecision):
 
     @classmethod
     def from_log_median(cls, log_median: Tensor, precision: Tensor) -> Self:
-        """The member with these log medians (2P,) and precision () of the logarithms; ValueError as in :meth:`from_location`."""
+        """The member with these log medians (2P,) and precision () of the logarithms, checked as locations are."""
         return cls.from_location(log_median, precision)
 
     @classmethod
     def from_mean_precision(cls, mean: Tensor, precision: Tensor, offset: Tensor | float | None = None) -> Self:
-        """The member with ``E[w] = mean`` (P,) whose smaller parts have the mean ``offset`` > 0 (None: half the rms of ``mean``)."""
+        """The member with ``E[w] = mean`` (P,) whose smaller parts have the mean ``offset`` > 0 (None: half mean's rms)."""
         offset = _offset(mean) if offset is None else offset
         return cls.from_log_median(split_mean(mean, offset, precision.to(mean).reciprocal()).flatten(), precision)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 class NaturalParameters:
     """A point ``lambda`` in the natural-parameter space of a family.
 
-    For the Gaussians ``lambda = (S m, -S/2)`` with precision ``S`` and mean ``m``. Differences and sums of natural parameters
-    (sites, duals) live in the same space but need not describe a distribution, so nothing is checked here:
+    For the Gaussians ``lambda = (S m, -S/2)`` with precision ``S`` and mean ``m``. Differences and sums of natural
+    parameters (sites, duals) live in the same space but need not describe a distribution, so nothing is checked here:
     ``Family.from_natural`` does that.
 
     Attributes:
@@ -95,7 +95,7 @@ class NaturalParameters:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is infinite or nan: from the sum, a tenth of the time of looking at every entry, unless that overflows.
+    """Whether no entry is infinite or nan: from the sum, in a tenth of the time, unless that overflows.
 
     The sum is in the values' own dtype: a wider one would copy them first.
     """

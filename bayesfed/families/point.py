@@ -13,11 +13,12 @@ from bayesfed.families.natural import NaturalParameters, all_finite
 class PointMass:
     """All probability at ``mean`` (P,); ``precision`` is infinite. The posterior of FedAvg and its kin.
 
-    Not an exponential family: it has no natural parameters, density or KL. Duals of point estimates are elements ``(v, 0)`` of the
-    same vector space: ``<eta, T(w)> = v^T w``.
+    Not an exponential family: it has no natural parameters, density or KL. Duals of point estimates are elements
+    ``(v, 0)`` of the same vector space: ``<eta, T(w)> = v^T w``.
     """
 
     name: ClassVar[str] = "point"
+    is_point: ClassVar[bool] = True
 
     def __init__(self, mean: Tensor):
         self.mean = mean

@@ -45,7 +45,7 @@ def make_figures(
     Args:
         run_dir: directory with ``rounds.jsonl`` and ``posterior.safetensors`` (both optional).
         label_counts: (K, C) training examples of each client and class, or None.
-        reliability: what ``bayesfed.evaluation.reliability`` gives, or None.
+        reliability: what ``bayesfed.problem.likelihood.metrics.reliability`` gives, or None.
         classes, clients: their names, where they have some.
 
     Returns:

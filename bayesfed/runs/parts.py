@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from bayesfed.configured import own_code
 from bayesfed.errors import InputError
-from bayesfed.evaluation.predictive import noise_precision
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.foreign import plain_text
 from bayesfed.problem import Problem
@@ -45,7 +44,6 @@ def check_fit(cfg: DictConfig, strategy: Any, solver: Any, problem: Problem, num
         raise solver.refusal(ability, client, f"strategy={cfg.strategy.name}")
     with own_code("client", cfg.client["_target_"], "its check"):
         solver.check(cfg.model.name, cfg.likelihood.name)
-    noise_precision(problem.likelihood)  # or there is no way to evaluate
     stragglers = System.of(cfg.get("system")).stragglers
     if stragglers and not solver.stepwise:
         fix = f"client={client} solves its problem in closed form: there are no steps to leave out; use another client"

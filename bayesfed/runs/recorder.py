@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from bayesfed.checksum import data_digest
 from bayesfed.errors import InputError
+from bayesfed.evaluation.probes import Subject
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import timed
@@ -46,10 +47,10 @@ class Recorder:
         self.directory: RunDirectory
         self.display: Display
         self.profile: RunProfile
-        self.evaluator = Evaluator(
-            cfg, problem, model, lambda line: self.directory.append("client_tests", line),
+        self.evaluator = Evaluator(cfg.eval, Subject(
+            problem, cfg.data.name, model, cfg.seed, cfg.rounds, lambda line: self.directory.append("client_tests", line),
             lambda draw, draws: self.display.evaluating(draw, draws),
-        )  # fmt: skip
+        ))  # fmt: skip
         self.round = 0
         self.seconds = 0.0
         self.bytes = {"bytes/down": 0.0, "bytes/up": 0.0}
@@ -93,7 +94,7 @@ class Recorder:
         trained = time.perf_counter()
         evaluation = self.evaluator.after_round(round, self.posterior)
         record: dict[str, Any] = {"round": round, **evaluation, **metrics}
-        if self.strategy.family != "point":
+        if not self.strategy.posterior.is_point:
             low, mean, high = self.strategy.posterior.precision_summary()
             record |= {
                 "posterior/precision_min": low, "posterior/precision_mean": mean, "posterior/precision_max": high,

@@ -25,10 +25,10 @@ from bayesfed.runs.directory import LOGS, RunDirectory, provenance
 from bayesfed.runs.display import Display
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
+from bayesfed.runs.outcome import outcome, worse_than_start
 from bayesfed.runs.parts import check_fit, look_at_client
 from bayesfed.runs.profile import RunProfile
 from bayesfed.runs.recorder import Recorder
-from bayesfed.runs.targets import outcome, to_targets, worse_than_start
 from bayesfed.schedule import Schedule
 from bayesfed.system import System
 from bayesfed.wire import DTYPES
@@ -77,7 +77,7 @@ class Session:
         if system.active:
             self.strategy.fates = lambda clients, round: system.fates(cfg.seed, clients, round, sizes)
         self.recorder = Recorder(cfg, self.problem, self.strategy, self.model, self.logger)
-        self.personalized: dict[str, float] = {}
+        self.at_end: dict[str, float] = {}  # what probes asked the clients after the last round
         self.started_with: str | None = None  # digest of the data, where the checkpoint that was taken up has it
         self.reason = ""  # what ended the run early
         self.workers = 1
@@ -142,7 +142,7 @@ class Session:
         profile = RunProfile(self.cfg.engine.name, self.workers)
         with accelerate.running(self.cfg.accelerate), Display(
             rounds=self.cfg.rounds, start_round=self.round, clients=self.num_clients, title=title,
-            averaged=self.strategy.family != "point", enabled=self.cfg.display,
+            averaged=not self.strategy.posterior.is_point, enabled=self.cfg.display,
         ) as display:  # fmt: skip
             self.recorder.display, self.recorder.profile = display, profile
             try:
@@ -162,10 +162,10 @@ class Session:
                 self.strategy.start(
                     grid, num_rounds=self.cfg.rounds, first_round=self.round + 1, callbacks=self.recorder
                 )
-                if self.cfg.eval.get("personalized"):
-                    answers = self.strategy.personalize(grid, self.round, self.cfg.eval.samples)
-                    kind = "mean" if self.strategy.family == "point" else "bayes"
-                    self.personalized = self.recorder.evaluator.personalized(self.round, answers, kind)
+                self.at_end = self.recorder.evaluator.at_end(
+                    self.round, self.recorder.posterior,
+                    lambda samples: self.strategy.personalize(grid, self.round, samples),
+                )  # fmt: skip
                 if worse := worse_than_start(self.directory.rounds()):
                     log.warning(worse)
                 status = "finished"
@@ -202,9 +202,7 @@ class Session:
 
     @timed("figures")
     def _figures(self) -> None:
-        bins = None
-        if self.problem.num_classes:
-            bins = self.recorder.evaluator.reliability(self.round, self.recorder.posterior)
+        bins = self.recorder.evaluator.reliability(self.round, self.recorder.posterior)
         from bayesfed.runs.figures import make_figures  # a run without pictures needs no matplotlib
 
         make_figures(
@@ -243,8 +241,7 @@ class Session:
             "bytes/total": sum(self.recorder.bytes.values()),
             **provenance(),
         }
-        targets = to_targets(rounds, self.cfg.eval.get("target_accuracy", ()))
-        return summary | outcome(rounds) | targets | self.personalized
+        return summary | outcome(rounds) | self.recorder.evaluator.in_summary(rounds) | self.at_end
 
 
 class _Shown(Handler):

@@ -17,14 +17,9 @@ from torch import Tensor, nn
 
 from bayesfed.config import import_from_here
 from bayesfed.errors import InputError, integer
-from bayesfed.evaluation.predictive import (
-    CPU_BATCH,
-    InputBatches,
-    class_log_probabilities,
-    gaussian_predictive,
-    noise_precision,
-    parameter_draws,
-)
+from bayesfed.evaluation.inputs import CPU_BATCH, InputBatches
+from bayesfed.evaluation.outputs import parameter_draws
+from bayesfed.evaluation.predictive import predict
 from bayesfed.foreign import plain_text
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.flat import FlatModel
@@ -89,7 +84,7 @@ class TrainedRun:
         """``rounds.jsonl`` as a list."""
         return RunDirectory(self.run_dir).rounds()
 
-    def predict(self, x: Any, samples: int = 32, seed: int = 0) -> Tensor | tuple[Tensor, Tensor]:
+    def predict(self, x: Any, samples: int = 32, seed: int = 0) -> Tensor | tuple[Tensor, ...]:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
 
         Args:
@@ -100,8 +95,8 @@ class TrainedRun:
             seed: of the draws; equal seeds give equal predictions.
 
         Returns:
-            Classification: (N, C) probabilities of :attr:`classes`. Regression: mean and variance of the target, noise included,
-            each (N,) for one output and (N, D) for D > 1. In the dtype of the run.
+            what the likelihood answers, in the dtype of the run. Classification: (N, C) probabilities of :attr:`classes`. Regression:
+            mean and variance of the target, noise included, each (N,) for one output and (N, D) for D > 1.
 
         Raises:
             InputError: ``x`` has another shape, lacks a column, isn't finite, or ``samples`` is negative.
@@ -110,13 +105,9 @@ class TrainedRun:
         with ordinary_tensors(), self._borrowed() as model:
             inputs = self._inputs(x)
             draws = parameter_draws(self.posterior, samples, torch_generator(seed, "predict"))
-            precision = noise_precision(self.likelihood)
+            answer = self.likelihood.answer(predict(model, draws, inputs, self.likelihood))
             dtype = self.posterior.mean.dtype
-            if precision is None:
-                return class_log_probabilities(model, draws, inputs).exp().to(dtype)
-            predicted = gaussian_predictive(model, draws, inputs, precision)
-            mean, variance = predicted.mean.to(dtype), predicted.variance.to(dtype)
-            return (mean[:, 0], variance[:, 0]) if mean.shape[1] == 1 else (mean, variance)
+            return answer.to(dtype) if isinstance(answer, Tensor) else tuple(part.to(dtype) for part in answer)
 
     def sample(self, n: int, seed: int = 0) -> list[nn.Module]:
         """``n`` models with parameters drawn from the posterior, in eval mode and sharing no memory.

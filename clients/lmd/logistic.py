@@ -20,8 +20,8 @@ def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
 class LogisticPosterior:
     """f(theta) = sum_n log(1 + exp(-y_n x_n^T theta)) + delta/2 ||theta||^2 and its expectations under q = N(m, C C^T).
 
-    f depends on theta through the one-dimensional Gaussians x_n^T theta, so Gauss-Hermite quadrature over each of them is exact
-    to rounding. O(N P^2 + N nodes) an evaluation.
+    f depends on theta through the one-dimensional Gaussians x_n^T theta, so Gauss-Hermite quadrature over each of them
+    is exact to rounding. O(N P^2 + N nodes) an evaluation.
 
     Args:
         x: (N, P) inputs.

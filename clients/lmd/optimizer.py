@@ -1,7 +1,8 @@
 """LMD: log-normal multiplicative dynamics, an optimizer that learns log-normal posteriors.
 
-After Nishida, Kiral, Bannai, Khan, Möllenhoff, "Log-Normal Multiplicative Dynamics" (arXiv 2506.17768). Its text could not be read when
-this was written: the form of the update follows reviews of it, constants and the derivation are ours (docs/learners_lmd.md).
+After Nishida, Kiral, Bannai, Khan, Möllenhoff, "Log-Normal Multiplicative Dynamics" (arXiv 2506.17768). Its text could
+not be read when this was written: the form of the update follows reviews of it, constants and the derivation are ours
+(docs/learners_lmd.md).
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class LMD(PosteriorOptimizer):
             loss.backward()
         optimizer.step()
 
-    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. A loop without either (``loss.backward()``, ``optimizer.step()``)
-    works too: its gradient is taken at the mean, without noise. Outside the context the parameters are ``E[w] = (m+ - m-) e^(sigma^2/2)``.
+    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. A loop without either (``loss.backward()``,
+    ``optimizer.step()``) works too: its gradient is taken at the mean, without noise. Outside the context the
+    parameters are ``E[w] = (m+ - m-) e^(sigma^2/2)``.
     One step, with the gradient g of a sample, elementwise for both parts (``z = log m``)::
 
         G+ = u g,  G- = -v g                                         averaged over samples
@@ -40,38 +42,41 @@ class LMD(PosteriorOptimizer):
         z  = z - lr [ sign(D) + R(m) - temperature ]                 R: weight-scaled decay, outside sign and momentum
         M  = beta2 M + (1 - beta2) G
 
-    With ``signed=False`` the sign is dropped and ``- temperature``, the gradient of the entropy, belongs to G: with ``beta1 = beta2`` this is
-    the Lie-group rule (arXiv 2303.04397) with log-normal noise, whose fixed point is that of ``E[loss] - temperature H(q)``.
+    With ``signed=False`` the sign is dropped and ``- temperature``, the gradient of the entropy, belongs to G: with
+    ``beta1 = beta2`` this is the Lie-group rule (arXiv 2303.04397) with log-normal noise, whose fixed point is that of
+    ``E[loss] - temperature H(q)``.
 
     ``R`` by ``regulariser`` (u stands for either part; a persistent gradient sign drives it up to where R = 1)::
 
         l1          decay E[u]                       exponential prior; caps E[u] at 1/decay
         l2          decay E[u^2]                     half-Gaussian prior; caps E[u^2] at 1/decay
         weight      decay E[u w], decay E[-v w]      decay/2 E[w^2]
-        lognormal   decay (log m - log prior_median) log-normal prior of variance 1/decay, with the entropy at temperature 1
+        lognormal   decay (log m - log prior_median) log-normal prior of variance 1/decay, entropy at temperature 1
 
     Without decay medians grow without bound, and low-precision forward passes break down.
 
     Args:
-        params: parameters, or groups of them with own values of all numbers below. They become views of one vector per group (see
-            :class:`clients.flat.FlatParameters`), so build the optimizer after ``model.to()``. Their values are the initial
-            E[w]; values loaded into the model or edited later are split anew, with the momentum kept.
-        lr: > 0 (0 allowed): a signed step moves a median by at most the factor ``exp(lr)``, so doubling takes ``0.69/lr`` steps.
+        params: parameters, or groups of them with own values of all numbers below. They become views of one vector per
+            group (see :class:`clients.flat.FlatParameters`), so build the optimizer after ``model.to()``. Their values
+            are the initial E[w]; values loaded into the model or edited later are split anew, with the momentum kept.
+        lr: > 0 (0 allowed): a signed step moves a median by at most the factor ``exp(lr)``, so doubling takes
+            ``0.69/lr`` steps.
         sigma: standard deviation of log u, >= 0 (0: no noise).
         beta1, beta2: decay of the momentum in the update and in the memory, in [0, 1).
         decay: strength of R, >= 0.
         regulariser: see above.
         temperature: weight of the entropy, >= 0.
         prior_median: of ``regulariser="lognormal"``, > 0.
-        offset: E of the smaller part at the start, > 0; None is half the standard deviation of each tensor, 0.05 for constant ones.
+        offset: E of the smaller part at the start, > 0; None is half the standard deviation of each tensor, 0.05 for
+            constant ones.
         signed: see above.
-        multiplicative: False (for a group) treats its parameters as ordinary weights with sign momentum and decoupled decay,
-            ``w = w - lr [sign(D) + decay w]``, without noise.
+        multiplicative: False (for a group) treats its parameters as ordinary weights with sign momentum and decoupled
+            decay, ``w = w - lr [sign(D) + decay w]``, without noise.
         mc_samples: samples per step of the closure form.
         weights: what the parameters are outside the context: ``mean``, or ``median`` = m+ - m-.
         noise: ``normal`` or ``quantile`` (faster on CPUs), see :mod:`clients.noise`.
-        prior_log_median, prior_precision, site_linear, site_quadratic: terms of a federated objective in the logarithms, in units of the
-            mean loss: (2, P) for all multiplicative parameters, and numbers.
+        prior_log_median, prior_precision, site_linear, site_quadratic: terms of a federated objective in the
+            logarithms, in units of the mean loss: (2, P) for all multiplicative parameters, and numbers.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     State: log-medians and momenta, (2, P) each, float32 or wider.

@@ -1,7 +1,7 @@
 """SRVN: a square-root variational Newton optimizer that learns a Gaussian posterior, full or diagonal.
 
-Written from the equations of Kumar, Möllenhoff, Khan and Lucchi 2025 (arXiv 2507.07853, Algorithm 1), with the prior and site
-terms of arXiv 2506.13150.
+Written from the equations of Kumar, Möllenhoff, Khan and Lucchi 2025 (arXiv 2507.07853, Algorithm 1), with the prior
+and site terms of arXiv 2506.13150.
 """
 
 from __future__ import annotations
@@ -31,46 +31,50 @@ class SRVN(PosteriorOptimizer):
             loss.backward()
         optimizer.step()
 
-    or ``optimizer.step(closure)``. Outside the context the parameters are the mean m. One step, with ``g`` and ``H`` the
-    expected gradient and Hessian of ess * (mean loss + v^T theta - theta^T V theta / 2) + S0/2 ||theta - prior_mean||^2::
+    or ``optimizer.step(closure)``. Outside the context the parameters are the mean m. One step, with ``g`` and ``H``
+    the expected gradient and Hessian of
+    ess * (mean loss + v^T theta - theta^T V theta / 2) + S0/2 ||theta - prior_mean||^2::
 
         A = C^T H C - temperature I
         C = C - lr_covariance C tril[A]              tril: lower triangle, its diagonal halved
         m = m - lr C C^T g                           old C
 
-    No inverse, no solve. Diagonal: c = c - lr_covariance/2 c (c^2 h - temperature). In the paper both rates are one, rho; near the
-    optimum errors of mean and covariance shrink by exactly 1 - rho a step, however badly conditioned the problem is.
+    No inverse, no solve. Diagonal: c = c - lr_covariance/2 c (c^2 h - temperature). In the paper both rates are one,
+    rho; near the optimum errors of mean and covariance shrink by exactly 1 - rho a step, however badly conditioned the
+    problem is.
 
     Memory P + P^2 numbers and O(P^3) a step for ``full``; 4P and O(P) for ``diagonal``.
 
     Args:
-        params: parameters, in one group. They become views of one vector (:class:`clients.flat.FlatParameters`), so build
-            the optimizer after ``model.to()``.
+        params: parameters, in one group. They become views of one vector (:class:`clients.flat.FlatParameters`), so
+            build the optimizer after ``model.to()``.
         lr: rate of the mean, relative to Newton's step, >= 0.
         ess: effective sample size, > 0: the number of examples (over the temperature of a tempered likelihood).
         covariance: ``diagonal`` or ``full``.
-        curvature: ``stein``: from gradients alone, C^T H C = E[noise grad^T] C; noisy, so lr_covariance should be small.
-            ``hessian``: E_q of the loss' Hessian (Price's theorem), P backward passes a sample; ``step(closure)`` only, whose
-            closure returns the loss without calling backward.
+        curvature: ``stein``: from gradients alone, C^T H C = E[noise grad^T] C; noisy, so lr_covariance should be
+            small. ``hessian``: E_q of the loss' Hessian (Price's theorem), P backward passes a sample;
+            ``step(closure)`` only, whose closure returns the loss without calling backward.
         mc_samples: samples per step of the closure form; 0 (``hessian`` only) takes gradient and Hessian at the mean.
         lr_covariance: rate of the covariance, >= 0; default lr.
         beta1: momentum of the mean loss' gradient, in [0, 1), debiased; 0 as in the paper.
         temperature: gamma > 0, weight of the entropy; 1 gives the posterior.
-        init_precision: of q, > 0: a number, (P,), or for ``full`` (P, P); default ess + prior_precision. Start with too small a
-            covariance rather than too large a one.
+        init_precision: of q, > 0: a number, (P,), or for ``full`` (P, P); default ess + prior_precision. Start with too
+            small a covariance rather than too large a one.
         prior_mean: a number or (P,), default 0.
         prior_precision: S0 >= 0, a number, (P,), or for ``full`` (P, P).
         site_linear: v, a number or (P,), in units of the mean loss, default 0.
-        site_quadratic: V, like prior_precision but of any sign, in units of the mean loss, default 0. A dual with natural
-            parameters (v_k, -V_k/2) (Bayesian ADMM) has v = tau v_k/N_k, V = tau V_k/N_k.
-        on_breakdown: what to do about a step that is too long for the curvature (see :func:`clients.optim.srvn_step`): ``shrink``
-            reduces both rates, per coordinate if diagonal, so that no diagonal entry of C falls by more than the fraction
-            ``max_change`` (counted in ``reductions``); ``raise`` raises ValueError once one would not stay positive.
+        site_quadratic: V, like prior_precision but of any sign, in units of the mean loss, default 0. A dual with
+            natural parameters (v_k, -V_k/2) (Bayesian ADMM) has v = tau v_k/N_k, V = tau V_k/N_k.
+        on_breakdown: what to do about a step that is too long for the curvature (see :func:`clients.optim.srvn_step`):
+            ``shrink`` reduces both rates, per coordinate if diagonal, so that no diagonal entry of C falls by more than
+            the fraction ``max_change`` (counted in ``reductions``); ``raise`` raises ValueError once one would not stay
+            positive.
         max_change: in (0, 1).
         min_precision: for ``diagonal``: smallest precision relative to the prior's, in [0, 1). Expected Hessians are
             indefinite, and c would then grow without end.
         antithetic: take every second training sample at the mirror image of the one before. With both in one step
-            (mc_samples=2), ``stein`` is free of the noise that the gradient at the mean brings (data against prior or sites).
+            (mc_samples=2), ``stein`` is free of the noise that the gradient at the mean brings (data against prior or
+            sites).
         noise: ``normal`` or ``quantile``, see :mod:`clients.noise`.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 

@@ -3,27 +3,21 @@
 import math
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from bayesfed.errors import InputError
-from bayesfed.evaluation import evaluate, predictive, reliability
-from bayesfed.evaluation.predictive import (
-    InputBatches,
-    class_log_probabilities,
-    gaussian_predictive,
-    input_batches,
-    outputs,
-    parameter_draws,
-)
+from bayesfed.evaluation import evaluate, inputs, predict
+from bayesfed.evaluation.inputs import InputBatches, input_batches
+from bayesfed.evaluation.outputs import outputs, parameter_draws, together
 from bayesfed.families import DiagonalGaussian, FullGaussian, PointMass
+from bayesfed.problem import Categorical, Gaussian
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.likelihood.metrics import reliability
 
-CATEGORICAL = SimpleNamespace(name="categorical")
-GAUSSIAN = SimpleNamespace(name="gaussian", precision=4.0)
+CATEGORICAL, GAUSSIAN = Categorical(), Gaussian(4.0)
 
 
 class Rows:
@@ -82,8 +76,8 @@ def test_model_averaging_averages_probabilities(classification):
 def test_confident_draws_do_not_underflow():
     model = linear(1, 2)
     draws = [torch.tensor([0.0, 2000.0]), torch.tensor([0.0, 3000.0])]
-    inputs = InputBatches(lambda rows: torch.ones(1, 1, dtype=torch.float64)[rows], 1, 1)
-    logs = class_log_probabilities(model, draws, inputs)
+    one = torch.ones(1, 1, dtype=torch.float64).__getitem__
+    logs = predict(model, draws, InputBatches(one, 1, 1), CATEGORICAL)["log_probabilities"]
     assert logs[0, 0].item() == pytest.approx(-2000 + math.log(0.5))
 
 
@@ -127,7 +121,7 @@ def test_inputs_are_converted_once_unless_too_large(classification, monkeypatch)
     model, posterior, rows = classification
     small = evaluate(model, posterior, rows, CATEGORICAL, samples=4, generator=stream(), batch_size=20)
     assert rows.reads == 3
-    monkeypatch.setattr(predictive, "CACHE_BYTES", 60 * 4 * 8 - 1)
+    monkeypatch.setattr(inputs, "CACHE_BYTES", 60 * 4 * 8 - 1)
     rows.reads = 0
     assert evaluate(model, posterior, rows, CATEGORICAL, samples=4, generator=stream(), batch_size=20) == small
     assert rows.reads == 15
@@ -164,11 +158,11 @@ def test_linear_gaussian_predictive_moments():
     posterior = FullGaussian.from_mean_precision(mean, precision)
     samples = 4000
     draws = parameter_draws(posterior, samples, generator)
-    predicted = gaussian_predictive(linear(3, 1), draws, InputBatches(lambda rows: x[rows], 5, 2), 4.0)
+    predicted = predict(linear(3, 1), draws, InputBatches(lambda rows: x[rows], 5, 2), GAUSSIAN)
     spread = (x @ posterior.covariance * x).sum(1)
     error = spread.sqrt() / math.sqrt(samples)
-    assert ((predicted.mean[:, 0] - x @ mean).abs() < 4 * error).all()
-    relative = (predicted.variance[:, 0] - 0.25) / spread - 1
+    assert ((predicted["mean"][:, 0] - x @ mean).abs() < 4 * error).all()
+    relative = (predicted["variance"][:, 0] - 0.25) / spread - 1
     assert (relative.abs() < 4 * math.sqrt(2 / samples)).all()
 
 
@@ -204,7 +198,7 @@ def test_reliability_counts_every_example_and_is_json(classification):
     import json
 
     model, posterior, rows = classification
-    predictions: dict[str, torch.Tensor] = {}
+    predictions = {}
     scores = evaluate(model, posterior, rows, CATEGORICAL, samples=3, generator=stream(), predictions=predictions)
     diagram = reliability(predictions, rows.targets(), bins=10)
     assert json.loads(json.dumps(diagram, allow_nan=False)) == diagram
@@ -216,19 +210,14 @@ def test_reliability_counts_every_example_and_is_json(classification):
         assert 100 * correct / 60 == pytest.approx(scores[f"{kind}/accuracy"])
 
 
-def test_an_unknown_likelihood_is_named(classification):
-    model, posterior, rows = classification
-    with pytest.raises(InputError, match="likelihood=poisson"):
-        evaluate(model, posterior, rows, SimpleNamespace(name="poisson"), samples=1, generator=stream())
-
-
 @pytest.mark.parametrize("at_once", [2, 5, 7, 100])
 def test_draws_evaluated_together_give_the_same_prediction(classification, at_once):
     model, posterior, rows = classification
 
     def predicted(size):
-        inputs = InputBatches(lambda part: rows.batch(part, torch.float64, "cpu")[0], 60, 17)
-        return class_log_probabilities(model, parameter_draws(posterior, 7, stream(3)), inputs, size)
+        batches = InputBatches(lambda part: rows.batch(part, torch.float64, "cpu")[0], 60, 17)
+        draws = parameter_draws(posterior, 7, stream(3))
+        return predict(model, draws, batches, CATEGORICAL, at_once=size)["log_probabilities"]
 
     assert torch.allclose(predicted(at_once), predicted(1), rtol=0, atol=1e-12)
 
@@ -239,12 +228,12 @@ def test_a_regression_with_draws_together():
         torch.tensor([1.0, -1.0]).double(), torch.tensor([3.0, 5.0]).double()
     )
     x, y = torch.randn(9, 2, dtype=torch.float64, generator=stream(4)), torch.zeros(9)
-    inputs = InputBatches(lambda part: x[part], 9, 4)
+    batches = InputBatches(lambda part: x[part], 9, 4)
     one, four = (
-        gaussian_predictive(model, parameter_draws(posterior, 6, stream(5)), inputs, 2.0, y, size) for size in (1, 4)
+        predict(model, parameter_draws(posterior, 6, stream(5)), batches, Gaussian(2.0), y, size) for size in (1, 4)
     )
     for name in ("mean", "variance", "log_density"):
-        assert torch.allclose(getattr(one, name), getattr(four, name), rtol=1e-12), name
+        assert torch.allclose(one[name], four[name], rtol=1e-12), name
 
 
 def test_progress_is_told_of_every_draw_and_changes_nothing(classification):
@@ -261,9 +250,9 @@ def test_progress_is_told_of_every_draw_and_changes_nothing(classification):
 
 
 def test_how_many_draws_together():
-    assert predictive.together(torch.device("cpu")) == 1
-    assert predictive.together(torch.device("cuda")) == 8
-    assert predictive.together(torch.device("cpu"), 3) == 3
+    assert together(torch.device("cpu")) == 1
+    assert together(torch.device("cuda")) == 8
+    assert together(torch.device("cpu"), 3) == 3
 
 
 class KeepsFeatures(torch.nn.Linear):
@@ -282,7 +271,7 @@ def test_batches_side_by_side_do_not_share_what_a_forward_keeps(monkeypatch, cop
         model.module.lock = threading.Lock()  # can't be copied: one batch after the other
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     draws = torch.randn(3, model.dim, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("bayesfed.evaluation.predictive._cores", lambda device: 4)
+    monkeypatch.setattr("bayesfed.evaluation.outputs._cores", lambda device: 4)
     found = list(outputs(model, draws, InputBatches(lambda rows: x[rows], 40, 5)))
     expected = [x @ theta[:6].view(2, 3).T + theta[6:] for theta in draws]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected).double(), rtol=1e-5, atol=1e-6)

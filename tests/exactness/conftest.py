@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-import clients.exact.solver
+import clients.dense
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.families import Gaussian
 from bayesfed.federation.client.sites import MemorySites, SiteStore
@@ -136,7 +136,7 @@ def remembered(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 @pytest.fixture(autouse=True)
 def _quick_exact_solver(monkeypatch) -> None:
-    monkeypatch.setattr(clients.exact.solver, "SummedLoss", CachedLoss)
+    monkeypatch.setattr(clients.dense, "SummedLoss", CachedLoss)
 
 
 class RecordingGrid(InlineGrid):

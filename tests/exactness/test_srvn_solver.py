@@ -107,8 +107,8 @@ def test_full_covariance_from_gradients_alone(quadratics, relative):
     problem = local_problem(*full_case(quadratics))
     exact = ExactSolver().solve(problem).posterior
     solver = SRVNSolver(
-        0.03,
-        0.004,
+        lr=0.03,
+        lr_covariance=0.004,
         epochs=1200,
         batch_size=100,
         curvature="stein",

@@ -12,8 +12,9 @@ import torch
 import bayesfed
 from bayesfed.cli import main
 from bayesfed.errors import RunFailed
+from bayesfed.evaluation.probes import scores
 from bayesfed.federation.local import LocalSolution
-from bayesfed.runs import evaluator, figures
+from bayesfed.runs import figures
 from bayesfed.runs.directory import read_jsonl
 
 LINREG = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "figures=false", "display=false"]  # fmt: skip
@@ -162,8 +163,8 @@ def test_figures_are_drawn(tmp_path):
 def test_the_reliability_diagram_is_that_of_the_last_evaluation(tmp_path, monkeypatch):
     """Without a second evaluation, unless an earlier process made the first one: then to the same numbers."""
     diagrams, evaluations = [], []
-    score = evaluator.evaluate
-    monkeypatch.setattr(evaluator, "evaluate", lambda *a, **k: evaluations.append(k["bayes"]) or score(*a, **k))
+    score = scores.evaluate
+    monkeypatch.setattr(scores, "evaluate", lambda *a, **k: evaluations.append(k["bayes"]) or score(*a, **k))
     monkeypatch.setattr(
         figures, "make_figures", lambda path, *, label_counts, reliability, **names: diagrams.append(reliability)
     )

@@ -4,7 +4,6 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -17,6 +16,7 @@ import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.evaluation import evaluate
 from bayesfed.families import DiagonalGaussian, PointMass
+from bayesfed.problem import Categorical, Gaussian
 from bayesfed.problem.build import build_problem
 from bayesfed.problem.flat import FlatModel
 from bayesfed.runs.posterior_file import save_posterior
@@ -30,7 +30,7 @@ def make_run(tmp_path, monkeypatch):
 
     def restore(description, seed):
         module = nn.Linear(2, description["outputs"], bias=False)
-        likelihood = SimpleNamespace(name=description["likelihood"], precision=4.0)
+        likelihood = Gaussian(4.0) if description["likelihood"] == "gaussian" else Categorical()
         return module, lambda x, dtype: (x.to(dtype) - 1) * 0.5, likelihood
 
     monkeypatch.setattr("bayesfed.problem.restore_model", restore, raising=False)

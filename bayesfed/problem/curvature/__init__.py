@@ -1,4 +1,4 @@
-"""Curvature of a summed loss: products with its Hessian and Gauss-Newton matrix, the latter's diagonal, dense derivatives."""
+"""Curvature of a summed loss: products with its Hessian and Gauss-Newton matrix, the latter's diagonal, all entries."""
 
 from bayesfed.problem.curvature.ggn import ggn_diagonal
 from bayesfed.problem.curvature.loss import SummedLoss

@@ -1,4 +1,4 @@
-"""The diagonal of the generalised Gauss-Newton matrix, by torch.func; for perceptrons from their layers' inputs and output gradients."""
+"""The diagonal of the generalised Gauss-Newton matrix: by torch.func, or for perceptrons from their layers alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from bayesfed.problem.likelihood import Likelihood
 def ggn_diagonal(
     model: FlatModel, likelihood: Likelihood, data: Examples, vector: Tensor, memory_mb: float = 128
 ) -> tuple[Tensor, int]:
-    """``diag sum_n J_n^T L_n J_n`` of the summed loss, (P,) in the model's dtype, and how many gradients of one example it took.
+    """``diag sum_n J_n^T L_n J_n`` (P,) in the model's dtype, and how many gradients of one example it took.
 
-    ``J_n`` (C, P) is the Jacobian of example n's outputs, ``L_n`` (C, C) the Hessian of its loss in the outputs. With ``L_n = R R^T``
-    each column of R needs one vector-Jacobian product, and the diagonal is the sum of their squares: never negative, no P x P matrix,
-    C gradients an example. The model is in eval mode: derivatives through dropout have no meaning here.
+    ``J_n`` (C, P) is the Jacobian of example n's outputs, ``L_n`` (C, C) the Hessian of its loss in the outputs. With
+    ``L_n = R R^T`` each column of R needs one vector-Jacobian product, and the diagonal is the sum of their squares:
+    never negative, no P x P matrix, C gradients an example. The model is in eval mode: derivatives through dropout have
+    no meaning here.
 
-    An example's gradient of a linear layer is the outer product of its output gradient b and its input a, so its squares summed over
-    examples are ``(b^2)^T a^2``: a model of such layers alone needs no gradients of single examples (hundreds of times faster).
+    An example's gradient of a linear layer is the outer product of its output gradient b and its input a, so its
+    squares summed over examples are ``(b^2)^T a^2``: a model of such layers alone needs no gradients of single examples
+    (hundreds of times faster).
 
     Args:
         model: its parameters are not touched.
@@ -98,7 +100,7 @@ def _of_layers(
 
 
 def _linear_layers(model: FlatModel, vector: Tensor, probe: Tensor) -> list[nn.Linear]:
-    """The linear layers, if they hold all trainable parameters, are called once with (B, in) and use their parameters as such layers do.
+    """The linear layers, if they hold all trainable parameters, are called once with (B, in) and use them as usual.
 
     Otherwise (convolutions, sequences, shared or transformed weights) none.
     """

@@ -45,10 +45,10 @@ def hvp(
 def ggn_vp(
     model: FlatModel, likelihood: Likelihood, data: Examples, at: Tensor, vector: Tensor, rows: int = 1000
 ) -> Tensor:
-    """``sum_n J_n^T L_n J_n v``, with the Jacobian ``J_n`` of an example's outputs and the Hessian ``L_n`` of its loss in them.
+    """``sum_n J_n^T L_n J_n v``: ``J_n`` the Jacobian of an example's outputs, ``L_n`` the Hessian of its loss in them.
 
-    Equal to :func:`hvp` for models that are linear in their parameters; never negative in a quadratic form where the loss is convex
-    in the outputs. Arguments and result as there.
+    Equal to :func:`hvp` for models that are linear in their parameters; never negative in a quadratic form where the
+    loss is convex in the outputs. Arguments and result as there.
     """
 
     def product(x: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,14 +16,12 @@ import bayesfed
 from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
-from bayesfed.evaluation import ood_auroc
-from bayesfed.evaluation.ood import entropy
+from bayesfed.evaluation.probes.ood import entropy, ood_auroc, ood_examples
 from bayesfed.families import DiagonalGaussian, PointMass
-from bayesfed.problem import Examples
+from bayesfed.problem import Categorical, Examples
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.ood import ood_examples
 
-CATEGORICAL = SimpleNamespace(name="categorical")
+CATEGORICAL = Categorical()
 IMAGES = Path(os.environ.get("BAYESFED_DATA", "/nowhere"))
 
 

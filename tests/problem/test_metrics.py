@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bayesfed.evaluation.metrics import calibration_bins, classification_scores, regression_scores
+from bayesfed.problem.likelihood.metrics import calibration_bins, classification_scores, regression_scores
 
 
 def test_scores_of_a_hand_made_example():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,3 +86,26 @@ def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = ECE
     confidence, accuracy, count = calibration_bins(probabilities, y, bins)
     gaps = (count * (accuracy - confidence).abs()).nan_to_num(nan=0.0)
     return 100 * (gaps.sum() / count.sum()).item()
+
+
+def reliability(predictions: Mapping[str, Mapping[str, Tensor]], y: Tensor, bins: int = ECE_BINS) -> dict[str, Any]:
+    """Confidence and accuracy per confidence bin, for a reliability diagram.
+
+    Args:
+        predictions: predictives of classes by name, as :func:`bayesfed.evaluation.evaluate` hands them out.
+        y: (N,) labels.
+        bins: the number M of equal-width bins.
+
+    Returns:
+        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, ...}``, plain JSON: one entry for every
+        prediction; fractions in [0, 1], None in empty bins.
+    """
+    diagram: dict[str, Any] = {"bins": bins}
+    for kind, predictive in predictions.items():
+        confidence, accuracy, count = calibration_bins(predictive["log_probabilities"].exp(), y, bins)
+        diagram[kind] = {
+            "confidence": [None if math.isnan(v) else v for v in confidence.tolist()],
+            "accuracy": [None if math.isnan(v) else v for v in accuracy.tolist()],
+            "count": [int(c) for c in count.tolist()],
+        }
+    return diagram

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 import bayesfed
-from bayesfed.runs.targets import to_targets
+from bayesfed.evaluation.probes.targets import Targets
+
+
+def to_targets(rounds, targets):
+    return Targets(target_accuracy=targets).in_summary(rounds)
 
 
 def record(round: int, accuracy: float | None, kind: str = "bayes", **more) -> dict:

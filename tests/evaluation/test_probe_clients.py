@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
-from bayesfed.evaluation import evaluate, evaluate_clients, fairness
+from bayesfed.evaluation import evaluate
+from bayesfed.evaluation.probes.clients import evaluate_clients, fairness
 from bayesfed.families import DiagonalGaussian, PointMass
-from bayesfed.problem import Examples
+from bayesfed.problem import Categorical, Examples, Gaussian
 from bayesfed.problem.examples import Joined
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.shift import ClientShift
 
-CATEGORICAL = SimpleNamespace(name="categorical")
-GAUSSIAN = SimpleNamespace(name="gaussian", precision=4.0)
+CATEGORICAL = Categorical()
+GAUSSIAN = Gaussian(4.0)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -112,13 +111,16 @@ def test_joined_sets_are_read_in_order():
 
 def test_fairness():
     scores = [{"accuracy": float(a), "nll": 1 - a / 100} for a in range(20)]
-    found = fairness([*scores, None])
+    found = fairness([*scores, None], Categorical.measures)
     assert found["accuracy_mean"] == pytest.approx(9.5)
     assert found["accuracy_worst10"] == pytest.approx(0.5)  # the two worst of twenty
     assert found["accuracy_spread"] == pytest.approx((sum((a - 9.5) ** 2 for a in range(20)) / 20) ** 0.5)
     assert found["nll_worst10"] == pytest.approx(0.995)  # the largest
-    assert fairness([{"accuracy": 50.0}, {"accuracy": 70.0}, {"accuracy": 90.0}])["accuracy_worst10"] == 50.0
-    assert fairness([{"rmse": 1.0, "nll": 2.0}]) == {
+    assert (
+        fairness([{"accuracy": 50.0}, {"accuracy": 70.0}, {"accuracy": 90.0}], Categorical.measures)["accuracy_worst10"]
+        == 50.0
+    )
+    assert fairness([{"rmse": 1.0, "nll": 2.0}], Gaussian.measures) == {
         "rmse_mean": 1.0, "rmse_worst10": 1.0, "rmse_spread": 0.0, "nll_mean": 2.0, "nll_worst10": 2.0, "nll_spread": 0.0,
     }  # fmt: skip
-    assert fairness([None]) == {}
+    assert fairness([None], Gaussian.measures) == {}
