@@ -58,7 +58,7 @@ def group_of(cfg: Section, group: str) -> dict[str, Any]:
     return plain_section(section)
 
 
-# -- the class ------------------------------------------------------------------------------------------------------------
+# -- the class ---------------------------------------------------------------------------------------------------------
 
 
 def resolve(section: Section, group: str, kind: type = object) -> type:
@@ -111,7 +111,7 @@ def look_at(thing: object, group: str, target: str) -> None:
         raise InputError(f"{group}._target_", target, f"has no {', '.join(missing)}; derive it from {base}")
 
 
-# -- its arguments --------------------------------------------------------------------------------------------------------
+# -- its arguments -----------------------------------------------------------------------------------------------------
 
 
 def check(section: Section, group: str) -> None:
@@ -144,7 +144,8 @@ def _arguments(section: Section) -> dict[str, Any]:
 def _checked_keys(
     target: type, values: Mapping[str, Any], group: str, given: Iterable[str]
 ) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """The parameters that a configuration may set, and their types; raises InputError if one of ``values`` is none of them."""
+    """The parameters that a configuration may set, and their types; raises InputError if one of ``values`` is none of
+    them."""
     try:
         parameters = dict(inspect.signature(target.__init__).parameters)  # type: ignore[misc]
     except (TypeError, ValueError):  # some classes that are written in C don't say
@@ -169,7 +170,8 @@ def _checked_keys(
 
 
 def _hints(function: Any, *bases: type) -> dict[str, Any]:
-    """The annotations of ``function`` that can be evaluated, and those of ``bases``: fields that a dataclass inherits."""
+    """The annotations of ``function`` that can be evaluated, and those of ``bases``: fields that a dataclass
+    inherits."""
     function = inspect.unwrap(function)
     scopes = [(base, getattr(sys.modules.get(base.__module__), "__dict__", {})) for base in bases]
     scopes.append((function, getattr(function, "__globals__", {})))
@@ -224,7 +226,7 @@ def describe(hint: Any) -> str:
     return names.get(hint, str(hint))
 
 
-# -- the object -----------------------------------------------------------------------------------------------------------
+# -- the object --------------------------------------------------------------------------------------------------------
 
 
 def build(section: Section, group: str, seed: int | None = 0, kind: type = object, **given: Any) -> Any:
@@ -242,7 +244,7 @@ def build(section: Section, group: str, seed: int | None = 0, kind: type = objec
     target, arguments = resolve(section, group, kind), _arguments(section)
     _checked_keys(target, arguments, group, given)
     if group == "client":  # the schedule over rounds is the run's; a class that takes it itself gets it, too
-        takes = inspect.signature(target).parameters
+        takes = inspect.signature(target.__init__).parameters  # type: ignore[misc]
         arguments = {key: value for key, value in arguments.items() if key not in Schedule.KEYS or key in takes}
     seeded = nullcontext() if seed is None else global_generators(seed, group)
     with naming(group), seeded, own_code(group, f"{target.__module__}.{target.__qualname__}", "its constructor"):

@@ -1,8 +1,8 @@
 """Random streams keyed by what they are for.
 
-Every draw in bayesfed comes from a generator keyed by ``(seed, *key)``, where the key names the client, the round and the
-purpose. Results therefore do not depend on which process ran a client, on how many workers there are, or on the order
-in which replies arrive; and a resumed run needs no generator state.
+Every draw in bayesfed comes from a generator keyed by ``(seed, *key)``, where the key names the client, the round and
+the purpose. Results therefore do not depend on which process ran a client, on how many workers there are, or on the
+order in which replies arrive; and a resumed run needs no generator state.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
 
 @contextmanager
 def global_generators(seed: int, *key: int | str) -> Iterator[None]:
-    """Let what draws from the global generators of Python, NumPy and torch (on the CPU) draw the stream named by ``key`` in the block.
+    """Let what draws from the global generators of Python, NumPy and torch (on the CPU) draw the stream named by
+    ``key`` in the block.
 
     Other people's constructors do. Afterwards the generators are as they were.
     """

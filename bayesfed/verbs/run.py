@@ -2,9 +2,10 @@
 
 usage: bayesfed [run] [key=value ...]          bayesfed -m key=a,b ...          bayesfed --cfg job key=value ...
 
-Simulates the federation that the configuration describes; results go to a new folder below runs/ (hydra.run.dir=DIR names one).
-resume=DIR goes on with an interrupted run. -m runs all combinations of comma lists one after the other, --cfg job shows the
-configuration that would run, with all keys. A folder conf/ here adds to the groups below and goes before them.
+Simulates the federation that the configuration describes; results go to a new folder below runs/ (hydra.run.dir=DIR
+names one). resume=DIR goes on with an interrupted run. -m runs all combinations of comma lists one after the other,
+--cfg job shows the configuration that would run, with all keys. A folder conf/ here adds to the groups below and goes
+before them.
 """
 
 from __future__ import annotations
