@@ -48,7 +48,8 @@ class Recorder:
         self.display: Display
         self.profile: RunProfile
         self.evaluator = Evaluator(cfg.eval, Subject(
-            problem, cfg.data.name, model, cfg.seed, cfg.rounds, lambda line: self.directory.append("client_tests", line),
+            problem, cfg.data.name, model, cfg.seed, cfg.rounds,
+            lambda line: self.directory.append("client_tests", line),
             lambda draw, draws: self.display.evaluating(draw, draws),
         ))  # fmt: skip
         self.round = 0
