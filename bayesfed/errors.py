@@ -70,6 +70,7 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
     finite: bool = True,
     optional: bool = False,
 ) -> Any:
@@ -85,6 +86,8 @@ def number(
         bounds.append(f">= {at_least:g}")
     if at_most is not None:
         bounds.append(f"<= {at_most:g}")
+    if below is not None:
+        bounds.append(f"< {below:g}")
     fix = "must be a" + (" finite" if finite else "") + " number"
     fix += f" {' and '.join(bounds)}" if bounds else ""
     fix += " (or null for the default)" if optional else ""
@@ -99,6 +102,7 @@ def number(
         or (above is not None and not result > above)
         or (at_least is not None and not result >= at_least)
         or (at_most is not None and not result <= at_most)
+        or (below is not None and not result < below)
     )
     if outside:
         raise InputError(field, value, fix)

@@ -183,7 +183,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     @property
     def refused(self) -> int:
         """How many samples were dropped because their gradient was not finite (waits for a GPU)."""
-        return self._bad + (0 if self._lost is None else int(self._lost))
+        return self._bad + int(self._lost or 0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and drop what was collected since the last step: the way to skip a batch.
@@ -295,10 +295,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
 
 def trainable(flats: list[FlatParameters]) -> None:
-    """Check that there is something to train.
-
-    Raises:
-        InputError: no parameter of any group requires a gradient.
-    """
+    """Raise InputError if no parameter of any group requires a gradient."""
     if not any(flat.parameters for flat in flats):
         raise InputError("params", "no trainable parameters", "give at least one that requires grad")

@@ -13,7 +13,7 @@ from bayesfed.families import PointMass
 from bayesfed.federation.client.assignment import Assignment
 from bayesfed.federation.client.contribution import Contribution
 from bayesfed.federation.client.handler import Trainer
-from bayesfed.federation.local import LocalProblem, LocalSolution
+from bayesfed.federation.local import LocalPath, LocalProblem, LocalSolution
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
 
@@ -90,10 +90,10 @@ class FedPAClient(Trainer):
             wire.value(assignment.values, "burn_in", float),
             wire.value(assignment.values, "samples", int),
         )
-        return replace(assignment.problem, observer=PathSamples(steps, burn_in, samples))
+        return replace(assignment.problem, path=LocalPath(observer=PathSamples(steps, burn_in, samples)))
 
     def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
-        path = assignment.problem.observer
+        path = assignment.problem.path.observer
         if not isinstance(path, PathSamples):
             return Contribution(solution.posterior)
         if len(path.values) < 2:

@@ -14,7 +14,7 @@ from bayesfed.federation.client.assignment import Assignment
 from bayesfed.federation.client.contribution import Contribution
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution
+from bayesfed.federation.local import LocalPath, LocalProblem, LocalSolution
 from bayesfed.federation.server.reading import Reply
 from bayesfed.federation.server.strategy import Sums
 from strategies.fedavg import FedAvg
@@ -36,7 +36,8 @@ class ScaffoldClient(Trainer):
 
     def pose(self, assignment: Assignment) -> LocalProblem:
         correction = assignment.vectors["control"].to(torch.float64) - self._control(assignment)
-        return replace(assignment.problem, linear=correction.to(self.model.vector), keep_gradient=True)
+        path = LocalPath(linear=correction.to(self.model.vector), keep_gradient=True)
+        return replace(assignment.problem, path=path)
 
     def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
         if solution.gradient is None:

@@ -1,4 +1,4 @@
-/* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/ivon/native.py calls it.
+/* A step of IVON in two passes over the memory, for float32 vectors on a CPU; clients/ivon/fused.py calls it.
    The formulas are those of clients/ivon/step.py. NaN passes through: comparisons are false with it, so all_finite looks first. */
 
 #include <math.h>

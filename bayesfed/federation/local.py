@@ -25,6 +25,26 @@ Posterior = ExponentialFamily | PointMass
 
 
 @dataclass(frozen=True)
+class LocalPath:
+    """What a method asks of the way to the solution: only solvers that take gradient steps have one (``path`` in ``Solver.lacks``).
+
+    Attributes:
+        linear: (P,) added to every gradient of the mean loss (control variates); None for none.
+        keep_gradient: the solver has to return the mean of the loss gradients it saw.
+        observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
+    """
+
+    linear: Tensor | None = None
+    keep_gradient: bool = False
+    observer: Callable[[int, Tensor], None] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is."""
+        return self.linear is not None or self.keep_gradient or self.observer is not None
+
+
+@dataclass(frozen=True)
 class LocalProblem:
     """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; docs/method.md 1).
 
@@ -49,9 +69,7 @@ class LocalProblem:
         memory: tensors this solver returned in the client's previous accepted round.
         loss_scale: weight of the mean loss of point estimates; 1, or ``N_k`` over the mean of all clients' for methods whose sum
             over clients is the pooled loss.
-        linear: (P,) added to every gradient of the mean loss (control variates); None for none.
-        keep_gradient: the solver has to return the mean of the loss gradients it saw.
-        observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
+        path: what is asked of the way to the solution.
         work: share of its steps that the client gets done, in (0, 1]; below 1 it is a straggler.
     """
 
@@ -71,22 +89,15 @@ class LocalProblem:
     lr_factor: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
     loss_scale: float = 1.0
-    linear: Tensor | None = None
-    keep_gradient: bool = False
-    observer: Callable[[int, Tensor], None] | None = None
+    path: LocalPath = LocalPath()
     work: float = 1.0
-
-    @property
-    def asks_for_gradients(self) -> bool:
-        """Whether only a solver that takes gradient steps can serve this problem."""
-        return self.linear is not None or self.keep_gradient or self.observer is not None
 
     @property
     def asks(self) -> frozenset[str]:
         """What it needs of a solver beyond the loss's minimum, in the words of ``Solver.lacks``."""
         point = isinstance(self.server, PointMass)
         needed = {
-            "path": self.asks_for_gradients,
+            "path": self.path.asked,
             "proximal": point and (self.site is not None or self.proximal > 0),
             "fixed": not point and not self.learn_precision,
         }
@@ -205,7 +216,7 @@ class LocalSolution:
         metrics: numbers for the log: ``loss`` = mean training loss over the round, ``gradient-evaluations`` = examples x
             posterior samples, summed over steps (a solver that doesn't say leaves the run's count unknown).
         memory: tensors to be handed to this client's next round (empty unless asked for).
-        gradient: (P,) mean of the loss gradients along the local path, if ``keep_gradient`` asked for it.
+        gradient: (P,) mean of the loss gradients along the local path, if ``path.keep_gradient`` asked for it.
     """
 
     posterior: Posterior
