@@ -74,7 +74,8 @@ def number(
     finite: bool = True,
     optional: bool = False,
 ) -> Any:
-    """``value`` as a Python number, if it is one in the given range; NumPy's numbers and arrays or tensors of no dimension are.
+    """``value`` as a Python number, if it is one in the given range; NumPy's numbers and arrays or tensors of no
+    dimension are.
 
     Raises:
         InputError: naming ``field``, the value and the range.
@@ -139,7 +140,8 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def settings_of(section: Mapping[str, Any] | None, kind: type, name: str) -> dict[str, Any]:
-    """The keys of configuration section ``name``, as arguments of the dataclass ``kind``; none if there is no such section.
+    """The keys of configuration section ``name``, as arguments of the dataclass ``kind``; none if there is no such
+    section.
 
     Raises:
         InputError: a key that ``kind`` doesn't have.

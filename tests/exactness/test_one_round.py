@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bayesfed
+from bayesfed.errors import InputError
 from bayesfed.seeding import numpy_generator
 from strategies import BayesADMM
 
@@ -54,7 +55,7 @@ def test_pooled_posterior_after_one_round(quadratics, federation, relative, seed
     """rho = 1/K, gamma = 1, server at the prior: mean and precision to 1e-10, and they stay there."""
     clients, dim = sizes(seed)
     data = quadratics.random(seed, clients, dim)
-    strategy = BayesADMM("full", rho=1 / clients, damping=1.0, prior_precision=0.7, temperature=temperature)
+    strategy = BayesADMM(family="full", rho=1 / clients, damping=1.0, prior_precision=0.7, temperature=temperature)
     run = federation(data.problem(), strategy).run(3)
     mean, precision = data.posterior(0.7, temperature)
     for posterior in run.posteriors[1:]:
@@ -62,10 +63,37 @@ def test_pooled_posterior_after_one_round(quadratics, federation, relative, seed
         assert relative(posterior.precision, precision) < 1e-10
 
 
+@pytest.mark.parametrize("settings", [{"family": "full"}, {"family": "full", "alpha": 1.0, "rho": 0.5}])
+def test_a_prior_around_the_initial_weights(quadratics, federation, relative, settings: dict) -> None:
+    """The pooled posterior under N(m_0, I/S_0), m_0 = the initialisation; the server starts at that prior."""
+    clients, dim = sizes(1)
+    data = quadratics.random(1, clients, dim)
+    options = {"rho": 1 / clients, "damping": 1.0, "temperature": 0.3, "prior_precision": 0.7, "prior_mean": "initial"}
+    run = federation(data.problem(), BayesADMM(**options | settings)).run(2)
+    start = run.trainer.initial.to(torch.float64)
+    assert float(start.abs().max()) > 0.1
+    assert torch.equal(run.posteriors[0].mean, start)
+    mean, precision = data.posterior(0.7, 0.3, start)
+    for posterior in run.posteriors[1:]:
+        assert relative(posterior.mean, mean) < 1e-10
+        assert relative(posterior.precision, precision) < 1e-10
+
+
+def test_a_family_that_is_always_around_zero_refuses_it() -> None:
+    with pytest.raises(InputError, match="prior_mean=initial: needs a Gaussian"):
+        BayesADMM(family="lognormal", prior_mean="initial")
+
+
 @pytest.mark.parametrize("seed", SEEDS[:2])
 def test_diagonal_family_is_exact_on_diagonal_quadratics(quadratics, federation, relative, seed: int) -> None:
     data = quadratics.diagonal(seed, 5, 7)
-    posterior = federation(data.problem(), BayesADMM("diagonal", rho=1 / 5, prior_precision=2.0)).run(1).posteriors[1]
+    posterior = (
+        federation(
+            data.problem(), BayesADMM(family="diagonal", rho=1 / 5, prior_precision=2.0, damping=1.0, temperature=1.0)
+        )
+        .run(1)
+        .posteriors[1]
+    )
     mean, precision = data.posterior(2.0)
     assert relative(posterior.mean, mean) < 1e-10
     assert relative(posterior.precision, precision.diagonal()) < 1e-10
@@ -79,7 +107,9 @@ def test_contraction(quadratics, federation, seed: int, rho: float | None) -> No
     data = quadratics.random(seed, clients, dim)
     prior, init = 0.7, (5.0 if rho is None else 0.7)  # rho = 1/K contracts only from a wrong start
     rho = 1 / clients if rho is None else rho
-    strategy = BayesADMM("full", rho=rho, prior_precision=prior, init_precision=init)
+    strategy = BayesADMM(
+        family="full", rho=rho, prior_precision=prior, init_precision=init, damping=1.0, temperature=1.0
+    )
     run = federation(data.problem(), strategy).run(6)
     mean, precision = data.posterior(prior)
     first, second = precision @ mean, precision * -0.5
@@ -97,7 +127,9 @@ def test_contraction(quadratics, federation, seed: int, rho: float | None) -> No
 def test_alpha_one_needs_one_round_from_anywhere(quadratics, federation, relative, seed: int, rho: float) -> None:
     clients, dim = sizes(seed)
     data = quadratics.random(seed, clients, dim)
-    strategy = BayesADMM("full", rho=rho, alpha=1.0, prior_precision=0.7, init_precision=40.0)
+    strategy = BayesADMM(
+        family="full", rho=rho, alpha=1.0, prior_precision=0.7, init_precision=40.0, damping=1.0, temperature=1.0
+    )
     posterior = federation(data.problem(), strategy).run(1).posteriors[1]
     mean, precision = data.posterior(0.7)
     assert relative(posterior.mean, mean) < 1e-10
