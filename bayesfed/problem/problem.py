@@ -17,7 +17,7 @@ from bayesfed.configured import build
 from bayesfed.problem.examples import Examples
 from bayesfed.problem.inputs import Shape, arrays_of, dtypes_of, each, scalable
 from bayesfed.problem.likelihood import Likelihood
-from bayesfed.problem.model_check import check_state
+from bayesfed.problem.model_state import check_state
 from bayesfed.problem.scaling import Scaling
 from bayesfed.seeding import global_generators
 from bayesfed.tensors import ordinary_tensors

@@ -20,7 +20,7 @@ from bayesfed.app import plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.model_check import Constants
+from bayesfed.problem.model_state import Constants
 from bayesfed.runs.directory import RunDirectory
 
 MODELS = '''

@@ -25,7 +25,7 @@ from bayesfed.federation.client.solution import checked
 from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
 from bayesfed.problem import Problem
 from bayesfed.problem.flat import FlatModel
-from bayesfed.problem.model_check import Constants
+from bayesfed.problem.model_state import Constants
 from bayesfed.profiling import span
 from bayesfed.wire.flower_version import error_reply
 
