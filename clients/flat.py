@@ -64,7 +64,10 @@ class FlatParameters:
         if len(kinds) > 1 or not given[0].is_floating_point():
             raise InputError("params", sorted(map(str, kinds)), "one real dtype and device in each parameter group")
         if any(_channels_last(p) for p in self.parameters):
-            fix = "one vector holds all weights in torch's usual order: build the optimizer of a contiguous_format model (inputs may stay channels_last)"
+            fix = (
+                "one vector holds all weights in torch's usual order: build the optimizer of a contiguous_format model "
+                "(inputs may stay channels_last)"
+            )
             raise InputError("params", "channels_last", fix)
         self._like = given[0].detach().new_empty(0)
         self.frozen: list[slice] = []
