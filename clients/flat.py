@@ -129,8 +129,8 @@ class FlatParameters:
         late = [name for name, p in self._left.items() if p.requires_grad]
         if late:
             raise RuntimeError(
-                f"parameter {', '.join(late)} requires a gradient but was frozen when the optimizer was built: build it "
-                "before freezing (frozen parameters keep their values), or anew"
+                f"parameter {', '.join(late)} requires a gradient but was frozen when the optimizer was built: "
+                "build it before freezing (frozen parameters keep their values), or anew"
             )
         self.frozen = []
         if not all(p.requires_grad for p in self.parameters):

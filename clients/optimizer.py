@@ -177,10 +177,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._turned_down += 1
         if not self._warned and not hasattr(self, "found_inf"):  # GradScaler looks for the scale that way
             self._warned = True
-            warnings.warn(
-                f"{type(self).__name__} dropped a sample whose gradient is not finite (said once; `refused` counts them)",
-                stacklevel=2,
-            )
+            refusal = "dropped a sample whose gradient is not finite (said once; `refused` counts them)"
+            warnings.warn(f"{type(self).__name__} {refusal}", stacklevel=2)
 
     @property
     def refused(self) -> int:
@@ -198,8 +196,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.grad = None if set_to_none else p.grad.detach().zero_()
-
-    # -- the step -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -237,8 +233,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 f"no parameter got a gradient: call loss.backward() inside sampled_params(train=True) ({COPIED})"
             )
         raise RuntimeError(
-            "step() must follow a completed `with optimizer.sampled_params(train=True):` block (torch.distributed.checkpoint "
-            "steps without one: save optimizer.state_dict() itself)"
+            "step() must follow a completed `with optimizer.sampled_params(train=True):` block "
+            "(torch.distributed.checkpoint steps without one: save optimizer.state_dict() itself)"
         )
 
     def _evaluate(self, closure: Callable[[], Tensor]) -> Tensor | None:
@@ -267,8 +263,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for value in [*gradients, *(self._statistics() if self._samples else [])]:
             value.mul_(inverse.to(value.device))
 
-    # -- copies -------------------------------------------------------------------------------------------------------
-
     def __getstate__(self) -> dict[str, Any]:
         """Everything but samples of an unfinished step; copies and pickles go with those of the parameters."""
         if self._inside:
@@ -291,8 +285,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """
         if key not in state_dict:
             raise ValueError(
-                f"a state of another optimizer than {type(self).__name__} (or one through torch.distributed.checkpoint, which "
-                "drops what it does not know)"
+                f"a state of another optimizer than {type(self).__name__} (or one through "
+                "torch.distributed.checkpoint, which drops what it does not know)"
             )
         return state_dict[key]
 

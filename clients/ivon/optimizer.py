@@ -1,8 +1,7 @@
 """IVON: a variational Newton optimizer that learns a diagonal (or isotropic) Gaussian posterior.
 
-Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv 2402.17641,
-Algorithm 1), with the prior and site terms of arXiv 2506.13150. All operations are elementwise, on one vector per
-group.
+Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv
+2402.17641, Algorithm 1), with the prior and site terms of arXiv 2506.13150: :mod:`clients.ivon.step`.
 """
 
 from __future__ import annotations
