@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayesfed import accelerate, profiling
 from bayesfed.configured import build
-from bayesfed.deployment.own_data import place
 from bayesfed.errors import InputError
 from bayesfed.host import own_packages
 from bayesfed.problem import Problem
 from bayesfed.problem.build import build_problem, origins
+from bayesfed.problem.own_client import place
 from bayesfed.wire import DTYPES
 from bayesfed.wire.flower_version import error_reply
 
@@ -37,7 +37,8 @@ def plain(cfg: DictConfig) -> Plain:
 
 
 def problem_of(config: Plain) -> Problem:
-    """The problem a configuration describes; loaded once per process, and again when a class or a file it is made of has changed."""
+    """The problem a configuration describes; loaded once per process, and again when a class or a file it is made of
+    has changed."""
     keys = ("data", "partition", "model", "likelihood", "seed")
     own = config.get("own_client")  # on a SuperNode that holds data of its own
     described = {**{k: config[k] for k in keys}, "shift": config.get("shift"), "own": own}
@@ -100,7 +101,8 @@ def _trainer(text: str, sites: str, app: str) -> Any:
 
 
 def _set_up(mode: str, *key: str) -> Any:
-    """This process's handler, in a process that computes as the run says: Ray's and Flower's workers and SuperNodes start here."""
+    """This process's handler, in a process that computes as the run says: Ray's and Flower's workers and SuperNodes
+    start here."""
     accelerate.start(mode)
     return _trainer(*key)
 
@@ -117,7 +119,8 @@ def _strategy(text: str, sites: str, app: str) -> Any:
 
 
 class SimulationApp(ClientApp):
-    """A ClientApp that can also serve several clients at once and sum their replies, for engines that run many in one process.
+    """A ClientApp that can also serve several clients at once and sum their replies, for engines that run many in one
+    process.
 
     Args:
         trainer: makes, or finds, this process's handler.
@@ -132,7 +135,8 @@ class SimulationApp(ClientApp):
         self._trainer, self._strategy, self._profiler = trainer, strategy, profiler
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """The reply. Whatever a client raises is that client's failure, and here, where server and clients are one party, all of it is told."""
+        """The reply. Whatever a client raises is that client's failure, and here, where server and clients are one
+        party, all of it is told."""
         try:
             return self.serve(message, context)
         except Exception as error:
@@ -169,7 +173,8 @@ class SimulationApp(ClientApp):
         return [self(message, context) for message, context in zip(messages, contexts, strict=True)]
 
     def _timed(self, replies: list[Message]) -> list[Message]:
-        """Let the metrics of the first reply that has some say what this process did since the last time, and which one it is."""
+        """Let the metrics of the first reply that has some say what this process did since the last time, and which one
+        it is."""
         if self._profiler is not None:
             for reply in replies:
                 metrics = None if reply.has_error() else reply.content.get("metrics")
@@ -193,8 +198,8 @@ def client_app(config: Plain, sites: Path | str) -> SimulationApp:
         config: the composed configuration.
         sites: folder for the durable sites of the clients that this process serves.
     """
-    # the last part is this app's own: what an earlier run of this process read or built is not taken for this run's. (Copies of
-    # the app that travel to another process share what they build there.)
+    # the last part is this app's own: what an earlier run of this process read or built is not taken for this run's.
+    # (Copies of the app that travel to another process share what they build there.)
     key = json.dumps(config), str(Path(sites).resolve()), uuid4().hex
     trainer = partial(_set_up, config["accelerate"], *key)
     app = SimulationApp(trainer, partial(_strategy, *key), _profiler(key[0], key[2]))

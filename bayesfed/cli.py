@@ -1,4 +1,5 @@
-"""The ``bayesfed`` command: ``bayesfed [VERB] ...``; a verb is a module of ``bayesfed/verbs``, and ``run`` may be left out.
+"""The ``bayesfed`` command: ``bayesfed [VERB] ...``; a verb is a module of ``bayesfed/verbs``, and ``run`` may be left
+out.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable).
 """
@@ -56,7 +57,7 @@ def _overview() -> str:
     return (
         f"usage: bayesfed [VERB] [key=value ...]\n\n{lines}\n\n"
         "`bayesfed VERB --help` says more, `bayesfed run --help` lists the choices.\n"
-        "Keys and values are Hydra's: bayesfed --cfg job shows them all, bayesfed --hydra-help explains Hydra's options.\n"
+        "Keys and values are Hydra's: bayesfed --cfg job shows them all, bayesfed --hydra-help explains its options.\n"
         "Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted (resumable)."
     )
 

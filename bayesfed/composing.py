@@ -28,7 +28,7 @@ from bayesfed.errors import InputError, did_you_mean
 from bayesfed.foreign import plain_text
 from bayesfed.overrides import given_for, readable
 
-ROOT = "bayesfed"  # conf/bayesfed.yaml; not config.yaml, which the user's own Hydra application may have in its conf folder
+ROOT = "bayesfed"  # conf/bayesfed.yaml; a user's own Hydra application may have a config.yaml in its conf folder
 OWN = ("bayesfed", "strategies", "clients")  # where our classes are
 _HYDRA = threading.RLock()  # Hydra has one global instance
 

@@ -12,19 +12,14 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed import accelerate, composing
+from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, run_dir_of
 from bayesfed.configured import GROUPS, build, check, resolve
 from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
-from bayesfed.evaluation.probes import make_probes
-from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
-from bayesfed.problem.shift import Shift
 from bayesfed.schedule import Schedule
-from bayesfed.system import System
-from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = (
@@ -39,8 +34,8 @@ class CheckpointSchema:
 
 @dataclass
 class RunSchema:
-    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked against the
-    classes that take them."""
+    """Types of the top-level keys, whose defaults stand in ``conf/bayesfed.yaml``; groups and sections are checked
+    against the classes that take them."""
 
     seed: int = MISSING
     rounds: int = MISSING
@@ -67,10 +62,11 @@ def import_from_here() -> None:
 
 
 def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> DictConfig:
-    """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir`` resolved.
+    """Compose the configuration for these overrides, validated; ``cfg.hydra`` is included, with ``hydra.run.dir``
+    resolved.
 
-    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the client that fits and the experiment's tuned
-    values, before the user's own overrides.
+    Composes twice, which takes most of a small run's time: once to see strategy and experiment, then again with the
+    client that fits and the experiment's tuned values, before the user's own overrides.
 
     Args:
         overrides: Hydra overrides.
@@ -99,8 +95,9 @@ def compose_config(overrides: Sequence[str], run_dir: str | None = None) -> Dict
     validate(cfg)
     if _learning_asked(overrides) and not getattr(resolve(cfg.client, "client"), "learns_precision", True):
         raise InputError(
-            "strategy.covariance", "learned", f"client={cfg.client.name} keeps the server's precision; use a client that "
-            "learns it (ivon for isotropic and diagonal, von for full), or covariance=fixed",
+            "strategy.covariance", "learned",
+            f"client={cfg.client.name} keeps the server's precision; use a client that learns it "
+            "(ivon for isotropic and diagonal, von for full), or covariance=fixed",
         )  # fmt: skip
     return cfg
 
@@ -119,8 +116,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_defaults(stored: DictConfig) -> DictConfig:
-    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without those that
-    are gone (:mod:`bayesfed.earlier`).
+    """The configuration of a stored run, with today's defaults for the keys that its bayesfed did not know, and without
+    those that are gone (:mod:`bayesfed.earlier`).
 
     Raises:
         InputError: it doesn't go together with them.
@@ -147,7 +144,8 @@ def whole_path(path: str) -> str:
 
 
 def _with_whole_paths(cfg: DictConfig) -> DictConfig:
-    """Make the groups' files and folders (keys ``path`` and ``..._path``) absolute; those with a scheme (``s3://``) stay."""
+    """Make the groups' files and folders (keys ``path`` and ``..._path``) absolute; those with a scheme (``s3://``)
+    stay."""
     for group in GROUPS:
         section = cfg.get(group)
         for key in section if isinstance(section, DictConfig) else ():
@@ -167,7 +165,8 @@ def refuse_chdir(chdir: object) -> None:
 
 
 def _run_name(experiment: str, overrides: Sequence[str]) -> str:
-    """What a run is called: its experiment, and what was chosen by name on top of it (``digits_het10+cifar10+cnn_zenke``)."""
+    """What a run is called: its experiment, and what was chosen by name on top of it
+    (``digits_het10+cifar10+cnn_zenke``)."""
     chosen = {o.key_or_group: o.value() for o in parse(overrides) if o.key_or_group in NAMING}
     return "+".join([experiment, *(str(name) for name in chosen.values())])
 
@@ -229,7 +228,7 @@ def _as_overrides(group: str, settings: dict[str, Any]) -> list[str]:
     return [f"{group}.{key}={text(value)}" for key, value in settings.items()]
 
 
-# -- validation -----------------------------------------------------------------------------------------------------------
+# -- validation --------------------------------------------------------------------------------------------------------
 
 
 def validate(cfg: DictConfig) -> None:
@@ -238,6 +237,14 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
+    # what Hydra says of a wrong key needs none of these, nor torch
+    from bayesfed.accelerate import MODES
+    from bayesfed.evaluation.probes import make_probes
+    from bayesfed.federation.server.limits import Limits
+    from bayesfed.problem.shift import Shift
+    from bayesfed.system import System
+    from bayesfed.wire import FORMATS
+
     if named := cfg.strategy.get("handler", cfg.get("handler")):  # bayesfed's own went with `with_defaults`
         fix = "name it in the strategy's class (client = MyClient) and leave the key out"
         raise InputError("strategy.handler", named, fix)
@@ -258,7 +265,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
-    choice("accelerate", cfg.accelerate, accelerate.MODES)
+    choice("accelerate", cfg.accelerate, MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     make_probes(cfg.eval)

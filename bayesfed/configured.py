@@ -13,8 +13,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-
 from bayesfed.errors import InputError, RunFailed, did_you_mean
 from bayesfed.foreign import plain_text
 from bayesfed.schedule import Schedule
@@ -33,12 +31,16 @@ _NEEDED = {  # what is used of a class, and what has it all
 _LISTS = (list, tuple, set, frozenset, Sequence, MutableSequence, Collection, Iterable, Set)
 _MAPPINGS = (dict, Mapping, MutableMapping)
 
-Section = Mapping[str, Any] | DictConfig
+Section = Mapping[str, Any]  # a dict, or OmegaConf's DictConfig
 
 
 def plain_section(section: Section) -> dict[str, Any]:
     """A group's keys and values as plain Python."""
-    values = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
+    values: Any = section
+    if not isinstance(section, dict):
+        from omegaconf import OmegaConf  # a learner in somebody's own loop needs none
+
+        values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
     return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
@@ -51,12 +53,12 @@ def group_of(cfg: Section, group: str) -> dict[str, Any]:
     section = cfg.get(group)
     if section is None:
         raise InputError(group, None, f"the configuration has no group '{group}'")
-    if not isinstance(section, Mapping | DictConfig):
+    if not isinstance(section, Mapping):
         raise InputError(group, section, "must be a mapping with _target_ and options")
     return plain_section(section)
 
 
-# -- the class ------------------------------------------------------------------------------------------------------------
+# -- the class ---------------------------------------------------------------------------------------------------------
 
 
 def resolve(section: Section, group: str, kind: type = object) -> type:
@@ -109,7 +111,7 @@ def look_at(thing: object, group: str, target: str) -> None:
         raise InputError(f"{group}._target_", target, f"has no {', '.join(missing)}; derive it from {base}")
 
 
-# -- its arguments --------------------------------------------------------------------------------------------------------
+# -- its arguments -----------------------------------------------------------------------------------------------------
 
 
 def check(section: Section, group: str) -> None:
@@ -142,7 +144,8 @@ def _arguments(section: Section) -> dict[str, Any]:
 def _checked_keys(
     target: type, values: Mapping[str, Any], group: str, given: Iterable[str]
 ) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """The parameters that a configuration may set, and their types; raises InputError if one of ``values`` is none of them."""
+    """The parameters that a configuration may set, and their types; raises InputError if one of ``values`` is none of
+    them."""
     try:
         parameters = dict(inspect.signature(target.__init__).parameters)  # type: ignore[misc]
     except (TypeError, ValueError):  # some classes that are written in C don't say
@@ -167,7 +170,8 @@ def _checked_keys(
 
 
 def _hints(function: Any, *bases: type) -> dict[str, Any]:
-    """The annotations of ``function`` that can be evaluated, and those of ``bases``: fields that a dataclass inherits."""
+    """The annotations of ``function`` that can be evaluated, and those of ``bases``: fields that a dataclass
+    inherits."""
     function = inspect.unwrap(function)
     scopes = [(base, getattr(sys.modules.get(base.__module__), "__dict__", {})) for base in bases]
     scopes.append((function, getattr(function, "__globals__", {})))
@@ -222,7 +226,7 @@ def describe(hint: Any) -> str:
     return names.get(hint, str(hint))
 
 
-# -- the object -----------------------------------------------------------------------------------------------------------
+# -- the object --------------------------------------------------------------------------------------------------------
 
 
 def build(section: Section, group: str, seed: int | None = 0, kind: type = object, **given: Any) -> Any:
@@ -240,7 +244,7 @@ def build(section: Section, group: str, seed: int | None = 0, kind: type = objec
     target, arguments = resolve(section, group, kind), _arguments(section)
     _checked_keys(target, arguments, group, given)
     if group == "client":  # the schedule over rounds is the run's; a class that takes it itself gets it, too
-        takes = inspect.signature(target).parameters
+        takes = inspect.signature(target.__init__).parameters  # type: ignore[misc]
         arguments = {key: value for key, value in arguments.items() if key not in Schedule.KEYS or key in takes}
     seeded = nullcontext() if seed is None else global_generators(seed, group)
     with naming(group), seeded, own_code(group, f"{target.__module__}.{target.__qualname__}", "its constructor"):

@@ -70,10 +70,12 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
     finite: bool = True,
     optional: bool = False,
 ) -> Any:
-    """``value`` as a Python number, if it is one in the given range; NumPy's numbers and arrays or tensors of no dimension are.
+    """``value`` as a Python number, if it is one in the given range; NumPy's numbers and arrays or tensors of no
+    dimension are.
 
     Raises:
         InputError: naming ``field``, the value and the range.
@@ -85,6 +87,8 @@ def number(
         bounds.append(f">= {at_least:g}")
     if at_most is not None:
         bounds.append(f"<= {at_most:g}")
+    if below is not None:
+        bounds.append(f"< {below:g}")
     fix = "must be a" + (" finite" if finite else "") + " number"
     fix += f" {' and '.join(bounds)}" if bounds else ""
     fix += " (or null for the default)" if optional else ""
@@ -99,6 +103,7 @@ def number(
         or (above is not None and not result > above)
         or (at_least is not None and not result >= at_least)
         or (at_most is not None and not result <= at_most)
+        or (below is not None and not result < below)
     )
     if outside:
         raise InputError(field, value, fix)
@@ -135,7 +140,8 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def settings_of(section: Mapping[str, Any] | None, kind: type, name: str) -> dict[str, Any]:
-    """The keys of configuration section ``name``, as arguments of the dataclass ``kind``; none if there is no such section.
+    """The keys of configuration section ``name``, as arguments of the dataclass ``kind``; none if there is no such
+    section.
 
     Raises:
         InputError: a key that ``kind`` doesn't have.

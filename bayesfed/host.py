@@ -55,5 +55,6 @@ def own_packages() -> None:
         spec = module.__spec__ if module is not None else find_spec(name)
         origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
         if origin != HOME / name / "__init__.py":
-            fix = f"hides bayesfed's own package `{name}` ({HOME / name}); rename yours, or start where Python doesn't find it first"
+            fix = f"hides bayesfed's own package `{name}` ({HOME / name}); rename yours, or start where Python doesn't "
+            fix += "find it first"
             raise InputError(f"package {name}", origin.parent if origin and origin.stem == "__init__" else origin, fix)

@@ -1,4 +1,5 @@
-"""Dash options (``-m``, ``--cfg job``, ``--hydra-help``, shell completion): they go through ``hydra.main``, as Hydra documents."""
+"""Dash options (``-m``, ``--cfg job``, ``--hydra-help``, shell completion): they go through ``hydra.main``, as Hydra
+documents."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from bayesfed.foreign import plain_text
 
 
 def plain_numbers(found: object, source: str) -> dict[str, float]:
-    """The metrics that ``source`` returned, as Python's numbers: NumPy's, and arrays or tensors of no dimension, are numbers too.
+    """The metrics that ``source`` returned, as Python's numbers: NumPy's, and arrays or tensors of no dimension, are
+    numbers too.
 
     Raises:
         ValueError: it is no dict, a name is no string or ``round``, or a value is no number; names the metric.

@@ -61,7 +61,7 @@ class Rounds:
     """
 
     def __init__(self, clients: int, params: int):
-        self.strategy = BayesADMM()
+        self.strategy = BayesADMM(rho=1.0, damping=1.0, temperature=1.0)
         self.strategy.setup(torch.zeros(params), clients, 1)
         self.shapes = dict.fromkeys(("mean", "precision"), (params,))
         self.clients, self.round = clients, 0

@@ -127,7 +127,9 @@ class Federation:
 
     def __init__(self, case: Case, solver: Solver):
         count = len(case.inputs)
-        self.strategy = BayesADMM("full", rho=case.rho or 1 / count, damping=case.damping, prior_precision=1.0)
+        self.strategy = BayesADMM(
+            family="full", rho=case.rho or 1 / count, damping=case.damping, prior_precision=1.0, temperature=1.0
+        )
         trainer = Trainer(
             name="bayes_admm", family="full", solver=solver, problem=case.problem(), sites=MemorySites(), seed=3,
             dtype=torch.float64, device=torch.device("cpu"),

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.results_file import keep, kept
 from clients.gaussian_steps import METHODS
-from clients.lmd.logistic import LogisticPosterior
+from clients.logistic import LogisticPosterior
 from clients.srvn.step import srvn_step, step_limit, whiten
 
 CONTROLLED = "SR-VN, controlled"

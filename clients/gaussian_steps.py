@@ -1,10 +1,10 @@
 """Other geometries for SR-VN's problem: pure steps on the same expected gradient and Hessian.
 
-All minimise E_q[f] - gamma H(q) over q = N(m, Sigma); gamma = 1 gives the posterior. They differ in what they keep beside the
-mean: the precision S, the lower-triangular factor C of Sigma = C C^T, or Sigma. Every step is
-``step(mean, state, gradient, hessian, step_size, temperature=1.0) -> (mean, state)`` with mean and gradient (P,), state and
-hessian (P, P); gradient = E_q[grad f], hessian = E_q[hess f] under the old q. Steps raise ValueError where they would leave the
-positive definite matrices.
+All minimise E_q[f] - gamma H(q) over q = N(m, Sigma); gamma = 1 gives the posterior. They differ in what they keep
+beside the mean: the precision S, the lower-triangular factor C of Sigma = C C^T, or Sigma. Every step is
+``step(mean, state, gradient, hessian, step_size, temperature=1.0) -> (mean, state)`` with mean and gradient (P,), state
+and hessian (P, P); gradient = E_q[grad f], hessian = E_q[hess f] under the old q. Steps raise ValueError where they
+would leave the positive definite matrices.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def retract(precision: Tensor, covariance: Tensor, direction: Tensor, step_size:
 def local_step(
     mean: Tensor, factor: Tensor, gradient: Tensor, hessian: Tensor, step_size: float, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Natural gradient in local parameters (Lin, Nielsen, Khan, Schmidt 2021) for S = B B^T with B = C^-T upper-triangular.
+    """Natural gradient in local parameters (Lin et al. 2021) for S = B B^T with B = C^-T upper-triangular.
 
     B <- B h(rho/2 X) with X the upper triangle, its diagonal once and the rest twice, of B^-1 (H - gamma S) B^-T and
-    h(X) = I + X + X^2/2: S + rho (H - gamma S) up to O(rho^2). The state is C, so that all methods on factors start alike.
+    h(X) = I + X + X^2/2: S + rho (H - gamma S) up to O(rho^2). The state is C, so that all methods on factors start
+    alike.
     """
     excess = factor.mT @ hessian @ factor
     excess.diagonal().sub_(temperature)

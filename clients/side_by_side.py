@@ -53,8 +53,8 @@ def can_batch(problems: Sequence[LocalProblem]) -> bool:
         and p.data.shift is None
         and type(p.server) is type(first.server)
         and (p.site is None) == (first.site is None)
-        and p.keep_gradient == first.keep_gradient
-        and p.observer is None
+        and p.path.keep_gradient == first.path.keep_gradient
+        and p.path.observer is None
         for p in problems
     )
     return alike and isinstance(first.server, PointMass | ElementwiseGaussian) and separable(first)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from bayesfed import accelerate
-from bayesfed.errors import choice, integer, number
+from bayesfed.errors import Diverged, choice, integer, number
 from bayesfed.federation.local import LocalProblem, Solver
 from bayesfed.problem.flat import FlatModel
 from bayesfed.profiling import each, inside, span
 from bayesfed.schedule import Schedule
-from bayesfed.wire import Diverged
 
 
 @dataclass(kw_only=True, eq=False)

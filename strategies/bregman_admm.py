@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from bayesfed.families import ExponentialFamily, NaturalParameters
-from bayesfed.federation.server.strategy import Sums
+from bayesfed.federation import duals
+from bayesfed.federation.server.strategy import Reply, Sent, Sums
+from bayesfed.settings import setting
 from strategies.bayes_admm import BayesADMM
 
 
+@dataclass(kw_only=True, eq=False)
 class BregmanADMM(BayesADMM):
-    r"""Bregman ADMM (Wang and Banerjee, NeurIPS 2014) on the lifted problem: BayesADMM but for the dual's step,
+    r"""Bregman ADMM (Wang and Banerjee, NeurIPS 2014) on the lifted problem: BayesADMM but for the dual's step.
 
+        client   q_k = argmin_q  E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)
         dual     eta_k += gamma rho (mu_k - mu_g)
+        server   lambda_g = (1 - alpha) mean_k lambda_k + alpha (lambda_0 + sum_k eta_k),    alpha = 1/(1 + K rho)
 
-    i.e. for Gaussians with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``:  ``v += gamma rho (m_k - m_g)`` and ``V -= 2 gamma rho (E_k[theta theta^T] - E_g[theta theta^T])``.
-    Steps in expectation parameters don't have the units of ``eta``: where curvatures differ by orders of magnitude, no single
-    ``gamma rho`` suits all parameters. This is the ablation "lambda against mu in the dual".
+    For Gaussians, with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``: ``v += gamma rho (m_k - m_g)`` and
+    ``V -= 2 gamma rho (E_k[theta theta^T] - E_g[theta theta^T])``.
 
-    Client state: ``eta_k``. Travels as the family does.
+    Relation: the ablation "lambda against mu in the dual". Steps in expectation parameters don't have the units of
+    ``eta``: where curvatures differ by orders of magnitude, no single ``gamma rho`` suits all parameters.
+    State: ``eta_k`` on clients, their sum on the server. Traffic: the posterior each way.
 
     Args:
         others: see :class:`BayesADMM`.
@@ -27,28 +35,11 @@ class BregmanADMM(BayesADMM):
         InputError: a value out of range.
     """
 
-    name: str = "bregman_admm"
+    name = "bregman_admm"
 
-    def __init__(
-        self,
-        family: str = "diagonal",
-        rho: float = 1.0,
-        damping: float = 0.1,
-        alpha: float | None = None,
-        prior_precision: float = 1.0,
-        init_precision: float | None = None,
-        temperature: float = 1.0,
-        absent: str = "mean",
-        precision_floor: float = 0.1,
-        fraction: float = 1.0,
-        min_replies: int = 1,
-        timeout: float = 86400.0,
-    ):
-        super().__init__(
-            family=family, rho=rho, damping=damping, alpha=alpha, prior_precision=prior_precision, init_precision=init_precision,
-            temperature=temperature, absent=absent, precision_floor=precision_floor,
-            fraction=fraction, min_replies=min_replies, timeout=timeout,
-        )  # fmt: skip
+    covariance: str = setting("learned", init=False)
+
+    # -- one round ----------------------------------------------------------------------------------------------------
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """BayesADMM's, and what the dual moves along."""
@@ -59,20 +50,14 @@ class BregmanADMM(BayesADMM):
         sums = super().empty()
         return sums | {f"{name}_moment": torch.zeros_like(value) for name, value in sums.items()}
 
-    def accumulate(self, sums: Sums, posterior: ExponentialFamily, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[ExponentialFamily]) -> dict[str, float]:
         """Add ``lambda_k`` and ``mu_k``."""
-        first, second = posterior.expectation
-        sums["first_moment"].add_(first)
-        sums["second_moment"].add_(second)
-        return super().accumulate(sums, posterior, num_examples)
+        first, second = reply.posterior.expectation
+        sums["linear_moment"].add_(first)
+        sums["quadratic_moment"].add_(second)
+        return super().accumulate(sums, reply)
 
-    def dual_change(self, sums: Sums, replies: int) -> NaturalParameters:
+    def dual_change(self, sums: Sums, sent: Sent[ExponentialFamily], replies: int) -> NaturalParameters:
         """``sum_k (mu_k - mu_g)``."""
-        first, second = self._sent_moments()
-        return NaturalParameters(
-            self.family, sums["first_moment"] - first * replies, sums["second_moment"] - second * replies
-        )
-
-    def _sent_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``mu_g`` as it was sent."""
-        return self.posterior.to(torch.float64).expectation
+        total = NaturalParameters(self.family, sums["linear_moment"], sums["quadratic_moment"])
+        return duals.change(total, duals.coordinates("expectation", sent.posterior), replies)

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import strategy as flower
 
-from bayesfed.errors import number
+from bayesfed.settings import setting
 from strategies.flower_server import FlowerOptimizer
 
 
+@dataclass(kw_only=True, eq=False)
 class FedAdagrad(FlowerOptimizer):
-    r"""FedAdagrad (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdagrad``. With ``d = weighted mean of w_k - w_g``:
+    r"""FedAdagrad (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdagrad``.
+
+    With ``d = weighted mean of w_k - w_g``:
 
         server   m = d,   v += d^2
                  w_g += server_lr m / (sqrt(v) + tau)
 
-    Clients are FedAvg's. No duals, no client state; m and v on the server. P numbers each way.
+    Clients are FedAvg's, no duals. State: m and v on the server. Traffic: P numbers each way.
 
     Args:
         server_lr: eta.
         tau: adaptivity; large values make the steps proportional to m.
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
         InputError: a value out of range.
     """
 
-    name: str = "fedadagrad"
+    name = "fedadagrad"
 
-    def __init__(
-        self,
-        server_lr: float = 0.1,
-        tau: float = 0.001,
-        fraction: float = 1.0,
-        min_replies: int = 1,
-        timeout: float = 86400.0,
-    ):
-        super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
-        number("server_lr", server_lr, above=0)
-        number("tau", tau, above=0)
-        self.server_lr, self.tau = float(server_lr), float(tau)
+    server_lr: float = setting(0.1, above=0)
+    tau: float = setting(0.001, above=0)
 
     def flower(self) -> Any:
         """flwr's FedAdagrad."""

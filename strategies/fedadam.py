@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import strategy as flower
 
-from bayesfed.errors import number
+from bayesfed.settings import setting
 from strategies.flower_server import FlowerOptimizer
 
 
+@dataclass(kw_only=True, eq=False)
 class FedAdam(FlowerOptimizer):
-    r"""FedAdam (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdam``. With ``d = weighted mean of w_k - w_g``:
+    r"""FedAdam (Reddi et al., ICLR 2021) as in ``flwr.serverapp.strategy.FedAdam``.
+
+    With ``d = weighted mean of w_k - w_g``:
 
         server   m = beta1 m + (1 - beta1) d,   v = beta2 v + (1 - beta2) d^2
                  w_g += server_lr sqrt(1 - beta2^(t+1))/(1 - beta1^(t+1)) m / (sqrt(v) + tau)
 
-    Clients are FedAvg's. No duals, no client state; m and v on the server. P numbers each way.
+    Clients are FedAvg's, no duals. State: m and v on the server. Traffic: P numbers each way.
 
     Args:
         server_lr: eta.
         beta1: rate of m, in [0, 1).
         beta2: rate of v, in [0, 1).
         tau: adaptivity; large values make the steps proportional to m.
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
         InputError: a value out of range.
     """
 
-    name: str = "fedadam"
+    name = "fedadam"
 
-    def __init__(
-        self,
-        server_lr: float = 0.01,
-        beta1: float = 0.9,
-        beta2: float = 0.99,
-        tau: float = 0.001,
-        fraction: float = 1.0,
-        min_replies: int = 1,
-        timeout: float = 86400.0,
-    ):
-        super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
-        number("server_lr", server_lr, above=0)
-        number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
-        number("beta2", beta2, at_least=0, at_most=1 - 1e-9)
-        number("tau", tau, above=0)
-        self.server_lr, self.beta1, self.beta2, self.tau = float(server_lr), float(beta1), float(beta2), float(tau)
+    server_lr: float = setting(0.01, above=0)
+    beta1: float = setting(0.9, at_least=0, at_most=1 - 1e-9)
+    beta2: float = setting(0.99, at_least=0, at_most=1 - 1e-9)
+    tau: float = setting(0.001, above=0)
 
     def flower(self) -> Any:
         """flwr's FedAdam."""

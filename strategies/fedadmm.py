@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from bayesfed.errors import number
 from bayesfed.families import NaturalParameters, PointMass
 from bayesfed.federation.client.assignment import Assignment
 from bayesfed.federation.client.contribution import Contribution
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
 from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.federation.server.strategy import Sums
-from strategies.fedavg import FedAvg
+from bayesfed.federation.server.strategy import Reply, Sent, Sums
+from bayesfed.settings import setting
+from strategies.fedavg import FedAvg, add_mean
 
 
 class FedADMMClient(Trainer):
     """Client side of FedADMM (Gong et al. 2022).
 
-    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with ``Delta_k = u_k - u_k'``. ``u_k`` follows
-    what the upload decodes to, so that the server's sum of them agrees to rounding.
+    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with
+    ``Delta_k = u_k - u_k'``. ``u_k`` follows what the upload decodes to, so that the server's sum of them agrees to
+    rounding.
     """
 
     remembers: ClassVar[bool] = True
@@ -56,6 +56,7 @@ class FedADMMClient(Trainer):
         return 2 * weights - server + dual / rho
 
 
+@dataclass(kw_only=True, eq=False)
 class FedADMM(FedAvg):
     r"""FedADMM (Gong et al., ICDE 2022), minimising ``sum_k l_k(w)`` through ``f_k = (N_k / mean_j N_j) l_k/N_k``:
 
@@ -64,37 +65,30 @@ class FedADMM(FedAvg):
         upload   Delta_k = (w_k + y_k/rho) - (w_k' + y_k'/rho),  ' = before the round
         server   w_g += eta/|P| sum_{k in P} Delta_k
 
-    with ``w_k' = w_g^0`` and ``y_k = 0`` at first. With ``eta = |P|/K`` (the default) the server holds ``mean_k (w_k + y_k/rho)`` over *all* clients:
-    ADMM whose absent clients agree with what they said last. At full participation this is FedDyn's step too.
+    with ``w_k' = w_g^0`` and ``y_k = 0`` at first. With ``eta = |P|/K`` (the default) the server holds
+    ``mean_k (w_k + y_k/rho)`` over *all* clients: ADMM whose absent clients agree with what they said last. At full
+    participation this is FedDyn's step too.
 
-    In BayesADMM's terms: fixed isotropic precision delta in the flat limit ``delta -> 0`` with ``rho delta`` kept (spec 1.4).
-    Client state: ``y_k`` and ``w_k + y_k/rho``. Uploads P numbers: ``w_g + Delta_k``.
+    Relation: BayesADMM with fixed isotropic precision delta in the flat limit ``delta -> 0`` with ``rho delta`` kept
+    (docs/method.md 5). State: ``y_k`` and ``w_k + y_k/rho`` on clients. Traffic: P numbers each way (``w_g +
+    Delta_k``).
 
     Args:
         rho: weight of the proximal term, and step of the duals.
         server_step: eta; null is ``|P|/K``.
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
         InputError: a value out of range.
     """
 
-    name: str = "fedadmm"
-    asks: frozenset[str] = frozenset({"proximal"})
+    name = "fedadmm"
+    asks = frozenset({"proximal"})
     client = FedADMMClient
 
-    def __init__(
-        self,
-        rho: float = 0.1,
-        server_step: float | None = None,
-        fraction: float = 1.0,
-        min_replies: int = 1,
-        timeout: float = 86400.0,
-    ):
-        super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
-        number("rho", rho, above=0)
-        number("server_step", server_step, above=0, optional=True)
-        self.rho, self.server_step = float(rho), server_step
+    rho: float = setting(0.1, above=0)
+    server_step: float | None = setting(None, above=0)
+
+    # -- one round ----------------------------------------------------------------------------------------------------
 
     def local_settings(self) -> dict[str, float | bool | str]:
         """The proximal term and ``f_k = (K/N) l_k``; the dual is the client's."""
@@ -102,15 +96,15 @@ class FedADMM(FedAvg):
 
     def empty(self) -> Sums:
         """``sum_k (w_g + Delta_k)``."""
-        return {"moved": torch.zeros_like(self._server)}
+        return {"moved": self.zeros()}
 
-    def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Add ``w_g + Delta_k``; sizes are in ``f_k``."""
-        return {"residual": self.add_mean(sums["moved"], posterior)}
+        return {"residual": add_mean(sums["moved"], reply)}
 
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, sent: Sent[PointMass], replies: int) -> dict[str, float]:
         """The server's step."""
         step = replies / self.num_clients if self.server_step is None else self.server_step
-        move: Tensor = (sums["moved"] / replies - self._server) * step
-        self.posterior = PointMass((self._server + move).to(self.dtype))
+        move = (sums["moved"] / replies - sent.mean) * step
+        self.posterior = PointMass((sent.mean + move).to(self.dtype))
         return {"admm/dual": self.rho * float(move.norm())}

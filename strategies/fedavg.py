@@ -6,57 +6,69 @@ import torch
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from bayesfed.federation.server.strategy import FederatedStrategy, Sums
+from bayesfed.federation.server.strategy import FederatedStrategy, Reply, Sent, Sums
 
 PIECE = 65536  # numbers
 
 
 class FedAvg(FederatedStrategy[PointMass]):
-    """FedAvg (McMahan et al. 2017): ``w_g = sum_{k in P} N_k w_k / sum_{k in P} N_k``.
+    """FedAvg (McMahan et al. 2017), a point mass as posterior.
 
-    Clients minimise their mean loss ``l_k/N_k`` from ``w_g``. The server starts at the network initialisation. In bayesfed's
-    terms: no prior, no duals, a point mass as posterior.
+        client   w_k = argmin_w  l_k(w)/N_k, from w_g
+        dual     none
+        server   w_g = sum_{k in P} N_k w_k / sum_{k in P} N_k
 
-    Args:
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
+    The server starts at the network initialisation. No prior. State: none. Traffic: P numbers each way.
     """
 
-    name: str = "fedavg"
-    family: str = PointMass.name
+    name = "fedavg"
+    family = PointMass.name
+
+    # -- state --------------------------------------------------------------------------------------------------------
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation."""
         self.posterior = PointMass(initial.clone())
 
+    def zeros(self) -> Tensor:
+        """A sum (P,) over no clients."""
+        return torch.zeros_like(self.posterior.mean, dtype=torch.float64)
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
     def local_settings(self) -> dict[str, float | bool | str]:
         """Nothing but the client's own loss."""
         return {}
 
-    def begin(self) -> None:
-        """The server's weights, as clients got them and in float64."""
-        self._received = self.posterior.mean
-        self._server = self._received.to(torch.float64)
-
     def empty(self) -> Sums:
         """``sum_k N_k w_k`` and ``sum_k N_k``."""
-        return {"weighted": torch.zeros_like(self._server), "examples": self._server.new_zeros(())}
+        zeros = self.zeros()
+        return {"weighted": zeros, "examples": zeros.new_zeros(())}
 
-    def accumulate(self, sums: Sums, posterior: PointMass, num_examples: int) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Add ``N_k w_k``."""
-        sums["examples"].add_(num_examples)
-        return {"residual": self.add_mean(sums["weighted"], posterior, num_examples)}
+        return self.add_weighted(sums, reply, reply.num_examples)
 
-    def add_mean(self, total: Tensor, posterior: PointMass, weight: float = 1) -> float:
-        """Add ``weight w_k`` to ``total`` (P,); returns ``||w_k - w_g||``. In pieces that stay in the cache: large vectors cost what is read."""
-        squares = total.new_zeros(())
-        mean, server = posterior.mean.split(PIECE), self._received.split(PIECE)
-        for piece, mine, servers in zip(total.split(PIECE), mean, server, strict=True):
-            difference = mine - servers
-            squares += difference.dot(difference)
-            piece.add_(mine, alpha=weight)
-        return float(squares.sqrt())
+    def add_weighted(self, sums: Sums, reply: Reply[PointMass], weight: float) -> dict[str, float]:
+        """Add a client's weights ``weight`` times."""
+        sums["examples"].add_(weight)
+        return {"residual": add_mean(sums["weighted"], reply, weight)}
 
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, sent: Sent[PointMass], replies: int) -> dict[str, float]:
         """The weighted mean."""
         self.posterior = PointMass((sums["weighted"] / sums["examples"]).to(self.dtype))
         return {}
+
+
+def add_mean(total: Tensor, reply: Reply[PointMass], weight: float = 1) -> float:
+    """Add ``weight w_k`` to ``total`` (P,); returns ``||w_k - w_g||``.
+
+    In pieces that stay in the cache: large vectors cost what is read.
+    """
+    squares = total.new_zeros(())
+    mean, server = reply.posterior.mean.split(PIECE), reply.sent.posterior.mean.split(PIECE)
+    for piece, mine, servers in zip(total.split(PIECE), mean, server, strict=True):
+        difference = mine - servers
+        squares += difference.dot(difference)
+        piece.add_(mine, alpha=weight)
+    return float(squares.sqrt())

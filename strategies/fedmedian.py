@@ -14,17 +14,12 @@ class FedMedian(FlowerRobust):
 
         server   w_g = coordinatewise median of w_k, not weighted
 
-    Clients are FedAvg's. No duals, no client state. P numbers each way; all replies of a round are kept: **O(K P) memory** at the
-    server. Robust against clients that send nonsense, at the price of a bias under heterogeneity even if none does.
-
-    Args:
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
-
-    Raises:
-        InputError: a value out of range.
+    Clients are FedAvg's, no duals. State: none. Traffic: P numbers each way; all replies of a round are kept: **O(K P)
+    memory** at the server. Robust against clients that send nonsense, at the price of a bias under heterogeneity even
+    if none does.
     """
 
-    name: str = "fedmedian"
+    name = "fedmedian"
 
     def flower(self) -> Any:
         """flwr's FedMedian."""

@@ -14,15 +14,15 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from torch import Tensor
 
 from bayesfed.families import PointMass
-from bayesfed.federation.server.reading import Reply
-from bayesfed.federation.server.strategy import Sums
+from bayesfed.federation.server.strategy import Reply, Sent, Sums
 from strategies.fedavg import FedAvg
 
 
 class FlowerServer(FedAvg):
-    """Base of strategies whose server step is that of a ``flwr.serverapp.strategy`` class, called with Flower's messages in float64.
+    """Base of strategies whose server step is that of a ``flwr.serverapp.strategy`` class.
 
-    Subclasses give the strategy in :meth:`flower`; clients are FedAvg's.
+    It is called with Flower's messages in float64. Subclasses give the strategy in :meth:`flower`; clients are
+    FedAvg's.
     """
 
     @abstractmethod
@@ -32,14 +32,14 @@ class FlowerServer(FedAvg):
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation."""
         super().prepare(initial)
-        self.round = 0
+        self.round_number = 0
         self.server: Any = self.flower()
 
     def aggregate(self, replies: list[tuple[Tensor, int]]) -> Tensor:
         """What flwr makes of these weights (P,) float64 with their numbers of examples."""
         messages = [self._message(*reply) for reply in replies]
         with _quiet():
-            arrays, _ = self.server.aggregate_train(self.round, messages)
+            arrays, _ = self.server.aggregate_train(self.round_number, messages)
         return torch.from_numpy(np.array(arrays["mean"].numpy(), dtype=np.float64))
 
     @staticmethod
@@ -56,12 +56,12 @@ class FlowerServer(FedAvg):
 class FlowerOptimizer(FlowerServer):
     """A server optimizer of flwr's, which sees the weighted mean (streamed, O(P)) as its pseudo-gradient."""
 
-    state: ClassVar[tuple[str, ...]] = ("m_t", "v_t")  # of the flwr object, each a dictionary of one array
+    state_names: ClassVar[tuple[str, ...]] = ("m_t", "v_t")  # of the flwr object, each a dictionary of one array
 
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, sent: Sent[PointMass], replies: int) -> dict[str, float]:
         """flwr's step from the weights as they were sent to the weighted mean."""
-        self.round += 1
-        self._place(self._server)
+        self.round_number += 1
+        self._place(sent.mean)
         self.posterior = PointMass(self.aggregate([(sums["weighted"] / sums["examples"], 1)]).to(self.dtype))
         return {}
 
@@ -71,8 +71,8 @@ class FlowerOptimizer(FlowerServer):
 
     def tensors(self) -> dict[str, Tensor]:
         """flwr's moments, and its count of rounds."""
-        kept = {"round": torch.tensor(self.round, device="cpu")}
-        for name in self.state:
+        kept = {"round": torch.tensor(self.round_number, device="cpu")}
+        for name in self.state_names:
             values = getattr(self.server, name)
             if values:
                 kept[name] = torch.from_numpy(np.array(values["mean"] if isinstance(values, dict) else values[0]))
@@ -80,38 +80,31 @@ class FlowerOptimizer(FlowerServer):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`."""
-        self.round = int(tensors["round"])
-        for name in self.state:
+        self.round_number = int(tensors["round"])
+        for name in self.state_names:
             if name in tensors:
                 values = tensors[name].numpy()
                 setattr(self.server, name, {"mean": values} if name.endswith("_t") else [values])
 
 
 class FlowerRobust(FlowerServer):
-    """A robust rule of flwr's, which has to see all replies of a round at once: **O(K P) memory at the server**, nothing summed in workers."""
+    """A robust rule of flwr's, which has to see all replies at once: **O(K P) memory**, nothing summed in workers."""
 
     streams: ClassVar[bool] = False
 
-    def begin(self) -> None:
-        """No replies yet."""
-        super().begin()
-        self._replies: list[tuple[Tensor, int]] = []
-
     def empty(self) -> Sums:
-        """Nothing is summed."""
+        """Nothing is summed: every reply is a tensor of its own."""
         return {}
 
-    def add(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Keep the reply."""
-        mean = reply.posterior.mean.to(torch.float64)
-        self._replies.append((mean, reply.num_examples))
-        return {"residual": float((mean - self._server).norm())}
+        sums[str(len(sums))] = mean = reply.posterior.mean.to(torch.float64)
+        return {"residual": float((mean - reply.sent.mean).norm())}
 
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
-        """flwr's rule; the replies are given up."""
-        self.round += 1
-        kept, self._replies = self._replies, []
-        self.posterior = PointMass(self.aggregate(kept).to(self.dtype))
+    def combine(self, sums: Sums, sent: Sent[PointMass], replies: int) -> dict[str, float]:
+        """flwr's rule, which doesn't weight."""
+        self.round_number += 1
+        self.posterior = PointMass(self.aggregate([(mean, 1) for mean in sums.values()]).to(self.dtype))
         return {}
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.federation.client.assignment import Assignment
 from bayesfed.federation.client.contribution import Contribution
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import Record
-from bayesfed.federation.local import LocalProblem, LocalSolution
-from bayesfed.federation.server.reading import Reply
-from bayesfed.federation.server.strategy import Sums
+from bayesfed.federation.local import LocalPath, LocalProblem, LocalSolution
+from bayesfed.federation.server.strategy import Reply, Sent, Sums
+from bayesfed.settings import setting
 from strategies.fedavg import FedAvg
 
 
 class ScaffoldClient(Trainer):
     """Client side of SCAFFOLD (Karimireddy et al. 2020).
 
-    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' - c_k``. ``c_k`` follows what the
-    upload decodes to, so that the server's weighted sum of them agrees to rounding.
+    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` =
+    ``c_k' - c_k``. ``c_k`` follows what the upload decodes to, so that the server's weighted sum of them agrees to
+    rounding.
 
     Raises:
         ValueError: the solver takes no gradient steps.
@@ -36,7 +36,8 @@ class ScaffoldClient(Trainer):
 
     def pose(self, assignment: Assignment) -> LocalProblem:
         correction = assignment.vectors["control"].to(torch.float64) - self._control(assignment)
-        return replace(assignment.problem, linear=correction.to(self.model.vector), keep_gradient=True)
+        path = LocalPath(linear=correction.to(self.model.vector), keep_gradient=True)
+        return replace(assignment.problem, path=path)
 
     def answer(self, assignment: Assignment, solution: LocalSolution) -> Contribution:
         if solution.gradient is None:
@@ -54,47 +55,40 @@ class ScaffoldClient(Trainer):
         return assignment.state.get("control", zero)
 
 
+@dataclass(kw_only=True, eq=False)
 class Scaffold(FedAvg):
-    r"""SCAFFOLD (Karimireddy et al., ICML 2020) with weights p_k: ``N_k/N`` or ``1/K``, minimising ``sum_k p_k l_k(w)/N_k``:
+    r"""SCAFFOLD (Karimireddy et al., ICML 2020), minimising ``sum_k p_k l_k(w)/N_k``, p_k = ``N_k/N`` or ``1/K``:
 
-        client   steps along  grad l_k/N_k - c_k + c  from w_g, to w_k;  c_k' = mean of the loss gradients it saw on the way
+        client   steps along  grad l_k/N_k - c_k + c  from w_g, to w_k
+        dual     c_k' = mean of the loss gradients it saw on the way
         upload   w_k and c_k' - c_k
         server   w_g += eta sum_P p_k (w_k - w_g) / sum_P p_k,     c += sum_P p_k (c_k' - c_k)
 
-    With SGD at a constant rate the mean of the gradients *is* the paper's option II, ``c_k - c + (w_g - w_k)/(steps lr)``; written like this it
-    also holds for Adam, momentum and schedules. The paper has ``p_k = 1/K``; sizes are its weighted form, whose optimum is the pooled
-    one. ``c = sum_k p_k c_k`` always, absent clients included.
+    With SGD at a constant rate the mean of the gradients *is* the paper's option II, ``c_k - c + (w_g - w_k)/(steps
+    lr)``; written like this it also holds for Adam, momentum and schedules. The paper has ``p_k = 1/K``; sizes are its
+    weighted form, whose optimum is the pooled one. ``c = sum_k p_k c_k`` always, absent clients included.
 
-    A control variate ``-c_k + c`` plays the part of a dual: at the optimum ``c_k = grad l_k/N_k``, as ``eta_k = -grad l_k/tau`` in BayesADMM,
-    but there is no proximal term: stability comes from small local steps.
-    Client state: ``c_k``. Server state: c. 2P numbers each way.
+    Relation: a control variate ``-c_k + c`` plays the part of a dual: at the optimum ``c_k = grad l_k/N_k``, as
+    ``eta_k = -grad l_k/tau`` in BayesADMM, but there is no proximal term: stability comes from small local steps.
+    State: ``c_k`` on clients, c on the server. Traffic: 2P numbers each way.
 
     Args:
         server_step: eta.
         weighting: ``examples`` or ``uniform``.
-        fraction, min_replies, timeout: see :class:`FederatedStrategy`.
 
     Raises:
         InputError: a value out of range.
     """
 
-    name: str = "scaffold"
+    name = "scaffold"
+    asks = frozenset({"path"})
     client = ScaffoldClient
-    asks: frozenset[str] = frozenset({"path"})
     received: ClassVar[tuple[str, ...]] = ("control_change",)
 
-    def __init__(
-        self,
-        server_step: float = 1.0,
-        weighting: str = "examples",
-        fraction: float = 1.0,
-        min_replies: int = 1,
-        timeout: float = 86400.0,
-    ):
-        super().__init__(fraction=fraction, min_replies=min_replies, timeout=timeout)
-        number("server_step", server_step, above=0)
-        choice("weighting", weighting, ("examples", "uniform"))
-        self.server_step, self.weighting = float(server_step), weighting
+    server_step: float = setting(1.0, above=0)
+    weighting: str = setting("examples", choices=("examples", "uniform"))
+
+    # -- state --------------------------------------------------------------------------------------------------------
 
     def prepare(self, initial: Tensor) -> None:
         """The server starts at the network initialisation, c at 0."""
@@ -109,24 +103,26 @@ class Scaffold(FedAvg):
         """Inverse of :meth:`tensors`."""
         self.control = tensors["control"]
 
+    # -- one round ----------------------------------------------------------------------------------------------------
+
     def extra(self) -> dict[str, Tensor]:
         """c goes to the clients."""
         return {"control": self.control}
 
     def empty(self) -> Sums:
         """``sum_k n_k w_k``, ``sum_k n_k`` and ``sum_k n_k (c_k' - c_k)``; n_k is ``N_k`` or 1."""
-        return super().empty() | {"change": torch.zeros_like(self._server)}
+        return super().empty() | {"change": self.zeros()}
 
-    def add(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
+    def accumulate(self, sums: Sums, reply: Reply[PointMass]) -> dict[str, float]:
         """Add a client's weights and the change of its control variate."""
         weight = reply.num_examples if self.weighting == "examples" else 1
         sums["change"].add_(reply.extra["control_change"], alpha=weight)
-        return self.accumulate(sums, reply.posterior, weight)
+        return self.add_weighted(sums, reply, weight)
 
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
+    def combine(self, sums: Sums, sent: Sent[PointMass], replies: int) -> dict[str, float]:
         """Both steps of the server."""
         total = self.num_examples if self.weighting == "examples" else self.num_clients
         mean = sums["weighted"] / sums["examples"]
-        self.posterior = PointMass((self._server + self.server_step * (mean - self._server)).to(self.dtype))
+        self.posterior = PointMass((sent.mean + self.server_step * (mean - sent.mean)).to(self.dtype))
         self.control.add_(sums["change"], alpha=1 / total)
         return {"dual/norm": float(self.control.norm())}

@@ -72,8 +72,8 @@ def test_failed_says_why(tmp_path, capsys, monkeypatch):
 def test_a_run_that_diverged_is_not_to_be_resumed(tmp_path, capsys, monkeypatch):
     combine = BayesADMM.combine
 
-    def away(self, sums, replies):
-        found = combine(self, sums, replies)
+    def away(self, sums, *others):
+        found = combine(self, sums, *others)
         self.hsum = self.hsum * float("inf")
         return found
 

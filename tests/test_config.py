@@ -12,6 +12,7 @@ from bayesfed.composing import conf_dir
 from bayesfed.config import compose_config, validate
 from bayesfed.configured import build, fits
 from bayesfed.errors import InputError, choice, integer, number
+from bayesfed.schedule import Schedule
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -90,10 +91,11 @@ def test_every_configuration_file_names_its_keyword_defaults():
         assert section.name == path.stem, path
         parameters = inspect.signature(get_class(section["_target_"]).__init__).parameters
         takes = {n for n, p in parameters.items() if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        given = set(section) - {"_target_", "name", "default_client"}
+        of_run = set(Schedule.KEYS) if path.parent.name == "client" else set()
+        given = set(section) - {"_target_", "name", "default_client"} - of_run
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         assert given <= takes or open_ended, path
-        assert takes - given <= {"name", "input_shape", "num_outputs"}, path  # what the problem supplies
+        assert takes - given <= {"name", "input_shape", "num_outputs"} | of_run, path  # what the problem supplies
 
 
 def test_run_directory_is_resolved_and_by_experiment():

@@ -35,11 +35,11 @@ from omegaconf import open_dict
 
 from bayesfed.app import Plain, SimulationApp, client_app, plain
 from bayesfed.config import RESUMABLE, compose_config, parse
-from bayesfed.deployment.own_data import WHOLE
 from bayesfed.deployment.received import experiment_key, for_client, split
 from bayesfed.deployment.told import log_whole, told
 from bayesfed.errors import InputError, RunFailed
 from bayesfed.problem.build import origins
+from bayesfed.problem.own_client import WHOLE
 from bayesfed.runs.directory import RunDirectory, write_text
 from bayesfed.wire.flower_version import error_reply
 

@@ -22,15 +22,15 @@ aten = torch.ops.aten
 class MXForward(TorchDispatchMode):
     """Within ``with MXForward("e2m1"):`` the products of a forward pass see both operands in an MX format.
 
-    Products are those of ``Linear``, convolutions, ``matmul``/``bmm``/``einsum`` and attention (query x key and weights x value, also
-    inside ``scaled_dot_product_attention`` and ``nn.MultiheadAttention``). Blocks run along the reduction axis; for convolutions along
-    the input channels. The order is that of OCP MX libraries: operands to bfloat16, to MX, product with wide accumulation, result to
-    bfloat16, plus the bias in bfloat16, to bfloat16.
+    Products are those of ``Linear``, convolutions, ``matmul``/``bmm``/``einsum`` and attention (query x key and weights
+    x value, also inside ``scaled_dot_product_attention`` and ``nn.MultiheadAttention``). Blocks run along the reduction
+    axis; for convolutions along the input channels. The order is that of OCP MX libraries: operands to bfloat16, to MX,
+    product with wide accumulation, result to bfloat16, plus the bias in bfloat16, to bfloat16.
 
-    It works below autograd, which saves the operands as they were: backward is that of the exact products (straight through), and is
-    exact itself even if it runs inside the block. So no module is touched: parameters, ``state_dict``, hooks,
-    ``torch.func.functional_call`` and ``torch.vmap`` are as before. (``torch.func.grad`` computes its backward as a part of the
-    forward pass; call it around the block, not within.)
+    It works below autograd, which saves the operands as they were: backward is that of the exact products (straight
+    through), and is exact itself even if it runs inside the block. So no module is touched: parameters, ``state_dict``,
+    hooks, ``torch.func.functional_call`` and ``torch.vmap`` are as before. (``torch.func.grad`` computes its backward
+    as a part of the forward pass; call it around the block, not within.)
 
     Args:
         fmt: ``e2m1`` (MXFP4), ``e2m3`` or ``e3m2`` (MXFP6), ``e4m3`` (MXFP8).

@@ -49,8 +49,8 @@ def quantize_mx(x: Tensor, fmt: str, block_size: int = 32, rounding: str = "away
     integer("block_size", block_size, at_least=1)
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x must be a floating-point tensor with at least one axis, not {x.dtype} {tuple(x.shape)}")
-    # every operation below is exact in float64 but the one rounding; in float32 a scale of 2^-127 would be subnormal, which
-    # processes that train count as 0
+    # every operation below is exact in float64 but the one rounding; in float32 a scale of 2^-127 would be subnormal,
+    # which processes that train count as 0
     rows = x.detach().movedim(axis, -1).to(torch.float64).contiguous()
     length = rows.shape[-1]
     if length % block_size:

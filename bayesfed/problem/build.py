@@ -22,7 +22,7 @@ from bayesfed.problem.examples import Examples
 from bayesfed.problem.inputs import shape_of, tensors
 from bayesfed.problem.labels import coded
 from bayesfed.problem.likelihood import Categorical, Likelihood
-from bayesfed.problem.partition.partitioner import Partitioner
+from bayesfed.problem.partition.partitioner import NO_CLIENTS, Partitioner
 from bayesfed.problem.problem import Problem, build_model
 from bayesfed.problem.ranges import check_ranges, warn_of_sizes
 from bayesfed.problem.scaling import fit_scaling
@@ -36,21 +36,20 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     """Build the problem of a run; everything random in it depends on ``seed`` alone.
 
     Args:
-        cfg: with the groups ``data``, ``partition``, ``model``, ``likelihood``; each has ``_target_`` and options. A section
-            ``shift`` has the values of :class:`bayesfed.problem.shift.Shift`.
+        cfg: with the groups ``data``, ``partition``, ``model``, ``likelihood``; each has ``_target_`` and options. A
+            section ``shift`` has the values of :class:`bayesfed.problem.shift.Shift`.
         seed: of the run.
         validation: fraction of the training data held out, before partitioning, and evaluated instead of the test set.
 
     Raises:
         InputError: on options or data that cannot be used, naming ``group.option``.
     """
-    number("eval.validation", validation, at_least=0)
-    if validation >= 1:
-        raise InputError("eval.validation", validation, "must be below 1")
+    number("eval.validation", validation, at_least=0, below=1)
     configs = {group: group_of(cfg, group) for group in ("data", "partition", "model", "likelihood")}
     shift = Shift.of(group_of(cfg, "shift") if cfg.get("shift") else None)
     source = build(configs["data"], "data", seed, Source)
     partitioner = build(configs["partition"], "partition", seed, Partitioner)
+    partitioner.name = configs["partition"].get("name", partitioner.name)
     likelihood = build(configs["likelihood"], "likelihood", seed, Likelihood)
     with naming("data"), global_generators(seed, "data"):
         data = source.load(seed)
@@ -122,7 +121,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
 
 
 def origins(cfg: Mapping[str, Any] | DictConfig) -> tuple[object, ...]:
-    """What a problem is made of besides its configuration: the classes that are named there, and the state of the files they read.
+    """What a problem is made of besides its configuration: the classes it names, and the state of their files.
 
     Hashable; two are equal as long as :func:`build_problem` would give the same again.
 
@@ -193,15 +192,14 @@ def _partition(
 ) -> tuple[list[np.ndarray], np.ndarray | None, list[str] | None]:
     """Rows of each client that has any; by client column if there is one, else by the partitioner.
 
-    With a client column also the client (position among those kept; -1: none) of every row of the data, and the clients' names, if these
-    are not 0..K-1.
+    With a client column also the client (position among those kept; -1: none) of every row of the data, and the
+    clients' names, if these are not 0..K-1.
     """
     owner = names = None
     grouped = partitioner.needs_values == "client"
     if data.client is None or grouped:
         if grouped and data.client is None:
-            fix = "the data have no client column: add one (npz: array 'client', parquet: data.client) or use partition=iid"
-            raise InputError("partition", partitioner.name, fix)
+            raise InputError("partition", partitioner.name, NO_CLIENTS)
         values = _values(partitioner.needs_values, data, y, train)
         positions = partitioner.split(y[train] if classes else None, len(train), seed, values)
         parts = [train[part] for part in positions]
@@ -225,8 +223,9 @@ def _partition(
     if len(kept) < len(parts):
         absent = ", ".join(name for name, part in zip(called, parts, strict=False) if not len(part))
         named = f" ({plain_text(absent, 200)})" if absent else ""
-        text = f"{len(parts) - len(kept)} of {len(parts)} clients got no example and are left out{named}; {len(kept)} remain"
-        log.warning(text)
+        absent_count = len(parts) - len(kept)
+        text = "%d of %d clients got no example and are left out%s; %d remain"
+        log.warning(text, absent_count, len(parts), named, len(kept))
     if data.client is not None:
         names = [name for name, part in zip(called, parts, strict=True) if len(part)]
         names = None if names == [str(k) for k in range(len(kept))] else names

@@ -19,10 +19,11 @@ def client_tests(
     clients: int,
     owner: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Rows of the test set that stand for each client: its own where they are known, else drawn in its label proportions.
+    """Rows of the test set that stand for each client: its own if they are known, else in its label proportions.
 
-    Client k gets ``M = max(N_test/K, 200)`` rows, or fewer where that many can't be had in its proportions: no row twice. Rows
-    may be in the sets of several clients. Without labels every client's distribution is that of the whole test set.
+    Client k gets ``M = max(N_test/K, 200)`` rows, or fewer where that many can't be had in its proportions: no row
+    twice. Rows may be in the sets of several clients. Without labels every client's distribution is that of the whole
+    test set.
 
     Args:
         test_rows: (N_test,) rows of the test arrays.
@@ -55,7 +56,7 @@ def client_tests(
 
 
 def proportional(counts: Sequence[int] | np.ndarray, available: np.ndarray, wanted: int) -> np.ndarray:
-    """(C,) whole numbers in the proportions of ``counts`` that sum to ``wanted`` or, where ``available`` is too small, less.
+    """(C,) whole numbers in the proportions of ``counts`` that sum to ``wanted``, or less if ``available`` is small.
 
     Classes the test set lacks are left out. Rounding is by largest remainder, so a size is at most one off its share.
     """

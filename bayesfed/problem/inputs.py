@@ -34,8 +34,8 @@ def arrays_of(x: Any) -> list[Any]:
 def padded(rows: Sequence[np.ndarray | Sequence[Any]], name: str = "tokens", fill: float = 0) -> dict[str, np.ndarray]:
     """Rows of different length as inputs of a data source: ``{name: (N, L, ...), "mask": (N, L) bool}``.
 
-    L is the longest row's length; places beyond a row's end hold ``fill`` and are False in the mask. A batch is cut to its
-    longest row, so that what a model computes must not depend on masked places, nor on how many there are.
+    L is the longest row's length; places beyond a row's end hold ``fill`` and are False in the mask. A batch is cut to
+    its longest row, so that what a model computes must not depend on masked places, nor on how many there are.
     """
     arrays = [np.asarray(row) for row in rows]
     lengths = np.array([len(array) for array in arrays])
@@ -57,7 +57,7 @@ def cut(x: Inputs) -> Inputs:
 
 
 def scalable(x: Inputs | Arrays) -> bool:
-    """Whether it is one array of floats, or of bytes as images are: numbers to be scaled, and to be cast to the run's dtype."""
+    """Whether it is one array of floats, or of bytes as images are, which is scaled and cast to the run's dtype."""
     return not isinstance(x, dict) and (_is_float(x) or x.dtype == (torch.uint8 if isinstance(x, Tensor) else np.uint8))
 
 

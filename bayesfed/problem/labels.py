@@ -21,9 +21,9 @@ def coded(
 ) -> Coded:
     """Labels as the model's outputs count them.
 
-    Whole numbers that leave none of 0..C-1 out stay as they are. Others (text, booleans, numbers from 1 or with gaps) are numbered in
-    ascending order of what both sets hold, or in the order of ``classes``, and keep their names. A row of one-hot labels is the
-    position of its 1.
+    Whole numbers that leave none of 0..C-1 out stay as they are. Others (text, booleans, numbers from 1 or with gaps)
+    are numbered in ascending order of what both sets hold, or in the order of ``classes``, and keep their names. A row
+    of one-hot labels is the position of its 1.
 
     Args:
         y, test_y: (N,) labels, (N, 1), or one-hot (N, C); may be the same array.
@@ -92,8 +92,11 @@ def _by_name(values: list[np.ndarray], count: int | None, alone: bool) -> tuple[
     if all(each.dtype.kind == "b" for each in values):
         names = ["False", "True"]
     elif alone:
-        fix = "a node that holds its own data may lack some of the federation's classes: name all of them, e.g. data.classes=[cat,dog]"
-        raise InputError("data.classes", None, f"{fix}, for server and nodes alike")
+        fix = (
+            "a node that holds its own data may lack some of the federation's classes: name all of them, "
+            "e.g. data.classes=[cat,dog], for server and nodes alike"
+        )
+        raise InputError("data.classes", None, fix)
     else:
         names = sorted({_name(label) for each in values for label in np.unique(each)})
     _at_least_two(values)

@@ -49,8 +49,8 @@ def check_forward(problem: Problem, model: FlatModel, seed: int) -> None:
     """Predict two rows with ``model``, built from ``seed``, and train another such model on them.
 
     Raises:
-        InputError: outputs of another shape than the likelihood needs, state that training changes besides the parameters, draws
-            that don't follow the seed, or whatever the model raises.
+        InputError: outputs of another shape than the likelihood needs, state that training changes besides the
+            parameters, draws that don't follow the seed, or whatever the model raises.
     """
     data = next(client for client in problem.clients if len(client))
     dtype, device = model.vector.dtype, model.vector.device
@@ -86,7 +86,8 @@ def check_forward(problem: Problem, model: FlatModel, seed: int) -> None:
 
 
 class Constants:
-    """The buffers and frozen parameters of a model as it was built: what one client's training changes must not reach the next.
+    """The buffers and frozen parameters of a model as it was built: what one client's training changes must not reach
+    the next.
 
     On two rows :func:`check_forward` misses what changes later, such as in every tenth forward.
     """
@@ -199,8 +200,8 @@ def _dtype(tensor: Tensor) -> str:
 
 def _changed(config: Mapping[str, Any], name: str) -> InputError:
     fix = (
-        f"training changes the buffer '{name}', and only parameters are averaged; use nn.GroupNorm or nn.LayerNorm instead of "
-        "batch normalisation, and keep other buffers constant"
+        f"training changes the buffer '{name}', and only parameters are averaged; use nn.GroupNorm or nn.LayerNorm "
+        "instead of batch normalisation, and keep other buffers constant"
     )
     return _refused(config, fix)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import nn
 
 from bayesfed.configured import build
@@ -69,7 +68,8 @@ class Problem:
     def build_model(self, seed: int) -> nn.Module:
         """The model in float32 on the CPU; drawn from ``seed`` alone, the global generators are left as they were.
 
-        What its constructor loads stays as it is, and only parameters that require a gradient are learned, sent and stored.
+        What its constructor loads stays as it is, and only parameters that require a gradient are learned, sent and
+        stored.
 
         Raises:
             InputError: an option is no good, or the model has state that can't be kept.
@@ -83,11 +83,14 @@ class Problem:
 
     @cached_property
     def shape(self) -> dict[str, int]:
-        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of ``outputs``, and, if
-        columns or classes have any, a digest of their ``names`` and order (63 bits: the names themselves don't travel)."""
+        """What the data of all clients have in common: the numbers of ``features`` (values of an input) and of
+        ``outputs``, and, if columns or classes have any, a digest of their ``names`` and order (63 bits: the names
+        themselves don't travel)."""
         shape = {"features": sum(map(math.prod, arrays_of(self.input_shape))), "outputs": self.num_outputs}
         if self.columns is None and self.classes is None:
             return shape
+        import xxhash
+
         return shape | {"names": xxhash.xxh3_64_intdigest(json.dumps([self.columns, self.classes]).encode()) >> 1}
 
     def named(self, client: int) -> dict[str, str]:
@@ -110,7 +113,8 @@ class Problem:
 
 
 def restore_model(description: dict[str, Any], seed: int = 0) -> tuple[nn.Module, Scaling, Likelihood]:
-    """Model, scaling and likelihood of ``Problem.description()``; what isn't saved of the model is as in the run with ``seed``.
+    """Model, scaling and likelihood of ``Problem.description()``; what isn't saved of the model is as in the run with
+    ``seed``.
 
     Raises:
         InputError: if the description names a class that does not exist or is no model or likelihood.

@@ -68,7 +68,8 @@ def warn_of_sizes(data: Loaded, scaling: Scaling, likelihood: Likelihood, train:
         size = math.sqrt(float(np.square(data.y[rows].astype(np.float64)).mean()))
         if not 1 / FAR <= size <= FAR and size > 0:
             found.append(
-                f"targets are of size {size:.3g}, divide them by that (and give likelihood.precision in the new units, 1 / variance)"
+                f"targets are of size {size:.3g}, divide them by that "
+                "(and give likelihood.precision in the new units, 1 / variance)"
             )
     if found:
         log.warning("models learn well from numbers around 1: %s", "; ".join(found))

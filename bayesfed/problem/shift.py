@@ -21,7 +21,8 @@ class Shift:
     """How much clients differ; every draw is keyed by the seed and the client (or its group).
 
     Args:
-        rotation: images of a client are rotated by one angle from U(-rotation, rotation), degrees in [0, 180]; corners are 0.
+        rotation: images of a client are rotated by one angle from U(-rotation, rotation), degrees in [0, 180]; corners
+            are 0.
         contrast: one factor about mid-range, log-uniform between 1/(1 + contrast) and 1 + contrast.
         brightness: one offset from U(-brightness, brightness), relative to the largest value, in [0, 1].
         colour: one gain per channel from U(1 - colour, 1 + colour), in [0, 1]; needs images with several channels.
@@ -165,7 +166,8 @@ class ClientShift:
         return {k: v for k, v in asdict(self).items() if not k.startswith("_")}
 
     def _rotated(self, x: Tensor) -> Tensor:
-        """Bilinear rotation about the centre: a pixel is the weighted sum of four others, the same four in every image."""
+        """Bilinear rotation about the centre: a pixel is the weighted sum of four others, the same four in every
+        image."""
         height, width = x.shape[-2:]
         key = (height, width, x.dtype, x.device)
         if key not in self._maps:

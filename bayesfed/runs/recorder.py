@@ -48,7 +48,8 @@ class Recorder:
         self.display: Display
         self.profile: RunProfile
         self.evaluator = Evaluator(cfg.eval, Subject(
-            problem, cfg.data.name, model, cfg.seed, cfg.rounds, lambda line: self.directory.append("client_tests", line),
+            problem, cfg.data.name, model, cfg.seed, cfg.rounds,
+            lambda line: self.directory.append("client_tests", line),
             lambda draw, draws: self.display.evaluating(draw, draws),
         ))  # fmt: skip
         self.round = 0
@@ -142,17 +143,10 @@ class Recorder:
     @timed("checkpoint")
     def checkpoint(self) -> None:
         """Write the server's state as of the last round."""
-        tensors = {f"posterior.{name}": value for name, value in self.strategy.posterior.arrays().items()}
-        state = {
-            "accepted": self.strategy.accepted,
-            "durable": self.strategy.durable,
-            "seconds": self.seconds,
-            "bytes": self.bytes,
-            "gradients": self.gradients,
-            "data": self.data_digest,
-        }
-        Checkpoint(self.round, tensors | self.strategy.tensors(), state).save(self.directory.checkpoints)
-        self.strategy.older, self.strategy.durable = self.strategy.durable, dict(self.strategy.accepted)
+        tensors, values = self.strategy.state()
+        totals = {"seconds": self.seconds, "bytes": self.bytes, "gradients": self.gradients, "data": self.data_digest}
+        Checkpoint(self.round, tensors, values | totals).save(self.directory.checkpoints)
+        self.strategy.saved()
 
     def take_up(self, checkpoint: Checkpoint) -> str | None:
         """Go on from ``checkpoint``; gives the digest of the data that the run was started with, if it is recorded.
@@ -164,17 +158,7 @@ class Recorder:
         digest = checkpoint.state.get("data")
         if digest not in (None, self.data_digest):
             raise InputError("data.path", self.cfg.data.path, "holds other data than those this run was started with")
-        tensors = dict(checkpoint.tensors)
-        arrays = {name: tensors.pop(f"posterior.{name}") for name in self.strategy.posterior.arrays()}
-        posterior = type(self.strategy.posterior).from_arrays(arrays)
-        if posterior.dim != self.strategy.posterior.dim:
-            raise ValueError(f"{posterior.dim} parameters, the model has {self.strategy.posterior.dim}")
-        self.strategy.posterior = posterior
-        self.strategy.load_tensors(tensors)
-        self.strategy.accepted = {int(k): v for k, v in checkpoint.state["accepted"].items()}
-        self.strategy.durable = dict(self.strategy.accepted)
-        before = checkpoint.state.get("durable", checkpoint.state["accepted"])
-        self.strategy.older = {int(k): v for k, v in before.items()}
+        self.strategy.load_state(checkpoint.tensors, checkpoint.state)
         self.round, self.seconds = checkpoint.round, checkpoint.state["seconds"]
         self.bytes = checkpoint.state["bytes"]
         self.gradients = checkpoint.state.get("gradients", math.nan)

@@ -16,6 +16,7 @@ from bayesfed import accelerate
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.configured import build, own_code
 from bayesfed.errors import InputError, RunFailed, reason_of
+from bayesfed.federation.server.personalize import personalize
 from bayesfed.foreign import plain_text
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.model_check import check_forward
@@ -23,8 +24,6 @@ from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import LOGS, RunDirectory, provenance
 from bayesfed.runs.display import Display
-from bayesfed.runs.figures import make_figures
-from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.outcome import outcome, worse_than_start
@@ -166,7 +165,7 @@ class Session:
                 )
                 self.at_end = self.recorder.evaluator.at_end(
                     self.round, self.recorder.posterior,
-                    lambda samples: self.strategy.personalize(grid, self.round, samples),
+                    lambda samples: personalize(self.strategy, grid, self.round, samples),
                 )  # fmt: skip
                 if worse := worse_than_start(self.directory.rounds()):
                     log.warning(worse)
@@ -188,6 +187,8 @@ class Session:
                     log.error("the summary can't be written: %s", error)
                 measured = profile.write(self.directory.path)
                 if measured is not None and status == "finished" and self.cfg.figures:
+                    from bayesfed.runs.icicle import draw
+
                     draw(measured, self.directory.path / "figures" / "profile.png")
 
     @timed("records")
@@ -203,6 +204,8 @@ class Session:
     @timed("figures")
     def _figures(self) -> None:
         bins = self.recorder.evaluator.reliability(self.round, self.recorder.posterior)
+        from bayesfed.runs.figures import make_figures  # a run without pictures needs no matplotlib
+
         make_figures(
             self.directory.path, label_counts=self.problem.label_counts, reliability=bins,
             classes=self.problem.classes, clients=self.problem.client_names,

@@ -42,7 +42,8 @@ class TrainedRun:
         scaling: maps inputs in the units of the data source to what the modules expect.
         likelihood: the likelihood the run was trained with.
         classes: names of the classes in the order of the columns that :meth:`predict` gives; None for a regression.
-        columns: names of the table's columns that were the features, in the order of the inputs; None: the data were arrays.
+        columns: names of the table's columns that were the features, in the order of the inputs; None: the data were
+            arrays.
     """
 
     def __init__(self, run_dir: Path, posterior: Any, model_description: dict[str, Any]):
@@ -88,15 +89,17 @@ class TrainedRun:
         """The predictive distribution at ``x``, averaged over draws of the posterior.
 
         Args:
-            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source; a dict of them
-                where the source gives one (rows of different length: ``bayesfed.problem.inputs.padded``). Of a data frame
-                (pandas, polars, Arrow) the :attr:`columns` are taken by name, in any order and among others; if there are none, by position.
+            x: (N, *input_shape) array, tensor or nested list (rows may be flattened), in the units of the data source;
+                a dict of them where the source gives one (rows of different length:
+                ``bayesfed.problem.inputs.padded``). Of a data frame (pandas, polars, Arrow) the :attr:`columns` are
+                taken by name, in any order and among others; if there are none, by position.
             samples: posterior draws; 0 predicts at the posterior mean.
             seed: of the draws; equal seeds give equal predictions.
 
         Returns:
-            what the likelihood answers, in the dtype of the run. Classification: (N, C) probabilities of :attr:`classes`. Regression:
-            mean and variance of the target, noise included, each (N,) for one output and (N, D) for D > 1.
+            what the likelihood answers, in the dtype of the run. Classification: (N, C) probabilities of
+            :attr:`classes`. Regression: mean and variance of the target, noise included, each (N,) for one output and
+            (N, D) for D > 1.
 
         Raises:
             InputError: ``x`` has another shape, lacks a column, isn't finite, or ``samples`` is negative.
@@ -131,7 +134,8 @@ class TrainedRun:
         own = self._model.fixed
         for name, value in fixed.items():
             if name not in own or own[name].shape != value.shape:
-                fix = f"its file holds '{name}' {tuple(value.shape)}, which its model has not: the class has changed since"
+                what = f"its file holds '{name}' {tuple(value.shape)}"
+                fix = f"{what}, which its model has not: the class has changed since"
                 raise InputError("run_dir", self.run_dir, fix)
             own[name].copy_(value)
 

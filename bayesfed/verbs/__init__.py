@@ -1,7 +1,8 @@
 """The verbs of ``bayesfed``: one module each, here or in ``bayesfed/uses``, whose docstring is its help.
 
-A module with a docstring ``What it does.``, a blank line, ``usage: bayesfed NAME ...`` and a function ``main(args) -> int`` (the
-exit code) is a verb; no other file knows of it. Other packages add theirs by the entry-point group ``bayesfed.verbs`` (name = module).
+A module with a docstring ``What it does.``, a blank line, ``usage: bayesfed NAME ...`` and a function
+``main(args) -> int`` (the exit code) is a verb; no other file knows of it. Other packages add theirs by the entry-point
+group ``bayesfed.verbs`` (name = module).
 """
 
 from __future__ import annotations

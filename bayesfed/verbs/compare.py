@@ -1,14 +1,15 @@
 """Run all combinations of comma lists and compare the methods.
 
-usage: bayesfed compare key=a,b ... [out=DIR] [jobs=N] [baseline=METHOD] [target=PERCENT] [budget=none] [tune=N] [tune_for=nll]
+usage: bayesfed compare key=a,b ... [out=DIR] [jobs=N] [baseline=METHOD] [target=PERCENT] [budget=none] [tune=N]
 
-Runs all combinations of the comma lists (the overrides of `bayesfed run`) side by side, and writes a table, figures and report.html.
+Runs all combinations of the comma lists (the overrides of `bayesfed run`) side by side, and writes a table, figures
+and report.html.
   out        folder; the same command again goes on with what is missing there
   jobs       runs at once; one a core if left out
   baseline   method that the others are tested against; the first if left out
   target     accuracy in percent: what it took to reach it
   budget     epochs (refuses methods with unequal rounds and epochs) or none
-  tune       trials per method on a validation split before the comparison; tune_seed and tune_for=accuracy|nll steer them
+  tune       trials per method on a validation split before the comparison; tune_seed, tune_for=accuracy|nll steer them
 More: docs/compare.md
 """
 

@@ -2,8 +2,9 @@
 
 usage: bayesfed deploy SUPERLINK key=value ...
 
-SUPERLINK names a connection of $FLWR_HOME/config.toml. Overrides are those of `bayesfed run`; hydra.run.dir=DIR (a new run) or
-resume=DIR (one that goes on) is the run directory on the server, relative to its $BAYESFED_RUNS. More: docs/deployment.md
+SUPERLINK names a connection of $FLWR_HOME/config.toml. Overrides are those of `bayesfed run`; hydra.run.dir=DIR (a new
+run) or resume=DIR (one that goes on) is the run directory on the server, relative to its $BAYESFED_RUNS.
+More: docs/deployment.md
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 usage: bayesfed [run] [key=value ...]          bayesfed -m key=a,b ...          bayesfed --cfg job key=value ...
 
-Simulates the federation that the configuration describes; results go to a new folder below runs/ (hydra.run.dir=DIR names one).
-resume=DIR goes on with an interrupted run. -m runs all combinations of comma lists one after the other, --cfg job shows the
-configuration that would run, with all keys. A folder conf/ here adds to the groups below and goes before them.
+Simulates the federation that the configuration describes; results go to a new folder below runs/ (hydra.run.dir=DIR
+names one). resume=DIR goes on with an interrupted run. -m runs all combinations of comma lists one after the other,
+--cfg job shows the configuration that would run, with all keys. A folder conf/ here adds to the groups below and goes
+before them.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
     began, where = time.perf_counter(), None
     try:
-        from bayesfed import accelerate
         from bayesfed.config import compose_config
-        from bayesfed.runs.launch import run_config
 
         cfg = compose_config(overrides, directory)
+
+        from bayesfed import accelerate  # these import torch, which a wrong key needn't wait for
+        from bayesfed.runs.launch import run_config
+
         accelerate.start(cfg.accelerate)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides, began)

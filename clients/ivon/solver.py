@@ -58,8 +58,8 @@ class IVONSolver(BatchingSolver):
     lacks = MappingProxyType({"path": NO_PATH, "fixed": LEARNS})
 
     beta1: float = 0.9
-    beta2: float = 0.9998
-    hess_init: float = 0.001
+    beta2: float = 0.999
+    hess_init: float = 0.01
     mc_samples: int = 1
     clip_radius: float = math.inf
     clip_norm: float | None = None

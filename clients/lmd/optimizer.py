@@ -120,22 +120,12 @@ class LMD(PosteriorOptimizer):
         self.mc_samples, self.weights = mc_samples, weights
         self._groups: list[Multiplicative | Additive] = []
         self._prepare()
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "sigma": sigma,
-                "beta1": beta1,
-                "beta2": beta2,
-                "decay": decay,
-                "regulariser": regulariser,
-                "temperature": temperature,
-                "prior_median": prior_median,
-                "offset": offset,
-                "signed": signed,
-                "multiplicative": multiplicative,
-            },
-        )
+        defaults = {
+            "lr": lr, "sigma": sigma, "beta1": beta1, "beta2": beta2, "decay": decay, "regulariser": regulariser,
+            "temperature": temperature, "prior_median": prior_median, "offset": offset, "signed": signed,
+            "multiplicative": multiplicative,
+        }  # fmt: skip
+        super().__init__(params, defaults)
         self._pull(prior_log_median, prior_precision, site_linear, site_quadratic)
         trainable(self._flats)
         device = self.param_groups[0]["params"][0].device

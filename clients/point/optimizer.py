@@ -15,7 +15,7 @@ class LocalOptimizer:
     gradient first.
 
     Args:
-        problem: the objective; its ``observer`` is called after every step.
+        problem: the objective; its path's ``observer`` is called after every step.
         optimizer: of the model's parameters.
         clip_norm: bound on the norm of the whole gradient; None for none.
 
@@ -28,7 +28,7 @@ class LocalOptimizer:
         self._problem, self._clip_norm = problem, clip_norm
         self._slope, self._offset = quadratic_terms(problem)
         self._count = 0
-        self.seen = torch.zeros_like(problem.model.vector) if problem.keep_gradient else None
+        self.seen = torch.zeros_like(problem.model.vector) if problem.path.keep_gradient else None
 
     def step(self) -> None:
         """Complete the gradients, clip them, step, and leave them to autograd again."""
@@ -44,8 +44,8 @@ class LocalOptimizer:
         self._step()
         model.drop_grad()
         self._count += 1
-        if problem.observer is not None:
-            problem.observer(self._count, model.vector)
+        if problem.path.observer is not None:
+            problem.path.observer(self._count, model.vector)
 
 
 def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:
@@ -55,20 +55,20 @@ def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None
     ``slope = (rho S_g - V)/(N_k/tau)`` has the shape of the precision, ``offset = (v - rho S_g m_g)/(N_k/tau)`` shape
     (P,).
     """
-    server = problem.server
+    server, linear = problem.server, problem.path.linear
     if isinstance(server, PointMass):
         proximal = problem.proximal / problem.loss_scale
-        if proximal == 0 and problem.site is None and problem.linear is None:
+        if proximal == 0 and problem.site is None and linear is None:
             return None, None
         slope = server.mean.new_full((), proximal)
         offset = -slope * server.mean
         if problem.site is not None:
             offset += problem.site.linear.to(offset) / problem.loss_scale
-        return slope, offset if problem.linear is None else offset + problem.linear
+        return slope, offset if linear is None else offset + linear
     slope = problem.rho * server.precision
     offset = -problem.rho * server.multiply(server.precision, server.mean)
     site = problem.site_terms()
     if site is not None:
         slope, offset = slope - site[1], offset + site[0]
     offset = offset / problem.data_weight
-    return slope / problem.data_weight, offset if problem.linear is None else offset + problem.linear
+    return slope / problem.data_weight, offset if linear is None else offset + linear

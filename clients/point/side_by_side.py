@@ -74,7 +74,7 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
     weights = clients.matrix([p.start() for p in problems])
     state = State(solver, clients)
     slope, offset = _stack(clients)
-    seen = torch.zeros_like(weights) if problems[0].keep_gradient else None
+    seen = torch.zeros_like(weights) if problems[0].path.keep_gradient else None
 
     for active, steps in clients.segments():
         here = weights[:active]

@@ -17,20 +17,16 @@ from bayesfed.seeding import torch_generator
 from clients.flat import FlatParameters
 from clients.noise import Noise
 from clients.optimizer import PosteriorOptimizer, trainable
-from clients.srvn.step import factor_step, precision_from_factor, precondition, step_limit, whiten
-from clients.srvn.terms import add_derivatives, as_factor, as_quadratic, as_vector, times
+from clients.srvn.state import State
+from clients.srvn.step import precision_from_factor
+from clients.srvn.terms import as_factor, as_vector, derivatives
 
 
 class SRVN(PosteriorOptimizer):
     r"""Learn ``q = N(m, C C^T)`` by minimising ``ess E_q[mean loss] + E_q[-log prior] - temperature H(q)``.
 
-    Use, as with :class:`clients.optim.IVON`::
-
-        with optimizer.sampled_params(train=True):   # repeat for more Monte Carlo samples: their statistics average
-            loss = ...                               # MEAN loss of the minibatch, at a sample of q
-            loss.backward()
-        optimizer.step()
-
+    Used as :class:`clients.optim.IVON`: the MEAN loss of a minibatch and its ``backward()`` inside
+    ``with optimizer.sampled_params(train=True)`` (the statistics of several blocks average), then ``optimizer.step()``;
     or ``optimizer.step(closure)``. Outside the context the parameters are the mean m. One step, with ``g`` and ``H``
     the expected gradient and Hessian of
     ess * (mean loss + v^T theta - theta^T V theta / 2) + S0/2 ||theta - prior_mean||^2::
@@ -73,8 +69,7 @@ class SRVN(PosteriorOptimizer):
         min_precision: for ``diagonal``: smallest precision relative to the prior's, in [0, 1). Expected Hessians are
             indefinite, and c would then grow without end.
         antithetic: take every second training sample at the mirror image of the one before. With both in one step
-            (mc_samples=2), ``stein`` is free of the noise that the gradient at the mean brings (data against prior or
-            sites).
+            (mc_samples=2), ``stein`` is free of the noise of the gradient at the mean (data against prior or sites).
         noise: ``normal`` or ``quantile``, see :mod:`clients.noise`.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
@@ -113,52 +108,29 @@ class SRVN(PosteriorOptimizer):
         choice("noise", noise, ("normal", "quantile"))
         lr = number("lr", lr, at_least=0)
         lr_covariance = number("lr_covariance", lr_covariance, at_least=0, optional=True)
-        ess = number("ess", ess, above=0)
-        temperature = number("temperature", temperature, above=0)
-        max_change = number("max_change", max_change, above=0, at_most=1 - 1e-9)
-        beta1 = number("beta1", beta1, at_least=0, at_most=1 - 1e-9)
-        min_precision = number("min_precision", min_precision, at_least=0, at_most=1 - 1e-9)
         mc_samples = integer("mc_samples", mc_samples, at_least=0 if curvature == "hessian" else 1)
-        if covariance == "full" and min_precision > 0:
-            raise InputError("min_precision", min_precision, "must be 0 with covariance=full")
         self._prepare()
-        self._built = False
         super().__init__(params, {"lr": lr, "lr_covariance": lr_covariance})
-        self._built = True
         group = self.param_groups[0]
         self._flat = FlatParameters(group["params"], group.get("param_names"))
         trainable([self._flat])
-        if len(self.param_groups) > 1:
-            raise InputError("params", f"{len(self.param_groups)} groups", "put all parameters into one group")
-        self.ess, self.covariance_kind, self.curvature, self.mc_samples = ess, covariance, curvature, mc_samples
-        self.beta1, self.temperature, self.antithetic = beta1, temperature, antithetic
-        self.on_breakdown, self.max_change, self.min_precision = on_breakdown, max_change, min_precision
-
-        full, flat = covariance == "full", self._flat
-        prior = as_quadratic("prior_precision", prior_precision, flat, full)
-        self._anchor = prior - ess * as_quadratic("site_quadratic", site_quadratic, flat, full)
-        pull = times(prior, as_vector("prior_mean", prior_mean, flat))
-        self._offset = pull - ess * as_vector("site_linear", site_linear, flat)
-        if init_precision is None:
-            init_precision = prior + as_quadratic("ess", ess, flat, full)
-        self.factor = as_factor("init_precision", init_precision, flat, full)
-        self._largest = (min_precision * prior).rsqrt() if min_precision else None
-        self._momentum = torch.zeros_like(self._flat.vector) if beta1 else None
-        self._steps = self.reductions = 0
-        self._gradient = torch.zeros_like(self._flat.vector)  # sum over samples, once there are any
-        self._products = torch.zeros_like(self.factor)  # of noise * gradient, or of Hessians, likewise
-        self._sample, self._work = torch.empty_like(self._flat.vector), torch.empty_like(self._flat.vector)
-        self._drawn = self._slope = self._work  # noise and gradient of the block's sample
+        self.curvature, self.mc_samples, self.antithetic = curvature, mc_samples, antithetic
+        self._state = State(
+            self._flat, covariance == "full", curvature == "hessian", ess=ess, beta1=beta1, temperature=temperature,
+            init_precision=init_precision, prior_mean=prior_mean, prior_precision=prior_precision,
+            site_linear=site_linear, site_quadratic=site_quadratic,
+            max_change=max_change if on_breakdown == "shrink" else None, min_precision=min_precision,
+        )  # fmt: skip
+        self._sample = torch.empty_like(self._flat.vector)
+        self._drawn = self._slope = self._state.work  # noise and gradient of the block's sample
         self._connect()
         self._pair: Tensor | None = None
-        if generator is None:
-            generator = torch_generator(torch.initial_seed(), "srvn", device=self._flat.vector.device)
-        self.generator = generator
-        self._noise = Noise(noise, generator)
+        self.generator = generator or torch_generator(torch.initial_seed(), "srvn", device=self._flat.vector.device)
+        self._noise = Noise(noise, self.generator)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Used by the constructor; the covariance is that of one group."""
-        if self._built:
+        if self.param_groups:
             raise InputError("params", "a further group", "put all parameters into one group")
         super().add_param_group(param_group)
 
@@ -166,6 +138,16 @@ class SRVN(PosteriorOptimizer):
     def vector(self) -> Tensor:
         """The mean m (P,): the parameters' own memory."""
         return self._flat.vector
+
+    @property
+    def factor(self) -> Tensor:
+        """C, (P, P) or (P,) if diagonal."""
+        return self._state.factor
+
+    @property
+    def reductions(self) -> int:
+        """How many steps were shortened, see ``on_breakdown``."""
+        return self._state.reductions
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -207,38 +189,25 @@ class SRVN(PosteriorOptimizer):
             flat.show(self._sample_views)
 
     def _take(self) -> list[Tensor] | None:
-        self._slope = self._gradient if self._samples == 0 else self._work
+        self._slope = self._state.gradient if self._samples == 0 else self._state.work
         return [self._slope] if self._flat.take_gradients(self._slope) else None
 
     def _add(self) -> None:
-        """Add a sample's gradient and its product with the noise to the statistics of the step."""
-        noise, gradient, first = self._drawn, self._slope, self._samples == 0
-        if not first:
-            self._gradient += gradient
-        if self.factor.ndim == 1:
-            torch.mul(noise, gradient, out=self._products) if first else self._products.addcmul_(noise, gradient)
-        else:
-            torch.outer(noise, gradient, out=self._products) if first else self._products.addr_(noise, gradient)
+        self._state.add(self._drawn, self._slope, first=self._samples == 0)
 
     def _statistics(self) -> list[Tensor]:
-        return [self._gradient, self._products]
+        return [self._state.gradient, self._state.products]
 
     def _connect(self) -> None:
         self._sample_views = self._flat.split(self._sample)
 
     def _differentiate(self, closure: Callable[[], Tensor], noise: Tensor | None) -> Tensor:
         """Add gradient and Hessian of the loss at a sample to the statistics of the step; returns the loss."""
-        if self._samples == 0:
-            self._gradient.zero_(), self._products.zero_()
-        gradient, hessian = torch.zeros_like(self._gradient), torch.zeros_like(self._products)
         with self._block(lambda: self._show(noise), train=False), torch.enable_grad():
             loss = closure()
-            if not isinstance(loss, Tensor):
-                raise InputError("closure", type(loss).__name__, "must return the loss with curvature=hessian")
-            add_derivatives(loss, self._flat.parameters, gradient, hessian)
-        if self._finite([gradient, hessian]):
-            self._gradient += gradient
-            self._products += hessian
+            found = derivatives(loss, self._flat.parameters, full=self._state.full)
+        if self._finite(list(found)):
+            self._state.add_derivatives(*found, first=self._samples == 0)
             self._samples += 1
         else:
             self._refuse()
@@ -253,61 +222,8 @@ class SRVN(PosteriorOptimizer):
     # -- the step -----------------------------------------------------------------------------------------------------
 
     def _update(self) -> None:
-        self._steps += 1
-        gradient, scale = self._gradient, self.ess / self._samples
-        group = self.param_groups[0]
-        lr = float(group["lr"])
-        rates = lr, lr if group["lr_covariance"] is None else float(group["lr_covariance"])
-        momentum, full = self._momentum, self.factor.ndim == 2
-        states = [self.vector, *([] if full else [self.factor]), *([] if momentum is None else [momentum])]
-        with self._flat.keeping(*states):
-            if momentum is not None:
-                momentum.lerp_(gradient.mul_(scale), 1 - self.beta1)
-                torch.div(momentum, 1 - self.beta1**self._steps, out=gradient)
-            else:
-                gradient.mul_(scale)
-            (self._update_full if full else self._update_diagonal)(gradient, scale, *rates)
-
-    def _update_full(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
-        """The step from the data's expected gradient and ``scale`` times the statistics; prior and sites enter exactly."""
-        factor, products = self.factor, scale * self._products
-        if self.curvature == "hessian":
-            white = whiten(factor, products + self._anchor)
-        else:
-            products = products @ factor
-            white = 0.5 * (products + products.mT) + whiten(factor, self._anchor)
-        if self.on_breakdown == "shrink":
-            short = min(1.0, float(step_limit(white, self.temperature, self.max_change)) / max(lr_covariance, 1e-30))
-            self.reductions += short < 1
-            lr, lr_covariance = lr * short, lr_covariance * short
-        slope = gradient + self._anchor @ self.vector - self._offset
-        self.factor = factor_step(factor, white, lr_covariance, self.temperature)
-        self.vector.sub_(precondition(factor, slope), alpha=lr)
-
-    def _update_diagonal(self, gradient: Tensor, scale: float, lr: float, lr_covariance: float) -> None:
-        """The same elementwise and in place: on networks new memory costs more than arithmetic."""
-        factor, variance, white = self.factor, self._work, self._products
-        torch.mul(factor, factor, out=variance)
-        if self.curvature == "hessian":
-            white.mul_(scale).add_(self._anchor).mul_(variance)
-        else:
-            white.mul_(factor).mul_(scale).addcmul_(variance, self._anchor)
-        fall = white.sub_(self.temperature).mul_(0.5 * lr_covariance)  # c becomes c (1 - fall)
-        gradient.addcmul_(self._anchor, self.vector).sub_(self._offset).mul_(variance)
-        for part in self._flat.frozen:
-            fall[part].zero_()
-        largest = float(fall.max()) if fall.numel() else 0.0
-        if self.on_breakdown == "shrink" and largest > self.max_change:
-            gradient.mul_(self.max_change / fall.clamp_min(self.max_change))
-            fall.clamp_(max=self.max_change)
-            self.reductions += 1
-        elif not largest < 1:
-            limit = lr_covariance / largest
-            raise ValueError(f"SR-VN broke down: lr_covariance={lr_covariance:g} must be below {limit:.4g} here")
-        self.vector.sub_(gradient, alpha=lr)
-        factor.mul_(fall.neg_().add_(1))
-        if self._largest is not None:
-            torch.minimum(factor, self._largest, out=factor)
+        lr, lr_covariance = self.param_groups[0]["lr"], self.param_groups[0]["lr_covariance"]
+        self._state.step(self._samples, float(lr), float(lr if lr_covariance is None else lr_covariance))
 
     # -- the posterior ------------------------------------------------------------------------------------------------
 
@@ -351,23 +267,19 @@ class SRVN(PosteriorOptimizer):
             self._flat.attach()
             self.vector.copy_(as_vector("mean", mean, self._flat))
         if precision is not None:
-            full = self.covariance_kind == "full"
-            self.factor = as_factor("precision", precision, self._flat, full)
+            self._state.factor = as_factor("precision", precision, self._flat, self._state.full)
         self._forget()
         self._pair = None
         if reset:
-            self._steps = 0
-            if self._momentum is not None:
-                self._momentum.zero_()
+            self._state.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters (the mean) that the next step depends on, the noise stream included.
 
         Take it between steps: samples collected for an unfinished step are not in it.
         """
-        own = {name: getattr(self, name) for name in ("factor", "_momentum", "_anchor", "_offset", "_pair")}
-        own |= {"_largest": self._largest, "_steps": self._steps, "reductions": self.reductions}
-        return {**super().state_dict(), "srvn": own | {"generator": self.generator.get_state()}}
+        own = self._state.saved() | {"_pair": self._pair, "generator": self.generator.get_state()}
+        return {**super().state_dict(), "srvn": own}
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -377,13 +289,11 @@ class SRVN(PosteriorOptimizer):
         Raises:
             ValueError: it is a state of another optimizer, or the sizes do not match.
         """
-        own = dict(self._own(state_dict, "srvn"))
+        own = self._own(state_dict, "srvn")
         if own["factor"].shape != self.factor.shape:
-            raise ValueError(
-                f"the saved factor has shape {tuple(own['factor'].shape)}, this one {tuple(self.factor.shape)}"
-            )
+            raise ValueError(f"the saved factor has shape {tuple(own['factor'].shape)}, not {tuple(self.factor.shape)}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "srvn"})
-        self.generator.set_state(own.pop("generator").cpu())
-        for name, value in own.items():
-            setattr(self, name, value.to(self.factor, copy=True) if isinstance(value, Tensor) else value)
+        self.generator.set_state(own["generator"].cpu())
+        self._state.load(own)
+        self._pair = None if own["_pair"] is None else own["_pair"].to(self.factor, copy=True)
         self._forget()

@@ -1,4 +1,4 @@
-"""What SRVN takes and differentiates: its arguments as tensors in the covariance's shape, and a loss' gradient and Hessian."""
+"""What SRVN takes and differentiates: arguments in the covariance's shape, and a loss' gradient and Hessian."""
 
 from __future__ import annotations
 
@@ -53,19 +53,24 @@ def times(quadratic: Tensor, vector: Tensor) -> Tensor:
     return quadratic * vector if quadratic.ndim == 1 else quadratic @ vector
 
 
-def add_derivatives(loss: Tensor, parameters: list[Tensor], gradient: Tensor, hessian: Tensor) -> None:
-    """Add the loss' gradient to ``gradient`` (P,) and its Hessian to ``hessian`` (P, P), or the Hessian's diagonal to (P,)."""
+def derivatives(loss: object, parameters: list[Tensor], full: bool) -> tuple[Tensor, Tensor]:
+    """A loss' gradient (P,) and its Hessian: (P, P) if ``full``, else the diagonal (P,).
+
+    Raises:
+        InputError: the closure returned no tensor.
+    """
+    if not isinstance(loss, Tensor):
+        raise InputError("closure", type(loss).__name__, "must return the loss with curvature=hessian")
     pieces = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     slope = torch.cat([piece.reshape(-1) for piece in pieces])
-    gradient += slope.detach()
-    if not slope.requires_grad:  # linear in all parameters
-        return
-    eye = torch.eye(slope.numel(), dtype=slope.dtype, device=slope.device)
-    for first in range(0, len(eye), ROWS):
+    size = slope.numel()
+    hessian = torch.zeros((size, size) if full else (size,), dtype=slope.dtype, device=slope.device)
+    eye = torch.eye(size, dtype=slope.dtype, device=slope.device)
+    for first in range(0, size, ROWS) if slope.requires_grad else ():  # not where it is linear in all parameters
         directions = eye[first : first + ROWS]
         pieces = torch.autograd.grad(
             slope, parameters, directions, retain_graph=True, is_grads_batched=True, materialize_grads=True
         )
         rows = torch.cat([piece.reshape(len(directions), -1) for piece in pieces], 1)
-        part = hessian[first : first + ROWS]
-        part += rows[:, first : first + ROWS].diagonal() if hessian.ndim == 1 else rows
+        hessian[first : first + ROWS] = rows if full else rows[:, first : first + ROWS].diagonal()
+    return slope.detach(), hessian

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError
 from bayesfed.families import FAMILIES, LogNormal, NaturalParameters, PointMass
-from bayesfed.federation.local import LocalProblem, LocalSolution, Solver
+from bayesfed.federation.local import LocalPath, LocalProblem, LocalSolution, Solver
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian
@@ -60,7 +60,7 @@ PAIRS = pairs()
 def learner(name: str, family: str, **changes: Any) -> Solver:
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     kind = get_class(values.pop("_target_"))
-    del values["name"]
+    values = {key: value for key, value in values.items() if key != "name" and not key.startswith("schedule")}
     return kind(**values | SETTINGS.get(f"{name}/{family}", SETTINGS[name]) | changes)
 
 
@@ -113,7 +113,7 @@ def slope(problem: LocalProblem, posterior: Any) -> Tensor:
     """Gradient of the local problem at a posterior, from the formulas of :class:`LocalProblem`; 0 where it is solved."""
     A, b = quadratic(problem)
     server, tau, zero = problem.server, problem.temperature, torch.zeros(P, dtype=F64)
-    linear = zero if problem.linear is None else problem.linear
+    linear = zero if problem.path.linear is None else problem.path.linear
     site = problem.site
     gap = posterior.mean - server.mean
     if isinstance(server, PointMass):
@@ -294,7 +294,7 @@ def remembered(name: str, family: str) -> None:
 
 def gradients(name: str, family: str) -> None:
     """At a rate of 0 the mean of the loss gradients is that at the start."""
-    problem = pose(family, keep_gradient=True, lr_factor=0.0)
+    problem = pose(family, path=LocalPath(keep_gradient=True), lr_factor=0.0)
     solver = learner(name, family)
     if "path" in solver.lacks:
         with pytest.raises(InputError):
@@ -310,7 +310,7 @@ def gradients(name: str, family: str) -> None:
 def observed(name: str, family: str) -> None:
     """Every step is shown, the last one at what is returned."""
     seen: list[tuple[int, Tensor]] = []
-    problem = pose(family, observer=lambda step, weights: seen.append((step, weights.clone())))
+    problem = pose(family, path=LocalPath(observer=lambda step, weights: seen.append((step, weights.clone()))))
     solution = solved(name, problem)
     if solution is not None:
         assert [step for step, _ in seen] == list(range(1, SETTINGS[name]["epochs"] + 1))
@@ -347,7 +347,7 @@ CASES: dict[str, Callable[[str, str], None]] = {
     "lr_factor": starts,
     "memory": remembered,
     "loss_scale": of_points(loss_scale=3.0, proximal=2.0),
-    "linear": moves(linear=lambda family: vector("linear", 0.5)),
+    "linear": moves(path=lambda family: LocalPath(linear=vector("linear", 0.5))),
     "keep_gradient": gradients,
     "observer": observed,
     "work": stragglers,
@@ -355,7 +355,7 @@ CASES: dict[str, Callable[[str, str], None]] = {
 
 
 def test_every_field_has_a_case_and_every_learner_settings() -> None:
-    assert set(CASES) == {field.name for field in fields(LocalProblem)}
+    assert set(CASES) == {field.name for kind in (LocalProblem, LocalPath) for field in fields(kind)} - {"path"}
     assert {name for name, _ in PAIRS} <= SETTINGS.keys()
 
 

@@ -97,7 +97,7 @@ class FaultyGrid(LocalGrid):
 def committed(sites, strategy: BayesADMM) -> tuple[NaturalParameters, float]:
     """The sum of the clients' committed sites, and the sum of their norms."""
     total, scale = strategy.prior.zeros_like(), 0.0
-    for client, round in strategy.accepted.items():
+    for client, round in strategy.ledger.accepted.items():
         kept = sites.read(client, round)
         site = NaturalParameters(strategy.family, kept["site.first"], kept["site.second"])
         total.add_(site)
@@ -128,28 +128,23 @@ def test_soak(trainer, tmp_path, quiet, seed, family, store, fraction, every, fo
     grid = FaultyGrid(trainer(sites, family, Quadratic(), wire=format), draw, rate=0.4)
 
     def fresh() -> BayesADMM:
-        strategy = BayesADMM(family=family, rho=0.5, damping=0.3, fraction=fraction, prior_precision=2.0)
+        strategy = BayesADMM(
+            family=family, rho=0.5, damping=0.3, fraction=fraction, prior_precision=2.0, temperature=1.0
+        )
         strategy.setup(torch.zeros(P, dtype=torch.float64), 5, seed, format)
         return strategy
 
     def checkpoint(strategy: BayesADMM, round: int) -> None:
-        arrays = {f"posterior.{n}": v for n, v in strategy.posterior.arrays().items()}
-        state = {"accepted": strategy.accepted, "durable": strategy.durable}
-        Checkpoint(round, arrays | strategy.tensors(), state).save(tmp_path / "checkpoint")
-        strategy.older, strategy.durable = strategy.durable, dict(strategy.accepted)
+        Checkpoint(round, *strategy.state()).save(tmp_path / "checkpoint")
+        strategy.saved()
 
     def restored() -> tuple[BayesADMM, int]:
         newest = max((tmp_path / "checkpoint").iterdir(), key=lambda path: path.name)
         if newest.name != "server-000000.safetensors" and draw.random() < 0.3:
             newest.write_bytes(b"damaged")
         found = Checkpoint.latest(tmp_path / "checkpoint")
-        tensors, strategy = dict(found.tensors), fresh()
-        arrays = {n: tensors.pop(f"posterior.{n}") for n in strategy.posterior.arrays()}
-        strategy.posterior = type(strategy.posterior).from_arrays(arrays)
-        strategy.load_tensors(tensors)
-        strategy.accepted = {int(k): v for k, v in found.state["accepted"].items()}
-        strategy.durable = dict(strategy.accepted)
-        strategy.older = {int(k): v for k, v in found.state["durable"].items()}
+        strategy = fresh()
+        strategy.load_state(found.tensors, found.state)
         return strategy, found.round
 
     strategy, round, returns = fresh(), 0, 0
@@ -182,7 +177,7 @@ def test_soak_of_a_solvers_memory(trainer, quiet, remembering):
     draw = random.Random(5)
     sites = MemorySites()
     grid = FaultyGrid(trainer(sites, solver=remembering), draw, rate=0.5)
-    strategy = BayesADMM(family="diagonal", damping=0.0)
+    strategy = BayesADMM(family="diagonal", damping=0.0, rho=1.0, temperature=1.0)
     strategy.setup(torch.zeros(P, dtype=torch.float64), 5, 5)
     counted, replied = dict.fromkeys(range(5), 0), []
 
@@ -201,6 +196,6 @@ def test_soak_of_a_solvers_memory(trainer, quiet, remembering):
     for round in range(1, 101):
         with contextlib.suppress(RunFailed):  # nobody replied: nothing changed
             strategy.start(grid, num_rounds=round, first_round=round, callbacks=spy)
-    for client, round in strategy.accepted.items():
+    for client, round in strategy.ledger.accepted.items():
         assert float(sites.read(client, round)["count"]) == counted[client]
     assert min(counted.values()) > 10

@@ -27,7 +27,7 @@ def equal(quadratics):
 @pytest.mark.parametrize(("delta", "gamma"), [(2.0, 1.0), (9.0, 1.0), (2.0, 0.1), (2.0, 0.2)])
 def test_error_of_the_sum_of_sites_in_closed_form(equal, federate, relative, delta, gamma) -> None:
     """Its factor in a round is ``1 - gamma (p + K (1 - p))`` with ``p = delta/(a + delta)``: beyond -1 for (2, 1)."""
-    run = federate(equal, FedLap(delta, damping=gamma), 6)
+    run = federate(equal, FedLap(prior_precision=delta, damping=gamma), 6)
     p = delta / (CURVATURE + delta)
     factor = 1 - gamma * (p + CLIENTS * (1 - p))
     optimum = equal.posterior(delta)[0]
@@ -40,13 +40,13 @@ def test_error_of_the_sum_of_sites_in_closed_form(equal, federate, relative, del
 def test_thirty_percent_undamped_diverges_and_damped_by_the_participants_converges(convex, federate, relative) -> None:
     data, delta = convex(42, CLIENTS, DIM), 4.0
     optimum = data.posterior(delta)[0]
-    undamped = federate(data, FedLap(delta, damping=1.0, fraction=0.3), 100)
-    damped = federate(data, FedLap(delta, damping=1 / 3, fraction=0.3), 1000)
+    undamped = federate(data, FedLap(prior_precision=delta, damping=1.0, fraction=0.3), 100)
+    damped = federate(data, FedLap(prior_precision=delta, damping=1 / 3, fraction=0.3), 1000)
     assert relative(undamped.means[-1], optimum) > 1e3
     assert relative(damped.means[-1], optimum) < 1e-6
 
 
 def test_one_client_at_a_time_needs_no_damping(convex, federate, relative) -> None:
     data, delta = convex(43, 5, DIM), 10.0
-    run = federate(data, FedLap(delta, damping=1.0, fraction=0.2), 300)
+    run = federate(data, FedLap(prior_precision=delta, damping=1.0, fraction=0.2), 300)
     assert relative(run.means[-1], data.posterior(delta)[0]) < 1e-6

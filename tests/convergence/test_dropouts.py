@@ -32,8 +32,8 @@ def under(strategy, data, **settings):
     [
         lambda: FedDyn(alpha=1.0),
         lambda: FedADMM(rho=1.0),
-        lambda: BayesADMM("full", rho=0.1, damping=1.0, prior_precision=40.0),
-        lambda: BayesADMM("isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0),
+        lambda: BayesADMM(family="full", rho=0.1, damping=1.0, prior_precision=40.0, temperature=1.0),
+        lambda: BayesADMM(family="isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0, temperature=1.0),
     ],
     ids=["feddyn", "fedadmm", "bayes_admm-full", "bayes_admm-fixed"],
 )  # fmt: skip
@@ -48,11 +48,13 @@ def test_exact_clients_that_drop_out(data, federate, optimum, relative, make, se
 
 def test_the_servers_sum_of_duals_is_that_of_the_clients(data, federate):
     """After every third round lost on average: a dual moved exactly when its reply counted."""
-    strategy = under(BayesADMM("diagonal", rho=0.5, damping=0.3, prior_precision=40.0), data, dropout=0.33)
+    strategy = under(
+        BayesADMM(family="diagonal", rho=0.5, damping=0.3, prior_precision=40.0, temperature=1.0), data, dropout=0.33
+    )
     run = federate(data, strategy, 12)
     total = torch.zeros(DIM, dtype=torch.float64), torch.zeros(DIM, dtype=torch.float64)
     for client in range(CLIENTS):
-        record = run.sites.read(client, strategy.accepted[client])
+        record = run.sites.read(client, strategy.ledger.accepted[client])
         total = total[0] + record["site.first"], total[1] + record["site.second"]
     torch.testing.assert_close(strategy.hsum.linear, total[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(strategy.hsum.quadratic, total[1], rtol=1e-12, atol=1e-12)

@@ -37,9 +37,9 @@ def sgd(steps: int, lr: float = 0.02, **options) -> PointSolver:
 @pytest.mark.parametrize(("fraction", "tau"), [(1.0, 1.0), (0.6, 0.5)])
 def test_fedlap_in_its_published_form_and_as_isotropic_bayes_admm(data, federate, relative, fraction, tau) -> None:
     delta, gamma, rounds = 7.0, 0.3, 15
-    run = federate(data, FedLap(delta, damping=gamma, temperature=tau, fraction=fraction), rounds)
+    run = federate(data, FedLap(prior_precision=delta, damping=gamma, temperature=tau, fraction=fraction), rounds)
     same = BayesADMM(
-        "isotropic", rho=1.0, alpha=1.0, damping=gamma, covariance="fixed", prior_precision=delta, temperature=tau, fraction=fraction
+        family="isotropic", rho=1.0, alpha=1.0, damping=gamma, covariance="fixed", prior_precision=delta, temperature=tau, fraction=fraction
     )  # fmt: skip
     other = federate(data, same, rounds)
     v, server, eye = [torch.zeros(DIM).double()] * CLIENTS, torch.zeros(DIM).double(), torch.eye(DIM).double()
@@ -56,32 +56,39 @@ def test_feddyn_is_the_flat_limit_of_isotropic_bayes_admm(data, federate, relati
     """The distance falls in proportion to delta; rho delta = alpha N/K (the losses here are sums)."""
     start = torch.randn(DIM, generator=torch_generator(1), dtype=torch.float64)
     alpha, scale = 1.3, sum(map(len, data.inputs)) / CLIENTS
-    feddyn = federate(data, FedDyn(alpha), 12, start=start)
+    feddyn = federate(data, FedDyn(alpha=alpha), 12, start=start)
     gaps = []
     for delta in (1e-3, 1e-5):
-        admm = BayesADMM("isotropic", rho=alpha * scale / delta, damping=1.0, covariance="fixed", prior_precision=delta)
+        admm = BayesADMM(
+            family="isotropic",
+            rho=alpha * scale / delta,
+            damping=1.0,
+            covariance="fixed",
+            prior_precision=delta,
+            temperature=1.0,
+        )
         gaps.append(relative(federate(data, admm, 12, start=start).means[-1], feddyn.means[-1]))
     assert gaps[0] < 1e-2
     assert gaps[1] < 1.1e-2 * gaps[0]
 
 
 def test_fedadmm_is_feddyn_at_full_participation(data, federate, relative) -> None:
-    one = federate(data, FedDyn(0.8), 10)
-    other = federate(data, FedADMM(0.8), 10)
+    one = federate(data, FedDyn(alpha=0.8), 10)
+    other = federate(data, FedADMM(rho=0.8), 10)
     assert all(relative(a, b) < 1e-10 for a, b in zip(other.means, one.means, strict=True))
 
 
 def test_fedadmm_follows_the_augmented_models_of_all_clients(data, federate, relative) -> None:
     """w_g = mean_k (w_k + y_k/rho), absent clients included."""
-    run = federate(data, FedADMM(0.8, fraction=0.4), 25)
-    assert set(run.strategy.accepted) == set(range(CLIENTS))
-    records = [run.sites.read(k, run.strategy.accepted[k]) for k in range(CLIENTS)]
+    run = federate(data, FedADMM(rho=0.8, fraction=0.4), 25)
+    assert set(run.strategy.ledger.accepted) == set(range(CLIENTS))
+    records = [run.sites.read(k, run.strategy.ledger.accepted[k]) for k in range(CLIENTS)]
     assert relative(sum(r["state.augmented"] for r in records) / CLIENTS, run.means[-1]) < 1e-12
 
 
 def test_feddyn_h_is_the_mean_of_the_duals(data, federate, relative) -> None:
-    run = federate(data, FedDyn(0.8, fraction=0.4), 25)
-    duals = [run.sites.read(k, run.strategy.accepted[k])["site.first"] for k in range(CLIENTS)]
+    run = federate(data, FedDyn(alpha=0.8, fraction=0.4), 25)
+    duals = [run.sites.read(k, run.strategy.ledger.accepted[k])["site.first"] for k in range(CLIENTS)]
     assert relative(sum(duals) / CLIENTS, -run.strategy.h) < 1e-12
 
 
@@ -95,7 +102,7 @@ def test_scaffold_control_variates_sum_to_the_servers(data, federate, relative, 
     )  # fmt: skip
     sizes = [len(x) for x in data.inputs]
     controls = [
-        run.sites.read(k, run.strategy.accepted[k])["state.control"] if k in run.strategy.accepted else torch.zeros(DIM).double()
+        run.sites.read(k, run.strategy.ledger.accepted[k])["state.control"] if k in run.strategy.ledger.accepted else torch.zeros(DIM).double()
         for k in range(CLIENTS)
     ]  # fmt: skip
     assert sum(len(present) for present in run.accepted) < 30 * 3
@@ -124,29 +131,33 @@ def test_scaffold_round_in_closed_form(data, federate, relative) -> None:
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 def test_pvi_damped_by_clients_is_natural_parameter_averaging(data, federate, relative, family) -> None:
     """Its server step is the mean of what the clients send (FedGVI, Prop. 4.3); the first round is that of averaging without sites."""
-    run = federate(data, PVI(family, prior_precision=4.0), 6)
+    run = federate(data, PVI(family=family, prior_precision=4.0, temperature=1.0), 6)
     for round in range(1, 7):
         naturals = [run.uploaded(round, k).natural for k in range(CLIENTS)]
         mean = sum(naturals[1:], naturals[0]) / CLIENTS
         assert relative(run.posteriors[round].natural.linear, mean.linear) < 1e-10
         assert relative(run.posteriors[round].natural.quadratic, mean.quadratic) < 1e-10
-    plain = federate(data, NaturalAveraging(family, prior_precision=4.0), 1)
+    plain = federate(data, NaturalAveraging(family=family, prior_precision=4.0, temperature=1.0), 1)
     assert relative(plain.means[1], run.means[1]) < 1e-10
 
 
 def test_natural_averaging_counts_the_data_again_every_round(data, federate, relative) -> None:
     """After t rounds S = S_0 + t mean_k A_k/rho: t/(K rho) times the data; with prior_weight=null once, in the limit."""
     total = sum(data.curvature(k) for k in range(CLIENTS))
-    run = federate(data, NaturalAveraging("full", rho=2.0, prior_precision=4.0), 8)
+    run = federate(data, NaturalAveraging(family="full", rho=2.0, prior_precision=4.0, temperature=1.0), 8)
     assert relative(run.posteriors[-1].precision, 4 * torch.eye(DIM).double() + 8 / (2 * CLIENTS) * total) < 1e-10
-    kept = federate(data, NaturalAveraging("full", rho=0.4, prior_weight=None, prior_precision=4.0), 80)
+    kept = federate(
+        data, NaturalAveraging(family="full", rho=0.4, prior_weight=None, prior_precision=4.0, temperature=1.0), 80
+    )
     assert relative(kept.posteriors[-1].precision, data.posterior(4.0)[1]) < 1e-8
 
 
 def test_bregman_admm_in_closed_form(quadratics, federate, relative) -> None:
     """The duals of the store follow v += gamma rho (m_k - m_g), V -= 2 gamma rho (E_k[theta^2] - E_g[theta^2]); the server has their sum."""
     data, gamma, rho = quadratics.diagonal(52, 3, 2), 0.2, 1.0
-    run = federate(data, BregmanADMM("diagonal", rho=rho, damping=gamma, prior_precision=2.0), 5)
+    run = federate(
+        data, BregmanADMM(family="diagonal", rho=rho, damping=gamma, prior_precision=2.0, temperature=1.0), 5
+    )
     for k in range(3):
         v, curvature = torch.zeros(2).double(), torch.zeros(2).double()
         for round in range(1, 6):
@@ -166,7 +177,9 @@ def test_bregman_never_meets_negative_precisions(quadratics, federate) -> None:
     data = quadratics([one, one * 2, one * 3], [torch.tensor([v]).double() for v in (1.0, -2.0, 4.0)])
     for rho in (0.3, 1.0, 3.0):
         for gamma in (0.1, 0.3, 1.0):
-            run = federate(data, BregmanADMM("diagonal", rho=rho, damping=gamma, prior_precision=1.0), 60)
+            run = federate(
+                data, BregmanADMM(family="diagonal", rho=rho, damping=gamma, prior_precision=1.0, temperature=1.0), 60
+            )
             assert not run.refused
             assert not any(metrics["guard/count"] for metrics in run.metrics)
 

@@ -13,13 +13,19 @@ from strategies import FedAdagrad, FedAdam, FedAvgM, FedMedian, FedTrimmedAvg, F
 
 CLIENTS, DIM, ROUNDS = 7, 5, 4
 PAIRS = {
-    "fedavgm": (FedAvgM(0.5, 0.8), flower.FedAvgM(server_learning_rate=0.5, server_momentum=0.8)),
-    "fedadam": (FedAdam(0.1, 0.8, 0.95, 0.01), flower.FedAdam(eta=0.1, beta_1=0.8, beta_2=0.95, tau=0.01)),
-    "fedyogi": (FedYogi(0.1, 0.8, 0.95, 0.01), flower.FedYogi(eta=0.1, beta_1=0.8, beta_2=0.95, tau=0.01)),
-    "fedadagrad": (FedAdagrad(0.1, 0.01), flower.FedAdagrad(eta=0.1, tau=0.01)),
+    "fedavgm": (FedAvgM(server_lr=0.5, momentum=0.8), flower.FedAvgM(server_learning_rate=0.5, server_momentum=0.8)),
+    "fedadam": (
+        FedAdam(server_lr=0.1, beta1=0.8, beta2=0.95, tau=0.01),
+        flower.FedAdam(eta=0.1, beta_1=0.8, beta_2=0.95, tau=0.01),
+    ),
+    "fedyogi": (
+        FedYogi(server_lr=0.1, beta1=0.8, beta2=0.95, tau=0.01),
+        flower.FedYogi(eta=0.1, beta_1=0.8, beta_2=0.95, tau=0.01),
+    ),
+    "fedadagrad": (FedAdagrad(server_lr=0.1, tau=0.01), flower.FedAdagrad(eta=0.1, tau=0.01)),
     "fedmedian": (FedMedian(), flower.FedMedian()),
-    "krum": (Krum(2), flower.Krum(num_malicious_nodes=2)),
-    "fedtrimmedavg": (FedTrimmedAvg(0.3), flower.FedTrimmedAvg(beta=0.3)),
+    "krum": (Krum(malicious=2), flower.Krum(num_malicious_nodes=2)),
+    "fedtrimmedavg": (FedTrimmedAvg(trim=0.3), flower.FedTrimmedAvg(beta=0.3)),
 }
 
 

@@ -71,10 +71,10 @@ def damping(options: dict) -> float:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda **o: FedLap(damping=damping(o), **o), lambda **o: PVI("full", damping=damping(o), **o),
-        lambda **o: PVI("isotropic", covariance="fixed", damping=damping(o), **o),
-        lambda **o: BayesADMM("full", rho=0.1, damping=1.0, **o),
-        lambda **o: BayesADMM("isotropic", rho=1.0, damping=1.0, covariance="fixed", **o),
+        lambda **o: FedLap(damping=damping(o), **o), lambda **o: PVI(family="full", damping=damping(o), temperature=1.0, **o),
+        lambda **o: PVI(family="isotropic", covariance="fixed", damping=damping(o), temperature=1.0, **o),
+        lambda **o: BayesADMM(family="full", rho=0.1, damping=1.0, temperature=1.0, **o),
+        lambda **o: BayesADMM(family="isotropic", rho=1.0, damping=1.0, covariance="fixed", temperature=1.0, **o),
     ],
     ids=["fedlap", "pvi-full", "pvi-fixed", "bayes_admm-full", "bayes_admm-fixed"],
 )  # fmt: skip
@@ -92,12 +92,16 @@ def test_methods_with_a_prior(data, federate, relative, make, fraction) -> None:
 def test_fedlap_cov(quadratics, convex, federate, relative, fraction) -> None:
     """Mean and precision of the pooled posterior where that is diagonal; the mean of it in general."""
     diagonal = quadratics.diagonal(33, CLIENTS, DIM)
-    run = federate(diagonal, FedLapCov(PRIOR, damping=damping({"fraction": fraction}), fraction=fraction), 200)
+    run = federate(
+        diagonal, FedLapCov(prior_precision=PRIOR, damping=damping({"fraction": fraction}), fraction=fraction), 200
+    )
     mean, precision = diagonal.posterior(PRIOR)
     assert relative(run.means[-1], mean) < 1e-6
     assert relative(run.posteriors[-1].precision, precision.diagonal()) < 1e-6
     general = convex(34, CLIENTS, DIM)
-    run = federate(general, FedLapCov(PRIOR, damping=damping({"fraction": fraction}), fraction=fraction), 200)
+    run = federate(
+        general, FedLapCov(prior_precision=PRIOR, damping=damping({"fraction": fraction}), fraction=fraction), 200
+    )
     assert relative(run.means[-1], general.posterior(PRIOR)[0]) < 1e-6
     assert relative(run.posteriors[-1].precision, general.posterior(PRIOR)[1].diagonal()) < 1e-6
 
@@ -106,7 +110,7 @@ def test_fedlap_cov_with_its_own_client(quadratics, federate, relative) -> None:
     """Laplace's client: plain gradient descent to the mode, then the Gauss-Newton diagonal, no closed form."""
     data = quadratics.diagonal(35, 4, DIM)
     solver = LaplaceSolver(optimizer="sgd", lr=0.5, epochs=30, batch_size=100)
-    run = federate(data, FedLapCov(PRIOR), 70, solver=solver)
+    run = federate(data, FedLapCov(prior_precision=PRIOR), 70, solver=solver)
     mean, precision = data.posterior(PRIOR)
     assert relative(run.means[-1], mean) < 1e-6
     assert relative(run.posteriors[-1].precision, precision.diagonal()) < 1e-6

@@ -97,7 +97,7 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
         assert session.directory.path == tmp_path / "7"
         recorded = json.loads((tmp_path / "7" / "deployment.json").read_text())
         assert recorded == {"run_dir": "7", "overrides": text.split()}
-        session.strategy.accepted = {0: 1}
+        session.strategy.ledger.accepted = {0: 1}
         for session.recorder.round in (0, 1):
             session.directory.append("rounds", {"round": session.round})
         session.recorder.checkpoint()
@@ -115,5 +115,5 @@ def test_server_session(tmp_path, monkeypatch, caplog) -> None:
     with session_of(
         context({"overrides": "experiment=linreg rounds=4 figures=false", "run-dir": "7", "resume": True})
     ) as longer:
-        assert (longer.round, longer.cfg.rounds, longer.strategy.accepted) == (1, 4, {0: 1})
+        assert (longer.round, longer.cfg.rounds, longer.strategy.ledger.accepted) == (1, 4, {0: 1})
     assert "rounds=4" in json.loads((tmp_path / "7" / "deployment.json").read_text())["overrides"]

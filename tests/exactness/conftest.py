@@ -218,7 +218,7 @@ class Federation:
 
     def site(self, client: int) -> tuple[Tensor, Tensor]:
         """``(v_k, V_k)`` of the client's last accepted round, as it lies in the store."""
-        record = self.sites.read(client, self.strategy.accepted[client])
+        record = self.sites.read(client, self.strategy.ledger.accepted[client])
         assert record is not None
         return record["site.first"], record["site.second"] * -2.0
 

@@ -28,7 +28,9 @@ def inject(family: str) -> NaturalParameters:
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
 def test_guard_lifts_counts_and_logs(quadratics, federation, relative, caplog, family: str) -> None:
     data, rho, gamma = quadratics.random(31, CLIENTS, DIM), 0.5, 0.4
-    run = federation(data.problem(), BayesADMM(family, rho=rho, damping=gamma, prior_precision=PRIOR))
+    run = federation(
+        data.problem(), BayesADMM(family=family, rho=rho, damping=gamma, prior_precision=PRIOR, temperature=1.0)
+    )
     before = inject(family)
     run.strategy.hsum = before.clone()
     with caplog.at_level(logging.WARNING, logger="bayesfed"):
@@ -71,7 +73,9 @@ def test_guard_lifts_counts_and_logs(quadratics, federation, relative, caplog, f
 def test_guard_is_silent_on_convex_problems(quadratics, federation, caplog, family: str) -> None:
     data = quadratics.random(32, CLIENTS, DIM)
     with caplog.at_level(logging.WARNING, logger="bayesfed"):
-        run = federation(data.problem(), BayesADMM(family, rho=0.5, damping=0.4, prior_precision=PRIOR)).run(5)
+        run = federation(
+            data.problem(), BayesADMM(family=family, rho=0.5, damping=0.4, prior_precision=PRIOR, temperature=1.0)
+        ).run(5)
     assert [m["guard/count"] for m in run.metrics] == [0] * 5
     assert not caplog.records
 
@@ -80,7 +84,10 @@ def test_guard_is_silent_on_convex_problems(quadratics, federation, caplog, fami
 def test_recovers_once_the_sites_are_sane(quadratics, federation, relative, family: str) -> None:
     """After a guarded round with the injected curvature taken out again, the run converges to the exact posterior mean."""
     data = quadratics.diagonal(33, CLIENTS, DIM)
-    run = federation(data.problem(), BayesADMM(family, rho=0.5, prior_precision=PRIOR, alpha=1.0))
+    run = federation(
+        data.problem(),
+        BayesADMM(family=family, rho=0.5, prior_precision=PRIOR, alpha=1.0, damping=1.0, temperature=1.0),
+    )
     bad = inject(family)
     run.strategy.hsum = bad.clone()
     run.run(1)
@@ -94,7 +101,9 @@ def test_recovers_once_the_sites_are_sane(quadratics, federation, relative, fami
 def test_client_with_negative_curvature_is_refused(quadratics, federation, family: str) -> None:
     """A client whose own site exceeds its curvature has no posterior: an error reply with the reason, no NaN."""
     data = quadratics.random(34, 2, DIM)
-    run = federation(data.problem(), BayesADMM(family, rho=0.5, prior_precision=PRIOR)).run(1)
+    run = federation(
+        data.problem(), BayesADMM(family=family, rho=0.5, prior_precision=PRIOR, damping=1.0, temperature=1.0)
+    ).run(1)
     second = run.strategy.prior.quadratic * 1e5
     for k in range(2):
         first, _ = run.site(k)

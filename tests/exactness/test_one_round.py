@@ -54,7 +54,7 @@ def test_pooled_posterior_after_one_round(quadratics, federation, relative, seed
     """rho = 1/K, gamma = 1, server at the prior: mean and precision to 1e-10, and they stay there."""
     clients, dim = sizes(seed)
     data = quadratics.random(seed, clients, dim)
-    strategy = BayesADMM("full", rho=1 / clients, damping=1.0, prior_precision=0.7, temperature=temperature)
+    strategy = BayesADMM(family="full", rho=1 / clients, damping=1.0, prior_precision=0.7, temperature=temperature)
     run = federation(data.problem(), strategy).run(3)
     mean, precision = data.posterior(0.7, temperature)
     for posterior in run.posteriors[1:]:
@@ -65,7 +65,13 @@ def test_pooled_posterior_after_one_round(quadratics, federation, relative, seed
 @pytest.mark.parametrize("seed", SEEDS[:2])
 def test_diagonal_family_is_exact_on_diagonal_quadratics(quadratics, federation, relative, seed: int) -> None:
     data = quadratics.diagonal(seed, 5, 7)
-    posterior = federation(data.problem(), BayesADMM("diagonal", rho=1 / 5, prior_precision=2.0)).run(1).posteriors[1]
+    posterior = (
+        federation(
+            data.problem(), BayesADMM(family="diagonal", rho=1 / 5, prior_precision=2.0, damping=1.0, temperature=1.0)
+        )
+        .run(1)
+        .posteriors[1]
+    )
     mean, precision = data.posterior(2.0)
     assert relative(posterior.mean, mean) < 1e-10
     assert relative(posterior.precision, precision.diagonal()) < 1e-10
@@ -79,7 +85,9 @@ def test_contraction(quadratics, federation, seed: int, rho: float | None) -> No
     data = quadratics.random(seed, clients, dim)
     prior, init = 0.7, (5.0 if rho is None else 0.7)  # rho = 1/K contracts only from a wrong start
     rho = 1 / clients if rho is None else rho
-    strategy = BayesADMM("full", rho=rho, prior_precision=prior, init_precision=init)
+    strategy = BayesADMM(
+        family="full", rho=rho, prior_precision=prior, init_precision=init, damping=1.0, temperature=1.0
+    )
     run = federation(data.problem(), strategy).run(6)
     mean, precision = data.posterior(prior)
     first, second = precision @ mean, precision * -0.5
@@ -97,7 +105,9 @@ def test_contraction(quadratics, federation, seed: int, rho: float | None) -> No
 def test_alpha_one_needs_one_round_from_anywhere(quadratics, federation, relative, seed: int, rho: float) -> None:
     clients, dim = sizes(seed)
     data = quadratics.random(seed, clients, dim)
-    strategy = BayesADMM("full", rho=rho, alpha=1.0, prior_precision=0.7, init_precision=40.0)
+    strategy = BayesADMM(
+        family="full", rho=rho, alpha=1.0, prior_precision=0.7, init_precision=40.0, damping=1.0, temperature=1.0
+    )
     posterior = federation(data.problem(), strategy).run(1).posteriors[1]
     mean, precision = data.posterior(0.7)
     assert relative(posterior.mean, mean) < 1e-10

@@ -18,7 +18,10 @@ PRIOR = 1.5
 def test_sampled_clients_reach_the_posterior(quadratics, federation, relative, options: dict) -> None:
     """20 clients, 4 a round, 400 rounds: mean and precision to 1e-6; the precision is never below the prior's."""
     data = quadratics.diagonal(21, 20, 3)
-    run = federation(data.problem(), BayesADMM("diagonal", prior_precision=PRIOR, fraction=0.2, **options)).run(400)
+    run = federation(
+        data.problem(),
+        BayesADMM(family="diagonal", damping=1.0, prior_precision=PRIOR, fraction=0.2, temperature=1.0, **options),
+    ).run(400)
     mean, precision = data.posterior(PRIOR)
     assert relative(run.posteriors[-1].mean, mean) < 1e-6
     assert relative(run.posteriors[-1].precision, precision.diagonal()) < 1e-6
@@ -32,7 +35,10 @@ def test_all_clients_sampled_is_the_full_path(quadratics, federation, family: st
     """fraction = 1 under either rule, and a fraction that rounds to all clients: the same bits every round."""
     data = quadratics.random(22, 4, 5)
     runs = [
-        federation(data.problem(), BayesADMM(family, rho=0.6, damping=0.4, prior_precision=9.0, **options)).run(5)
+        federation(
+            data.problem(),
+            BayesADMM(family=family, rho=0.6, damping=0.4, prior_precision=9.0, temperature=1.0, **options),
+        ).run(5)
         for options in ({}, {"absent": "agree"}, {"fraction": 0.95}, {"fraction": 0.9, "absent": "agree"})
     ]
     for posteriors in zip(*(run.posteriors for run in runs), strict=True):
@@ -45,7 +51,9 @@ def test_all_clients_sampled_is_the_full_path(quadratics, federation, family: st
 def test_one_sampled_round_in_closed_form(quadratics, federation, relative, absent: str) -> None:
     """K in alpha is all clients; the sum of sites holds the absent ones' too; the mean follows the rule."""
     data, clients, rho, gamma = quadratics.random(23, 6, 4), 6, 0.3, 0.5
-    strategy = BayesADMM("diagonal", rho=rho, damping=gamma, prior_precision=9.0, fraction=0.5, absent=absent)
+    strategy = BayesADMM(
+        family="diagonal", rho=rho, damping=gamma, prior_precision=9.0, fraction=0.5, absent=absent, temperature=1.0
+    )
     run = federation(data.problem(), strategy).run(2)
     sites = {k: (torch.zeros(4).double(), torch.zeros(4).double()) for k in range(clients)}
     alpha = 1 / (1 + clients * rho)

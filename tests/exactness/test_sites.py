@@ -21,7 +21,7 @@ FAMILIES = ("isotropic", "diagonal", "full")
 
 def check_sum(run, tolerance: float) -> None:
     """``Hsum`` against the clients' stores: largest deviation relative to the largest entry of any site."""
-    pairs = [run.site(k) for k in run.strategy.accepted]
+    pairs = [run.site(k) for k in run.strategy.ledger.accepted]
     hsum = run.strategy.hsum
     for mine, theirs in ((hsum.linear, [v for v, _ in pairs]), (hsum.precision, [V for _, V in pairs])):
         assert mine.dtype == torch.float64
@@ -35,7 +35,7 @@ def check_sum(run, tolerance: float) -> None:
 def test_server_sum_is_the_sum_of_sites(quadratics, federation, family: str, dtype: torch.dtype) -> None:
     """Also in float32: both sides start from the same wire values."""
     data = quadratics.random(11, 5, 6)
-    strategy = BayesADMM(family, rho=0.7, damping=0.6, prior_precision=20.0, temperature=0.5)
+    strategy = BayesADMM(family=family, rho=0.7, damping=0.6, prior_precision=20.0, temperature=0.5)
     run = federation(data.problem(), strategy, dtype=dtype).run(8)
     assert run.posteriors[-1].mean.dtype == dtype
     check_sum(run, 1e-12)
@@ -43,7 +43,7 @@ def test_server_sum_is_the_sum_of_sites(quadratics, federation, family: str, dty
 
 def test_server_sum_with_ivon_in_float32(quadratics, federation) -> None:
     data = quadratics.random(12, 4, 6)
-    strategy = BayesADMM("diagonal", rho=0.5, damping=0.5, prior_precision=50.0, temperature=0.5)
+    strategy = BayesADMM(family="diagonal", rho=0.5, damping=0.5, prior_precision=50.0, temperature=0.5)
     run = federation(data.problem(), strategy, IVONSolver(lr=0.05, epochs=4, batch_size=4), torch.float32).run(6)
     check_sum(run, 1e-12)
 
@@ -57,7 +57,9 @@ def test_server_sum_with_sampling_and_lost_replies(quadratics, federation, tmp_p
         count[0] += reply.metadata.message_type == "train"
         return None if reply.metadata.message_type == "train" and count[0] % 4 == 0 else reply
 
-    strategy = BayesADMM("diagonal", rho=0.7, damping=0.6, prior_precision=20.0, fraction=0.5, absent=absent)
+    strategy = BayesADMM(
+        family="diagonal", rho=0.7, damping=0.6, prior_precision=20.0, fraction=0.5, absent=absent, temperature=1.0
+    )
     run = federation(data.problem(), strategy, sites=DiskSites(tmp_path), intercept=lose).run(20)
     assert run.refused == ["no reply before the timeout"] * 15
     assert {len(clients) for clients in run.accepted} > {2}
@@ -78,19 +80,19 @@ def test_server_sum_in_16_bits(quadratics, federation, tmp_path, family: str, wi
         count[0] += reply.metadata.message_type == "train"
         return None if reply.metadata.message_type == "train" and count[0] % 4 == 0 else reply
 
-    strategy = BayesADMM(family, rho=0.7, damping=0.6, prior_precision=20.0, temperature=0.5, fraction=0.5)
+    strategy = BayesADMM(family=family, rho=0.7, damping=0.6, prior_precision=20.0, temperature=0.5, fraction=0.5)
     run = federation(data.problem(), strategy, dtype=dtype, wire=wire, sites=DiskSites(tmp_path), intercept=lose).run(
         60
     )
     assert len(run.refused) == 45
-    assert len(strategy.accepted) == 6
+    assert len(strategy.ledger.accepted) == 6
     check_sum(run, 1e-12)
 
 
 @pytest.mark.parametrize("wire", HALVES)
 def test_server_sum_in_16_bits_with_ivon(quadratics, federation, wire: str) -> None:
     data = quadratics.random(12, 4, 6)
-    strategy = BayesADMM("diagonal", rho=0.5, damping=0.5, prior_precision=50.0, temperature=0.5)
+    strategy = BayesADMM(family="diagonal", rho=0.5, damping=0.5, prior_precision=50.0, temperature=0.5)
     solver = IVONSolver(lr=0.05, epochs=4, batch_size=4)
     run = federation(data.problem(), strategy, solver, torch.float32, wire=wire).run(20)
     check_sum(run, 1e-12)
@@ -102,7 +104,7 @@ def test_16_bits_reach_the_same_posterior(quadratics, federation, wire: str, tol
     data = quadratics.diagonal(20, 5, 6)
     ends = []
     for each in ("full", wire):
-        strategy = BayesADMM("diagonal", rho=0.2, damping=0.3, prior_precision=3.0)
+        strategy = BayesADMM(family="diagonal", rho=0.2, damping=0.3, prior_precision=3.0, temperature=1.0)
         ends.append(federation(data.problem(), strategy, wire=each).run(80).posteriors[-1])
     full, half = ends
     assert float((half.mean - full.mean).abs().max()) < tolerance * float(full.mean.abs().max())
@@ -122,7 +124,7 @@ def natural_gradient(family: str, mean: Tensor, gradient: Tensor, hessian: Tenso
 def test_site_is_a_moving_average_of_natural_gradients(quadratics, federation, family: str, gamma: float) -> None:
     """eta_k <- (1 - gamma) eta_k - gamma/tau grad_mu E_{q_k}[l_k] for exact clients, whatever rho is; to 1e-11."""
     data, tau = quadratics.random(14, 3, 5), 0.4
-    strategy = BayesADMM(family, rho=0.9, damping=gamma, prior_precision=20.0, temperature=tau)
+    strategy = BayesADMM(family=family, rho=0.9, damping=gamma, prior_precision=20.0, temperature=tau)
     run = federation(data.problem(), strategy)
     old = [(torch.zeros(5).double(), torch.zeros(())) for _ in range(3)]
     for round in range(1, 6):
@@ -142,7 +144,7 @@ def test_moving_average_on_a_loss_that_is_not_quadratic(linear_problem, federati
     g, gamma, tau, rho = torch_generator(15), 0.4, 0.5, 0.8
     inputs = [torch.randn(20, 3, generator=g, dtype=torch.float64) for _ in range(2)]
     labels = [(x[:, 0] + 0.5 * torch.randn(20, generator=g) > 0).long() for x in inputs]
-    strategy = BayesADMM("full", rho=rho, damping=gamma, prior_precision=2.0, temperature=tau)
+    strategy = BayesADMM(family="full", rho=rho, damping=gamma, prior_precision=2.0, temperature=tau)
     solver = VONSolver(epochs=25, mc_samples=0, local_schedule="constant")
     run = federation(linear_problem(inputs, labels, Categorical(), 2), strategy, solver)
     old = [(torch.zeros(6).double(), torch.zeros(6, 6).double()) for _ in range(2)]
@@ -169,7 +171,7 @@ def test_curvature_form_of_the_dual(quadratics, federation, monkeypatch, dtype, 
     """
     optimizers = spy(monkeypatch)
     data, rho, gamma, tau = quadratics.random(16, 3, 5), 0.5, 0.3, 0.5
-    strategy = BayesADMM("diagonal", rho=rho, damping=gamma, prior_precision=10.0, temperature=tau)
+    strategy = BayesADMM(family="diagonal", rho=rho, damping=gamma, prior_precision=10.0, temperature=tau)
     run = federation(data.problem(), strategy, IVONSolver(lr=0.05, epochs=20, batch_size=4), dtype)
     v, V = torch.zeros(3, 5).double(), torch.zeros(3, 5).double()
     for round in range(1, 5):
@@ -211,7 +213,7 @@ def test_ivon_starts_at_the_server_from_round_two(quadratics, federation, monkey
     """h = hess_init at the network initialisation in round 1; h = 0 exactly at (m_g, S_g) later (1.10 test 8)."""
     optimizers = spy(monkeypatch)
     data = quadratics.random(17, 3, 5)
-    strategy = BayesADMM(family, rho=0.5, damping=0.3, prior_precision=10.0, temperature=0.5)
+    strategy = BayesADMM(family=family, rho=0.5, damping=0.3, prior_precision=10.0, temperature=0.5)
     run = federation(data.problem(), strategy, IVONSolver(lr=0.05, epochs=3, batch_size=4, hess_init=0.7), dtype)
     for round in (1, 2, 3):
         server = run.posteriors[-1]
@@ -236,9 +238,12 @@ def test_exact_rounds_ignore_the_network_initialisation(quadratics, federation) 
     """Another seed draws another network; the quadratic iterates are the same bits."""
     data, results = quadratics.random(18, 3, 4), []
     for seed in (1, 2):
-        run = federation(data.problem(), BayesADMM("full", rho=1.0, prior_precision=2.0), ExactSolver(), seed=seed).run(
-            3
-        )
+        run = federation(
+            data.problem(),
+            BayesADMM(family="full", rho=1.0, prior_precision=2.0, damping=1.0, temperature=1.0),
+            ExactSolver(),
+            seed=seed,
+        ).run(3)
         results.append((run.trainer.initial, run.posteriors[-1]))
     assert not torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1].mean, results[1][1].mean)

@@ -19,7 +19,7 @@ ROUNDS = 320
 
 
 def server(**options) -> BayesADMM:
-    return BayesADMM("full", rho=0.5, damping=0.5, prior_precision=2.0, fraction=0.7, **options)
+    return BayesADMM(family="full", rho=0.5, damping=0.5, prior_precision=2.0, fraction=0.7, temperature=1.0, **options)
 
 
 def test_soak(quadratics, federation, tmp_path) -> None:
@@ -86,22 +86,21 @@ def test_soak(quadratics, federation, tmp_path) -> None:
 
     def checkpoint() -> None:
         made = run.strategy
-        tensors = {name: value.clone() for name, value in made.tensors().items()}
-        saved.append((len(run.posteriors), made.posterior, tensors, dict(made.accepted), dict(made.durable)))
+        tensors, values = made.state()
+        tensors = {name: value.clone() for name, value in tensors.items()}
+        saved.append((len(run.posteriors), tensors, values))
         del saved[:-2]
-        made.older, made.durable = made.durable, dict(made.accepted)
+        made.saved()
 
     def restart() -> None:
         """A new server process with the last checkpoint, or the one before; everything since is done again."""
         if len(saved) > 1 and draw.random() < 0.4:
             seen["checkpoint damaged"] = seen.get("checkpoint damaged", 0) + 1
             saved.pop()
-        length, posterior, tensors, accepted, durable = saved[-1]
+        length, tensors, values = saved[-1]
         run.strategy = server()
         run.strategy.setup(run.trainer.initial, len(data), run.seed)
-        run.strategy.posterior = posterior
-        run.strategy.load_tensors({name: value.clone() for name, value in tensors.items()})
-        run.strategy.accepted, run.strategy.durable, run.strategy.older = dict(accepted), dict(accepted), dict(durable)
+        run.strategy.load_state({name: value.clone() for name, value in tensors.items()}, values)
         del run.posteriors[length:]
 
     checkpoint()
@@ -120,7 +119,7 @@ def test_soak(quadratics, federation, tmp_path) -> None:
             seen["client process restarted"] = seen.get("client process restarted", 0) + 1
             run.trainer.sites = run.sites = DiskSites(tmp_path / "sites")
 
-        sites = [run.site(k) for k in run.strategy.accepted]
+        sites = [run.site(k) for k in run.strategy.ledger.accepted]
         if sites:  # after every round, whatever happened in it
             hsum = run.strategy.hsum
             for mine, theirs in ((hsum.linear, [v for v, _ in sites]), (hsum.precision, [V for _, V in sites])):

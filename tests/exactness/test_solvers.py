@@ -140,7 +140,9 @@ def test_von_federation_reaches_the_posterior_in_one_round(quadratics, federatio
 
     data = quadratics.random(43, 3, 4)
     solver = VONSolver(epochs=25, mc_samples=0, local_schedule="constant")
-    run = federation(data.problem(), BayesADMM("full", rho=1 / 3, prior_precision=1.0), solver).run(1)
+    run = federation(
+        data.problem(), BayesADMM(family="full", rho=1 / 3, prior_precision=1.0, damping=1.0, temperature=1.0), solver
+    ).run(1)
     mean, precision = data.posterior(1.0)
     assert relative(run.posteriors[1].mean, mean) < 1e-8
     assert relative(run.posteriors[1].precision, precision) < 1e-8
@@ -162,7 +164,9 @@ def test_a_federation_of_fixed_precision_is_that_of_the_exact_client(quadratics,
     data = quadratics.random(43, 3, 4)
     runs = [
         federation(
-            data.problem(), BayesADMM("full", rho=1.0, damping=0.2, prior_precision=5.0, covariance="fixed"), s
+            data.problem(),
+            BayesADMM(family="full", rho=1.0, damping=0.2, prior_precision=5.0, covariance="fixed", temperature=1.0),
+            s,
         ).run(3)
         for s in (ExactSolver(), solver)
     ]

@@ -37,7 +37,9 @@ def test_fixed_covariance_is_federated_admm(
     quadratics, federation, relative, family: str, rho: float, gamma: float
 ) -> None:
     data, delta = quadratics.random(1, 4, 6), 1.7
-    strategy = BayesADMM(family, rho=rho, damping=gamma, prior_precision=delta, covariance="fixed")
+    strategy = BayesADMM(
+        family=family, rho=rho, damping=gamma, prior_precision=delta, covariance="fixed", temperature=1.0
+    )
     run = federation(data.problem(), strategy).run(20)
     for form in ("mixture", "penalty"):
         expected = admm(data, delta, rho, gamma, 1 / (1 + 4 * rho), 20, form)
@@ -50,7 +52,15 @@ def test_fedlap(quadratics, federation, relative) -> None:
     """N lbar + delta v'w + delta/2 ||w - w_g||^2, v += gamma (w - w_g), w_g = sum v: alpha = rho = 1."""
     data, delta, gamma = quadratics.random(2, 3, 5), 2.5, 0.3
     eye, w_g, v = torch.eye(5).double(), torch.zeros(5).double(), [torch.zeros(5).double() for _ in range(3)]
-    strategy = BayesADMM("isotropic", rho=1.0, alpha=1.0, damping=gamma, prior_precision=delta, covariance="fixed")
+    strategy = BayesADMM(
+        family="isotropic",
+        rho=1.0,
+        alpha=1.0,
+        damping=gamma,
+        prior_precision=delta,
+        covariance="fixed",
+        temperature=1.0,
+    )
     run = federation(data.problem(), strategy).run(20)
     for posterior in run.posteriors[1:]:
         w = [torch.linalg.solve(data.curvature(k) + delta * eye, data.pull(k) + delta * (w_g - v[k])) for k in range(3)]
@@ -80,7 +90,14 @@ def test_feddyn_is_the_flat_prior_limit(quadratics, federation, relative) -> Non
     data, rho_s, errors = quadratics.random(3, 4, 5), 2.0, []
     expected = feddyn(data, rho_s, 12)
     for delta in (1e-4, 1e-5):
-        strategy = BayesADMM("isotropic", rho=rho_s / delta, prior_precision=delta, covariance="fixed")
+        strategy = BayesADMM(
+            family="isotropic",
+            rho=rho_s / delta,
+            prior_precision=delta,
+            covariance="fixed",
+            damping=1.0,
+            temperature=1.0,
+        )
         run = federation(data.problem(), strategy).run(12)
         errors.append(max(relative(q.mean, m) for q, m in zip(run.posteriors[1:], expected, strict=True)))
     assert errors[1] < 1e-4
@@ -105,7 +122,7 @@ def test_pvi_in_cavity_form(quadratics, federation, relative, family: str, gamma
     """q_k = tilted by the cavity q_g / t_k; t_k <- t_k (q_k / q_g)^gamma; q_g = p_0 prod t_k (Bui et al. 2018)."""
     clients, dim, prior = 4, 5, 30.0
     data = quadratics.random(4, clients, dim)
-    strategy = BayesADMM(family, rho=1.0, alpha=1.0, damping=gamma, prior_precision=prior)
+    strategy = BayesADMM(family=family, rho=1.0, alpha=1.0, damping=gamma, prior_precision=prior, temperature=1.0)
     run = federation(data.problem(), strategy).run(8)
 
     eye, zero = torch.eye(dim).double(), torch.zeros(dim).double()
@@ -128,7 +145,7 @@ def test_pvi_in_cavity_form(quadratics, federation, relative, family: str, gamma
 def test_damping_one_over_k_averages_natural_parameters(quadratics, federation, relative, family: str) -> None:
     """PVI with gamma = 1/K from the prior: the server is the mean of what the clients sent."""
     data = quadratics.random(5, 4, 5)
-    strategy = BayesADMM(family, rho=1.0, alpha=1.0, damping=1 / 4, prior_precision=3.0)
+    strategy = BayesADMM(family=family, rho=1.0, alpha=1.0, damping=1 / 4, prior_precision=3.0, temperature=1.0)
     run = federation(data.problem(), strategy).run(6)
     for round, posterior in enumerate(run.posteriors[1:], start=1):
         sent = [run.uploaded(round, k).natural for k in range(4)]
@@ -141,7 +158,9 @@ def test_damping_one_over_k_averages_natural_parameters(quadratics, federation, 
 def test_alpha_is_irrelevant_if_gamma_rho_k_is_one(quadratics, federation, relative, family: str, rho: float) -> None:
     data, runs = quadratics.random(6, 4, 5), []
     for alpha in (None, 0.1, 1.0):
-        strategy = BayesADMM(family, rho=rho, alpha=alpha, damping=1 / (4 * rho), prior_precision=3.0)
+        strategy = BayesADMM(
+            family=family, rho=rho, alpha=alpha, damping=1 / (4 * rho), prior_precision=3.0, temperature=1.0
+        )
         runs.append(federation(data.problem(), strategy).run(6).posteriors[1:])
     for posteriors in zip(*runs, strict=True):
         for other in posteriors[1:]:
@@ -154,7 +173,7 @@ def test_sign_convention_of_the_reference(quadratics, federation, relative, sign
     """The T-sign recursion (sign = 1) and the one with v' = -v, V' = -V give the iterates of the strategy."""
     clients, dim, rho, gamma, prior, tau = 3, 4, 0.4, 0.7, 2.0, 0.5
     data, alpha = quadratics.random(7, clients, dim), 1 / (1 + clients * rho)
-    strategy = BayesADMM("diagonal", rho=rho, damping=gamma, prior_precision=prior, temperature=tau)
+    strategy = BayesADMM(family="diagonal", rho=rho, damping=gamma, prior_precision=prior, temperature=tau)
     run = federation(data.problem(), strategy).run(15)
     m_g, s_g = torch.zeros(dim).double(), torch.full((dim,), prior).double()
     v, V = torch.zeros(clients, dim).double(), torch.zeros(clients, dim).double()

@@ -137,7 +137,11 @@ SOLVERS = {
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_linear_gaussian_federation_is_there_after_one_round(quadratics, federation, relative, solver):
     data = quadratics.random(43, 3, 4)
-    run = federation(data.problem(), BayesADMM("full", rho=1 / 3, prior_precision=1.0), SOLVERS[solver](25)).run(1)
+    run = federation(
+        data.problem(),
+        BayesADMM(family="full", rho=1 / 3, prior_precision=1.0, damping=1.0, temperature=1.0),
+        SOLVERS[solver](25),
+    ).run(1)
     mean, precision = data.posterior(1.0)
     assert relative(run.posteriors[1].mean, mean) < 1e-6
     assert relative(run.posteriors[1].precision, precision) < 1e-6
@@ -148,7 +152,7 @@ def test_diagonal_federation_reaches_the_exact_clients_posterior(quadratics, fed
     data = quadratics.diagonal(44, 3, 4)
     solver = SRVNSolver(epochs=25, curvature="hessian", mc_samples=0)
     ours, exact = (
-        federation(data.problem(), PVI("diagonal", damping=0.3, prior_precision=1.0), s).run(3)
+        federation(data.problem(), PVI(family="diagonal", damping=0.3, prior_precision=1.0, temperature=1.0), s).run(3)
         for s in (solver, ExactSolver())
     )
     for one, two in zip(ours.posteriors, exact.posteriors, strict=True):
@@ -193,7 +197,7 @@ def test_logistic_federation_reaches_the_pooled_posterior_in_as_many_rounds_as_v
     """Delta method: to 1e-6 of the pooled Laplace posterior in 4 rounds each."""
     problem, mean, precision = logistic
     for name, solver in SOLVERS.items():
-        strategy = BayesADMM("full", rho=1 / 3, damping=1.0, prior_precision=1.0)
+        strategy = BayesADMM(family="full", rho=1 / 3, damping=1.0, prior_precision=1.0, temperature=1.0)
         run = federation(problem, strategy, solver(15)).run(4)
         errors = [max(relative(q.mean, mean), relative(q.precision, precision)) for q in run.posteriors]
         assert errors[4] < 1e-6 < errors[3], name
@@ -201,7 +205,9 @@ def test_logistic_federation_reaches_the_pooled_posterior_in_as_many_rounds_as_v
 
 def test_under_pvi_the_server_gets_the_same_posteriors_as_from_von(logistic, federation, relative):
     ours, von = (
-        federation(logistic[0], PVI("full", damping=1 / 3, prior_precision=1.0), SOLVERS[name](15)).run(3)
+        federation(
+            logistic[0], PVI(family="full", damping=1 / 3, prior_precision=1.0, temperature=1.0), SOLVERS[name](15)
+        ).run(3)
         for name in ("srvon", "von")
     )
     for one, two in zip(ours.posteriors, von.posteriors, strict=True):

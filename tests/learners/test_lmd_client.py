@@ -9,6 +9,7 @@ import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.families import LogNormal, NaturalParameters, PointMass
 from bayesfed.federation.local import LocalProblem
+from bayesfed.federation.server.strategy import Reply, Sent
 from bayesfed.problem import Examples
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.likelihood import Gaussian
@@ -66,17 +67,16 @@ def clients_of(server, count=3):
 
 
 def aggregate(strategy, clients):
-    strategy.begin()
-    sums = strategy.empty()
+    sums, sent = strategy.empty(), Sent(strategy.posterior)
     for q in clients:
-        strategy.accumulate(sums, q, 10)
-    strategy.combine(sums, len(clients))
+        strategy.accumulate(sums, Reply(q, 10, {}, {}, sent))
+    strategy.combine(sums, sent, len(clients))
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_bayes_admm_combines_log_medians(damping):
     """Two rounds: z_g = (1 - a) mean z_k + a (z_0 + gamma rho sum of all (z_k - z_g)); the precision stays."""
-    strategy = BayesADMM(family="lognormal", rho=0.5, damping=damping, prior_precision=16.0)
+    strategy = BayesADMM(family="lognormal", rho=0.5, damping=damping, prior_precision=16.0, temperature=1.0)
     strategy.setup(torch.tensor([0.4, -0.2, 0.0, 0.3], **F64), num_clients=3)
     z_0 = strategy.posterior.log_median
     dual, alpha, z_g = torch.zeros(8, **F64), 1 / (1 + 3 * 0.5), z_0
@@ -93,7 +93,7 @@ def test_bayes_admm_combines_log_medians(damping):
 
 def test_pvi_multiplies_sites():
     """Undamped: log medians of prior and sites add up in units of the precision."""
-    strategy = PVI(family="lognormal", damping=1.0, prior_precision=16.0)
+    strategy = PVI(family="lognormal", damping=1.0, prior_precision=16.0, temperature=1.0)
     strategy.setup(torch.tensor([0.4, -0.2, 0.0, 0.3], **F64), num_clients=3)
     z_0 = strategy.posterior.log_median
     clients = clients_of(strategy.posterior)

@@ -84,7 +84,7 @@ def spread_of(optimizer) -> Tensor:
     if isinstance(optimizer, LMD):
         momenta = [g.momentum.flatten() for g in optimizer._groups]
         return torch.cat([*momenta, *(g.log_median.flatten() for g in optimizer._groups if hasattr(g, "log_median"))])
-    momentum = optimizer._momentum if isinstance(optimizer, SRVN) else optimizer.momentum()[0]
+    momentum = optimizer._state._momentum if isinstance(optimizer, SRVN) else optimizer.momentum()[0]
     return torch.cat([optimizer.precision.flatten(), *([] if momentum is None else [momentum])])
 
 

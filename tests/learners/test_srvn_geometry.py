@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clients.gaussian_steps import METHODS, lie_group_step, local_step, retract, safe_von_step, von_step
-from clients.lmd.logistic import LogisticPosterior, gauss_hermite
+from clients.logistic import LogisticPosterior, gauss_hermite
 from clients.srvn.step import (
     factor_from_precision,
     halved_tril,

@@ -197,7 +197,7 @@ def test_errors_name_group_and_option(problem, groups, message):
 
 @pytest.mark.parametrize(
     ("validation", "message"),
-    [(1.0, "must be below 1"), (-0.1, ">= 0"), (1e-6, "holds out 0 of 1438"), (0.9999, "keeps 0")],
+    [(1.0, ">= 0 and < 1"), (-0.1, ">= 0"), (1e-6, "holds out 0 of 1438"), (0.9999, "keeps 0")],
 )
 def test_validation_is_checked(problem, validation, message):
     with pytest.raises(InputError, match=rf"eval\.validation=.*{message}"):

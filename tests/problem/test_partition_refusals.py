@@ -11,9 +11,12 @@ import pytest
 from bayesfed.app import note_unused_partition, plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.errors import InputError
-from bayesfed.problem.partition.flower import OURS, FlowerPartitioner
+from bayesfed.problem import partition
+from bayesfed.problem.partition.flower import WORDS, FlowerPartitioner
 
-THEIRS = sorted(set(OURS) - {"partition", "partitions"})
+PARTITIONERS = [getattr(partition, name) for name in partition.__all__]
+RENAMED = {t: o for p in PARTITIONERS if issubclass(p, FlowerPartitioner) for t, o in p.options.items() if t != o}
+THEIRS = sorted({*WORDS, *RENAMED} - {"partition", "partitions"})
 
 
 @pytest.mark.parametrize(
@@ -61,12 +64,13 @@ def test_no_warning_of_the_library_and_the_hosts_filters_stay(overrides):
 
 class Broken(FlowerPartitioner):
     name = "broken"
+    kind = "IidPartitioner"
 
     def __init__(self, error: Exception):
         super().__init__(3)
         self.error = error
 
-    def build(self, flower, clients, seed):
+    def arguments(self, clients, seed):
         raise self.error
 
 

@@ -35,6 +35,9 @@ def test_goes_on_as_it_would_have(run):
     result = bayesfed.run([f"resume={run}", "rounds=4", "figures=false", "display=false"])
     reached = load_file(run / "posterior.safetensors")
     for name, expected in load_file(EARLIER / f"{run.name}.safetensors").items():
+        if name == "precision" and expected.isinf().all():  # of a point
+            assert reached[name].isinf().all()
+            continue
         gap = reached[name].double() - expected.double()
         assert float(gap.norm()) <= 1e-4 * float(expected.double().norm()), name
     assert [line["round"] for line in result.rounds] == [0, 1, 2, 3, 4]

@@ -24,6 +24,7 @@ from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import DiagonalGaussian, PointMass
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.local import LocalSolution
+from bayesfed.federation.server.strategy import Reply, Sent
 from bayesfed.runs.launch import RunResult, run_config
 from bayesfed.runs.status import status
 from clients.exact import ExactSolver
@@ -126,7 +127,7 @@ def with_client(half: type) -> type:
     return type("Mine", (BayesADMM,), {"client": half})
 
 
-HOOKS = ("__init__", "prepare", "local_settings", "begin", "empty", "accumulate", "extra", "combine", "tensors")
+HOOKS = ("__init__", "prepare", "local_settings", "empty", "accumulate", "extra", "combine", "tensors")
 POSTERIORS: dict[str, Callable[[Any], Any]] = {
     "no posterior": lambda q: None,
     "nan mean": lambda q: DiagonalGaussian(q.mean * NAN, q.precision),
@@ -199,21 +200,20 @@ def test_a_run_whose_strategy_was_mended_goes_on(attempt, tmp_path) -> None:
 def test_a_posterior_in_another_dtype_is_taken() -> None:
     scale = 1.0
 
-    def wide(self, sums, replies):
-        found = BayesADMM.combine(self, sums, replies)
+    def wide(self, *arguments):
+        found = BayesADMM.combine(self, *arguments)
         self.posterior = DiagonalGaussian(self.posterior.mean.double() + scale, self.posterior.precision.double())
         return found
 
-    made = subclass(BayesADMM, "combine", wide)("diagonal")
+    made = subclass(BayesADMM, "combine", wide)()
     made.setup(torch.zeros(3), 2)
-    made.begin()
-    sums = made.empty()
-    made.accumulate(sums, made.posterior.to(torch.float64), 1)
-    assert set(made.combined(sums, 1, 1)) == {"guard/count", "dual/norm", "admm/dual"}
+    sums, sent = made.empty(), Sent(made.posterior)
+    made.accumulate(sums, Reply(sent.wide, 1, {}, {}, sent))
+    assert set(made.combined(sums, sent, 1, 1)) == {"guard/count", "dual/norm", "admm/dual"}
     assert made.posterior.mean.dtype == torch.float32
     scale = 1e39  # beyond float32
     with pytest.raises(RunFailed, match="the server's mean is not finite"):
-        made.combined(sums, 1, 2)
+        made.combined(sums, sent, 1, 2)
 
 
 NUMBERS = {
@@ -245,7 +245,7 @@ def test_metrics_of_a_strategy(attempt, hook, value) -> None:
 
 
 def test_a_metric_cannot_take_the_rounds_name(attempt) -> None:
-    outcome = attempt(strategy=subclass(BayesADMM, "combine", lambda self, sums, replies: {"round": 7}))
+    outcome = attempt(strategy=subclass(BayesADMM, "combine", lambda self, *arguments: {"round": 7}))
     assert isinstance(outcome, RunFailed)
 
 

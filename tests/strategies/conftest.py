@@ -131,7 +131,11 @@ def strategy() -> Callable[..., Any]:
     """``strategy("diagonal", clients=6)``: one that is set up for them; ``point`` is FedAvg."""
 
     def make(kind: str = "diagonal", clients: int = 6, seed: int = 1, **options):
-        made = FedAvg(**options) if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5, **options)
+        made = (
+            FedAvg(**options)
+            if kind == "point"
+            else BayesADMM(family=kind, rho=0.5, damping=0.5, temperature=1.0, **options)
+        )
         made.setup(torch.zeros(P), clients, seed)
         return made
 

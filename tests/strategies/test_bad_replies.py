@@ -76,7 +76,7 @@ def test_bad_reply_is_left_out(posterior, strategy, scripted, reply_content, cal
     assert re.search(reason, callbacks.reasons(1)[2])
     assert callbacks.metrics[1]["clients/failed"] == 1
     assert callbacks.metrics[1]["clients/replied"] == 5
-    assert sorted(made.accepted) == [0, 1, 3, 4, 5]
+    assert sorted(made.ledger.accepted) == [0, 1, 3, 4, 5]
 
     others = strategy()
     others.start(scripted(6, lambda c, r: None if c == 2 else posterior("diagonal", c, r)), num_rounds=1)
@@ -140,14 +140,14 @@ def test_too_few_replies_stop_the_run(posterior, strategy, scripted, callbacks) 
 
     made = strategy(min_replies=3)
     made.start(scripted(6, answer), num_rounds=2)
-    before = made.posterior, made.hsum.clone(), dict(made.accepted)
+    before = made.posterior, made.hsum.clone(), dict(made.ledger.accepted)
     with pytest.raises(
         RunFailed, match=r"round 3: 2 of 6 clients replied, strategy.min_replies=3 .*client 0: .*broken"
     ):
         made.start(scripted(6, answer), num_rounds=3, first_round=3, callbacks=callbacks)
     assert made.posterior is before[0]
     assert torch.equal(made.hsum.linear, before[1].linear)
-    assert made.accepted == before[2] == dict.fromkeys(range(6), 2)
+    assert made.ledger.accepted == before[2] == dict.fromkeys(range(6), 2)
     assert callbacks.metrics == {}
 
 

@@ -114,9 +114,9 @@ def test_accepted_and_durable_rounds_travel(posterior, strategy, scripted) -> No
 
     made, grid = strategy(clients=4), scripted(4, answer)
     made.start(grid, num_rounds=2)
-    made.durable = dict(made.accepted)  # what the session does when it writes a checkpoint
+    made.saved()  # what the session says when it wrote a checkpoint
     made.start(grid, num_rounds=4, first_round=3)
-    made.older, made.durable = made.durable, dict(made.accepted)
+    made.saved()
     made.start(grid, num_rounds=5, first_round=5)
     heard = {
         t: [(m["accepted"], m["durable"], m["older"]) for _, m in sorted(grid.methods[t].items())] for t in grid.methods
@@ -131,7 +131,7 @@ def test_accepted_and_durable_rounds_travel(posterior, strategy, scripted) -> No
 
 
 def test_messages_hold_the_posterior_and_plain_values(posterior, scripted) -> None:
-    made = BayesADMM("diagonal", rho=0.3, damping=0.2, temperature=0.7, covariance="fixed", prior_precision=3.0)
+    made = BayesADMM(family="diagonal", rho=0.3, damping=0.2, temperature=0.7, covariance="fixed", prior_precision=3.0)
     made.setup(torch.ones(P), 2)
     made.lr_factor = lambda round: 0.5**round
     grid = scripted(2, lambda c, r: posterior("diagonal", c, r))
@@ -146,25 +146,28 @@ def test_messages_hold_the_posterior_and_plain_values(posterior, scripted) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_for_checkpoints_is_complete(posterior, strategy, scripted, kind: str) -> None:
-    """Posterior, tensors() and accepted, loaded into a new strategy, continue with the same bits."""
+    """What state() gives, loaded into a new strategy, continues with the same bits."""
     grid = scripted(4, lambda c, r: posterior(kind, c, r))
     whole, first, second = (strategy(kind, clients=4, fraction=0.5) for _ in range(3))
     whole.start(grid, num_rounds=6)
     first.start(grid, num_rounds=3)
-    second.posterior = type(first.posterior).from_arrays({n: v.clone() for n, v in first.posterior.arrays().items()})
-    second.load_tensors({name: value.clone() for name, value in first.tensors().items()})
-    second.accepted = dict(first.accepted)
+    tensors, values = first.state()
+    second.load_state({name: value.clone() for name, value in tensors.items()}, values)
     second.start(grid, num_rounds=6, first_round=4)
     for name, value in whole.posterior.arrays().items():
         assert torch.equal(second.posterior.arrays()[name], value)
-    assert second.accepted == whole.accepted
+    assert second.ledger.accepted == whole.ledger.accepted
 
 
 # -- 16-bit messages ------------------------------------------------------------------------------------------------------
 
 
 def in_16_bits(kind: str, format: str, **options):
-    made = FedAvg(**options) if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5, **options)
+    made = (
+        FedAvg(**options)
+        if kind == "point"
+        else BayesADMM(family=kind, rho=0.5, damping=0.5, temperature=1.0, **options)
+    )
     made.setup(torch.linspace(-1, 1, P) / 3, 4, 1, format)
     return made
 
@@ -179,11 +182,11 @@ def test_the_server_keeps_what_its_messages_leave_out(
     made.posterior = type(made.posterior).from_arrays(posterior(kind, 0, 0))
     before = made.posterior
     grid = scripted(4, lambda c, r: RecordDict({
-        "posterior": made.codec.encode(made.sent.arrays(), made.sent.arrays())[0],
+        "posterior": made.codec.encode(made.round.sent.posterior.arrays(), made.round.sent.posterior.arrays())[0],
         "metrics": MetricRecord({"num-examples": 1, "round": r}),
     }))  # fmt: skip
     result = made.start(grid, num_rounds=3)
-    assert not torch.equal(made.sent.mean, before.mean)
+    assert not torch.equal(made.round.sent.posterior.mean, before.mean)
     for name, value in made.posterior.arrays().items():
         assert torch.allclose(value, before.arrays()[name], rtol=1e-6, atol=0)
     assert torch.equal(torch.from_numpy(result.arrays["mean"].numpy()), made.posterior.mean)
@@ -198,7 +201,7 @@ def test_a_reply_in_another_format_is_left_out(posterior, scripted, callbacks) -
             return posterior("diagonal", 1, 1)
         codec = other.codec if client == 2 else made.codec
         return RecordDict({
-            "posterior": codec.encode(posterior("diagonal", client, 1), made.sent.arrays())[0],
+            "posterior": codec.encode(posterior("diagonal", client, 1), made.round.sent.posterior.arrays())[0],
             "metrics": MetricRecord({"num-examples": 1, "round": round}),
         })  # fmt: skip
 
@@ -219,7 +222,11 @@ def test_a_server_mean_beyond_float16_stops_the_run(scripted) -> None:
 # -- as a Flower strategy ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("made", [FedAvg(), FedProx(mu=0.1), BayesADMM("diagonal", rho=0.5)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "made",
+    [FedAvg(), FedProx(mu=0.1), BayesADMM(family="diagonal", rho=0.5, damping=1.0, temperature=1.0)],
+    ids=lambda s: s.name,
+)
 def test_plain_flower_strategy(posterior, scripted, made: Strategy) -> None:
     """Only a grid and initial arrays: no setup, no callbacks; Flower's Result comes back."""
     kind = "diagonal" if isinstance(made, BayesADMM) else "point"
@@ -305,8 +312,8 @@ def test_sums_made_where_the_clients_are_give_the_same_bits(
         assert torch.equal(one, other)
     for one, other in zip(plain.tensors().values(), folded.tensors().values(), strict=True):
         assert torch.equal(one, other)
-    assert plain.accepted == folded.accepted
-    assert callbacks.metrics[3]["bytes/up"] == plain._tally.up
+    assert plain.ledger == folded.ledger
+    assert callbacks.metrics[3]["bytes/up"] == plain.round.up
     assert "client 3 is broken" in callbacks.reasons(3)[3]
     assert "array" in callbacks.reasons(3)[5]
     assert grid.sums == 3 * 6  # groups 0, 3, 4, 6, 7, 9

@@ -11,6 +11,7 @@ import torch
 import bayesfed
 from bayesfed.errors import InputError
 from bayesfed.families import GAUSSIANS
+from bayesfed.federation.server.strategy import Reply, Sent
 from bayesfed.seeding import torch_generator
 from strategies import BayesADMM, FedAvg, FedProx
 
@@ -58,7 +59,7 @@ def test_good_settings(options: dict) -> None:
 
 def test_fixed_covariance_has_one_precision() -> None:
     with pytest.raises(InputError, match=r"init_precision=2\.0: must be null with covariance=fixed"):
-        BayesADMM(covariance="fixed", prior_precision=1.0, init_precision=2.0)
+        BayesADMM(covariance="fixed", prior_precision=1.0, init_precision=2.0, rho=1.0, damping=1.0, temperature=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -144,16 +145,15 @@ def test_no_tensor_on_the_default_device(family: str, options: dict) -> None:
     kind = GAUSSIANS[family]
     initial = torch.zeros(3)
     replies = [kind.isotropic(torch.full((3,), float(k + 1)), k + 1.0).to(torch.float64) for k in range(2)]
-    made = BayesADMM(family, rho=0.5, **options)
+    made = BayesADMM(family=family, rho=0.5, temperature=1.0, **options)
     with torch.device("meta"):
         made.setup(initial, 3)
         for push in (0.0, 1e6):
             made.hsum.quadratic.add_(push)
-            made.begin()
-            sums = made.empty()
+            sums, sent = made.empty(), Sent(made.posterior)
             for q in replies:
-                made.accumulate(sums, q, 1)
-            metrics = made.combine(sums, 2)
+                made.accumulate(sums, Reply(q, 1, {}, {}, sent))
+            metrics = made.combine(sums, sent, 2)
     tensors = [*made.posterior.arrays().values(), *made.tensors().values()]
     assert {t.device.type for t in tensors} == {"cpu"}
     assert made.posterior.mean.dtype == torch.float32
@@ -165,7 +165,7 @@ def test_metrics_of_a_round(scripted, family: str) -> None:
     """Residuals and dual norms by their definitions (design 8)."""
     kind = GAUSSIANS[family]
     sent = [kind.isotropic(torch.full((3,), float(k + 1)), k + 2.0) for k in range(2)]
-    made = BayesADMM(family, rho=0.5, damping=0.4, prior_precision=1.0)
+    made = BayesADMM(family=family, rho=0.5, damping=0.4, prior_precision=1.0, temperature=1.0)
     made.setup(torch.zeros(3), 2)
     server = made.posterior.to(torch.float64).natural
     metrics = made.start(scripted(2, lambda c, r: sent[c].arrays()), num_rounds=1).train_metrics_clientapp[1]

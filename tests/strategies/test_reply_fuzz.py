@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bayesfed import wire
 from bayesfed.federation.server.limits import Limits
 from bayesfed.federation.server.replies import GroupSums
+from bayesfed.federation.server.round import Sent
 from bayesfed.wire.flower_version import error_reply, set_identity
 from bayesfed.wire.records import _header
 from strategies import BayesADMM, FedAvg
@@ -24,10 +25,14 @@ NUMPY = "numpy.ndarray"
 
 
 def made(kind: str):
-    strategy = FedAvg() if kind == "point" else BayesADMM(kind, rho=0.5, damping=0.5)
+    strategy = FedAvg() if kind == "point" else BayesADMM(family=kind, rho=0.5, damping=0.5, temperature=1.0)
     strategy.setup(torch.zeros(P), 3)
-    strategy.begin()
     return strategy
+
+
+def absorb(strategy, reply: Message, sums: GroupSums | None = None) -> None:
+    """Read, check and add up a reply of round 1."""
+    strategy.absorb(sums or GroupSums(strategy.empty), strategy.read(reply, 1, Sent(strategy.posterior)), 1)
 
 
 set_identity()
@@ -100,7 +105,7 @@ def test_any_content(kind: str) -> None:
         sums = GroupSums(strategy.empty)
         before = {name: value.clone() for name, value in sums.total.items()}
         try:
-            strategy._absorb(sums, Message(content, reply_to=ASKED), 1)
+            absorb(strategy, Message(content, reply_to=ASKED), sums)
         except wire.BadMessage:
             outcomes["refused"] += 1
             assert all(torch.equal(value, before[name]) for name, value in sums.total.items())
@@ -116,7 +121,7 @@ def test_any_content(kind: str) -> None:
 def test_error_reply_is_a_refusal() -> None:
     for kind, strategy in MADE.items():
         with pytest.raises(wire.BadMessage, match="RuntimeError: broke"):
-            strategy._absorb(GroupSums(strategy.empty), error_reply(ASKED, RuntimeError("broke")), 1), kind
+            absorb(strategy, error_reply(ASKED, RuntimeError("broke"))), kind
 
 
 def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message:
@@ -138,9 +143,9 @@ def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message
 def test_bounds(reply: Message, reason: str) -> None:
     strategy = made("diagonal")
     strategy.reader.limits = Limits(mean_norm=100, precision=1e4, reply_bytes=800)
-    strategy._absorb(GroupSums(strategy.empty), good(), 1)
+    absorb(strategy, good())
     with pytest.raises(wire.BadMessage, match=reason):
-        strategy._absorb(GroupSums(strategy.empty), reply, 1)
+        absorb(strategy, reply)
 
 
 def test_a_header_that_claims_too_much_costs_no_memory() -> None:

@@ -1,4 +1,4 @@
-"""Messages to the nodes of a SuperLink: replies as they come, and the message once more for a node that was restarted."""
+"""Messages to the nodes of a SuperLink: replies as they come, and once more to a node that was restarted."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class Errand:
 
 
 def deliver(grid: Grid, messages: Iterable[Message], timeout: float, gone: set[int] | None = None) -> Iterator[Message]:
-    """Send ``messages``, one to a node, and yield the replies as they come until all are in or ``timeout`` seconds passed.
+    """Send ``messages``, one to a node, and yield the replies as they come, for ``timeout`` seconds at most.
 
-    A SuperNode that is killed takes the message it was working on with it, and Flower does not deliver one twice. So a message goes
-    out again when its node is back (the SuperLink says when a node was activated last): solving a round again gives the same site
-    and the same reply. A node that stays away for ``RETURN`` seconds yields an error reply.
+    A SuperNode that is killed takes the message it was working on with it, and Flower does not deliver one twice. So a
+    message goes out again when its node is back (the SuperLink says when a node was activated last): solving a round
+    again gives the same site and the same reply. A node that stays away for ``RETURN`` seconds yields an error reply.
 
-    A reply counts for the node to which the message it answers was sent (Flower's ``reply_to_message_id``), and only if it comes from there.
+    A reply counts for the node to which the message it answers was sent (Flower's ``reply_to_message_id``), and only if
+    it comes from there.
 
     Args:
         grid: reaches the nodes.

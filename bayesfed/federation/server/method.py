@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from bayesfed.errors import InputError, RunDiverged, RunFailed
 from bayesfed.families import FAMILIES, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.federation.client.handler import Trainer
-from bayesfed.federation.server.reading import Posterior, Reply
+from bayesfed.federation.server.ledger import Ledger
+from bayesfed.federation.server.reading import Reply
 from bayesfed.federation.server.replies import Sums
+from bayesfed.federation.server.round import Posterior, Sent
 from bayesfed.foreign import plain_text
 from bayesfed.metrics import plain_numbers
 
@@ -34,6 +37,7 @@ class Method(ABC, Generic[Posterior]):
         client: its client half: found by the strategy's name in local configuration, never by a message.
         asks: what it needs of clients besides solving for its family, see ``Solver.lacks``.
         posterior: the server's.
+        ledger: which of their rounds counted, for each client.
         dtype: of models and server.
         num_clients: K.
         sizes: examples of each client that connected, by partition id.
@@ -46,6 +50,7 @@ class Method(ABC, Generic[Posterior]):
     asks: frozenset[str] = frozenset()
     client: ClassVar[type[Trainer]] = Trainer
     posterior: Posterior
+    ledger: Ledger
     dtype: torch.dtype
     num_clients: int
     sizes: dict[int, int]
@@ -60,7 +65,7 @@ class Method(ABC, Generic[Posterior]):
         Raises:
             InputError: it is not, or the constructor did not call the base class's.
         """
-        if not hasattr(self, "fraction"):
+        if not hasattr(self, "ledger"):
             raise InputError("strategy", type(self).__name__, "its constructor must call super().__init__()")
         self.prepare(initial)
         try:
@@ -70,47 +75,39 @@ class Method(ABC, Generic[Posterior]):
 
     @abstractmethod
     def local_settings(self) -> dict[str, float | bool | str]:
-        """Values of the local problem: rho, damping, temperature, proximal, learn_precision, and what the method's client half reads."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Get ready for the replies to ``self.posterior`` as it was sent."""
+        """Values of the local problem (the keys of ``NEUTRAL``), and what the method's client half reads."""
 
     @abstractmethod
     def empty(self) -> Sums:
         """Sums over no clients: named float64 tensors that add up, on the CPU."""
 
     @abstractmethod
-    def accumulate(self, sums: Sums, posterior: Posterior, num_examples: int) -> dict[str, float]:
-        """Add one client's posterior (see :class:`Reply`) to ``sums`` in place; returns numbers to log for this client."""
-
-    def add(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
-        """The same, for methods that need more of the reply.
+    def accumulate(self, sums: Sums, reply: Reply[Posterior]) -> dict[str, float]:
+        """Add one client's reply to ``sums`` in place; returns numbers to log for this client.
 
         Raises:
-            wire.BadMessage: what they need is not there; ``sums`` is as before.
+            wire.BadMessage: what the method needs is not there; ``sums`` is as before.
         """
-        return self.accumulate(sums, reply.posterior, reply.num_examples)
 
     def extra(self) -> dict[str, Tensor]:
         """Vectors (P,) that go to clients with the posterior."""
         return {}
 
     @abstractmethod
-    def combine(self, sums: Sums, replies: int) -> dict[str, float]:
-        """Update ``self.posterior`` from the sums over ``replies`` clients; returns numbers to log."""
+    def combine(self, sums: Sums, sent: Sent[Posterior], replies: int) -> dict[str, float]:
+        """Update ``self.posterior`` from what was sent and the sums over ``replies`` clients; numbers to log."""
 
-    def combined(self, sums: Sums, replies: int, server_round: int) -> dict[str, float]:
-        """:meth:`combine`, its numbers as Python's, and the posterior and :meth:`tensors` it left are seen to be sound before anything is written.
+    def combined(self, sums: Sums, sent: Sent[Posterior], replies: int, server_round: int) -> dict[str, float]:
+        """:meth:`combine`; its numbers, and the posterior and :meth:`tensors` it left, are seen to be sound.
 
         Raises:
             RunDiverged: they are not.
             RunFailed: the numbers are none.
         """
         dim = self.posterior.dim
-        found = self.combine(sums, replies)
+        numbers = self.combine(sums, sent, replies)
         try:
-            metrics = plain_numbers(found, f"{type(self).__name__}.combine")
+            metrics = plain_numbers(numbers, f"{type(self).__name__}.combine")
         except ValueError as error:
             raise RunFailed(f"round {server_round}: {error}") from error
         try:
@@ -120,18 +117,42 @@ class Method(ABC, Generic[Posterior]):
                     raise ValueError(f"state {plain_text(name)} is not finite")
         except ValueError as error:
             raise RunDiverged(
-                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming repeats the same "
-                f"steps and diverges again: start a new run with smaller steps (client.lr, strategy.damping, ...), or mend "
-                f"{type(self).__name__}.combine"
+                f"diverged: round {server_round}: the server's {error}; what was saved before is kept, but resuming "
+                f"repeats the same steps and diverges again: start a new run with smaller steps (client.lr, "
+                f"strategy.damping, ...), or mend {type(self).__name__}.combine"
             ) from error
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        """Server state besides the posterior, for checkpoints."""
+        """The method's state besides the posterior."""
         return {}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`; called after :meth:`prepare`."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint needs: tensors, and plain values. Once it is saved, call :meth:`saved`."""
+        posterior = {f"posterior.{name}": value for name, value in self.posterior.arrays().items()}
+        return posterior | self.tensors(), self.ledger.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` gave, after :meth:`setup`.
+
+        Raises:
+            KeyError, ValueError: it is not of this strategy and model.
+        """
+        rest = dict(tensors)
+        arrays = {name: rest.pop(f"posterior.{name}") for name in self.posterior.arrays()}
+        posterior = type(self.posterior).from_arrays(arrays)
+        if posterior.dim != self.posterior.dim:
+            raise ValueError(f"{posterior.dim} parameters, the model has {self.posterior.dim}")
+        self.posterior = cast(Posterior, posterior)
+        self.load_tensors(rest)
+        self.ledger.load(values)
+
+    def saved(self) -> None:
+        """The present :meth:`state` is safe on the disk."""
+        self.ledger.saved()
 
     @property
     def num_examples(self) -> int:
@@ -143,7 +164,8 @@ class Method(ABC, Generic[Posterior]):
         if len(self.sizes) < self.num_clients:
             missing = self.num_clients - len(self.sizes)
             raise RunFailed(
-                f"{missing} of {self.num_clients} clients have not connected; {self.name} needs the size of every client"
+                f"{missing} of {self.num_clients} clients have not connected; "
+                f"{self.name} needs the size of every client"
             )
         return sum(self.sizes.values())
 
@@ -157,7 +179,8 @@ def _sound(posterior: Any, family: str, dim: int, dtype: torch.dtype) -> Any:
     """A server's posterior in ``dtype``.
 
     Raises:
-        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is not finite ...".
+        ValueError: it is none of this family over ``dim`` parameters, finite and with a positive precision; as "mean is
+            not finite ...".
     """
     kind = FAMILIES[family]
     if not isinstance(posterior, kind) or posterior.name != family:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bayesfed import wire
 from bayesfed.families import ExponentialFamily
 
-HELD = 5  # replies that wait for each other at the start of a round: two liars among them can't move the median to their side
+HELD = 5  # replies that wait for each other at first: two liars among them can't move the median to their side
 LEAST = 3  # replies without which there is no majority
 Found = TypeVar("Found")
 
@@ -19,13 +19,14 @@ Found = TypeVar("Found")
 class Outliers:
     """Compares what clients claim with the round's median, as replies stream in.
 
-    Precisions grow with the number of examples, so a simulated client that has more of them than the median client may claim that much
-    more; a deployed one says its number itself, so there it makes no difference.
-    The first ``HELD`` replies are kept until there is a median; later ones are compared with that of all so far, so that memory stays O(P).
+    Precisions grow with the number of examples, so a simulated client that has more of them than the median client may
+    claim that much more; a deployed one says its number itself, so there it makes no difference.
+    The first ``HELD`` replies are kept until there is a median; later ones are compared with that of all so far, so
+    that memory stays O(P).
 
     Args:
-        precision: how many times the median's a client's mean precision may be; its largest entry, which differs more among honest clients,
-            the square of that.
+        precision: how many times the median's a client's mean precision may be; its largest entry, which differs more
+            among honest clients, the square of that.
         examples: how many times those of the federation's median client a client's examples may be.
         sizes: examples of each client, as it said when it connected.
         trusted: whether the sizes are the simulation's own.

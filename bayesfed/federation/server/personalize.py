@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -12,10 +12,8 @@ from flwr.serverapp import Grid
 from bayesfed import wire
 from bayesfed.federation.server.reading import numbers
 from bayesfed.federation.server.replies import in_order
+from bayesfed.federation.server.strategy import FederatedStrategy
 from bayesfed.wire.flower_version import reason
-
-if TYPE_CHECKING:
-    from bayesfed.federation.server.strategy import FederatedStrategy
 
 log = getLogger("bayesfed")
 
@@ -23,12 +21,12 @@ log = getLogger("bayesfed")
 def personalize(
     strategy: FederatedStrategy[Any], grid: Grid, server_round: int, samples: int
 ) -> dict[int, dict[str, float]]:
-    """Let every client solve its local problem once more from the server's posterior, keep nothing of it, and test the result.
+    """Let every client solve its local problem once more, keep nothing of it, and test the result.
 
-    The messages are those of round ``server_round + 1`` with all clients taking part and all of their steps, at the learning rate
-    of ``server_round``, but of type EVALUATE: clients reply with numbers only and change no state. Here the messages are made by a
-    copy of the strategy, so that nothing changes either, whatever a subclass does in ``configure_train``; the copy takes as
-    much memory as the strategy's vectors.
+    The messages are those of round ``server_round + 1`` with all clients taking part and all of their steps, at the
+    learning rate of ``server_round``, but of type EVALUATE: clients reply with numbers only and change no state. Here
+    the messages are made by a copy of the strategy, so that nothing changes either, whatever a subclass does in
+    ``configure_train``; the copy takes as much memory as the strategy's vectors.
 
     Args:
         strategy: after its last round.
@@ -37,10 +35,12 @@ def personalize(
         samples: posterior samples of a model-averaged prediction.
 
     Returns:
-        Per client that answered, its scores as :func:`bayesfed.federation.client.questions.personalize` gives them; the others are named in the log.
+        Per client that answered, its scores as :func:`bayesfed.federation.client.questions.personalize` gives them;
+        the others are named in the log.
     """
+    strategy.connect(grid)
     asking = copy.copy(strategy)
-    asking._callbacks, asking.fates, asking.fraction = None, None, 1.0
+    asking.callbacks, asking.fates, asking.fraction = None, None, 1.0
     factor = strategy.lr_factor(max(server_round, 1))
     asking.lr_factor = lambda round: factor
     asking = copy.deepcopy(asking)
@@ -52,13 +52,13 @@ def personalize(
         )
         for m in asking.configure_train(server_round + 1, arrays, ConfigRecord(), grid)
     ]  # fmt: skip
-    found: dict[int, dict[str, float]] = {}
-    for client, reply in in_order(asking._tally.sampled, grid.send_and_receive(messages, timeout=strategy.timeout)):
+    scores: dict[int, dict[str, float]] = {}
+    for client, reply in in_order(asking.round.sampled, grid.send_and_receive(messages, timeout=strategy.timeout)):
         try:
             record = None if reply is None or reply.has_error() else reply.content.get("metrics")
             if not isinstance(record, MetricRecord):
                 raise wire.BadMessage(reason(reply) if reply is not None and reply.has_error() else "no reply")
-            found[client] = {k: v for k, v in numbers(record).items() if k != "round"}
+            scores[client] = {k: v for k, v in numbers(record).items() if k != "round"}
         except wire.BadMessage as error:
             log.warning("client %d was not personalized: %s", client, error)
-    return found
+    return scores

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, cast
 
 import torch
 from flwr.app import Message, MetricRecord
@@ -15,11 +14,11 @@ from bayesfed import wire
 from bayesfed.families import ExponentialFamily, PointMass
 from bayesfed.families.natural import all_finite
 from bayesfed.federation.server.limits import Limits
+from bayesfed.federation.server.round import Posterior, Sent
 from bayesfed.foreign import plain_text
 from bayesfed.wire.flower_version import raised, reason
 from bayesfed.wire.size import message_bytes
 
-Posterior = TypeVar("Posterior", bound=ExponentialFamily | PointMass)
 MOST_EXAMPLES = 10**15  # of one client: sums of such numbers stay exact in float64
 MOST_METRICS, LONGEST_NAME = 500, 80  # of a reply: names are a stranger's text, and kept for every client and round
 OURS = ("accepted", "reason")  # what the server says of a reply, in the same line of clients.jsonl
@@ -30,16 +29,19 @@ class Reply(Generic[Posterior]):
     """A client's answer, checked.
 
     Attributes:
-        posterior: on the CPU; in float64, a point as it travelled (not to be written to: it may be the message's memory).
+        posterior: on the CPU; an exponential family in float64, a point as it travelled (not to be written to: it may
+            be the message's memory).
         num_examples: ``N_k``.
         metrics: numbers the client sent.
         extra: the vectors (P,) named in ``FederatedStrategy.received``, float64.
+        sent: what the client got.
     """
 
     posterior: Posterior
     num_examples: int
     metrics: dict[str, float]
     extra: dict[str, Tensor]
+    sent: Sent[Posterior]
 
     def metric(self, name: str) -> float:
         """A number the method can't do without.
@@ -96,7 +98,7 @@ class Reader(Generic[Posterior]):
         self._array_bytes = sum(map(math.prod, shapes)) * codec.dtype.itemsize
 
     def checked(
-        self, reply: Message, server_round: int, client: int | None, sent: Mapping[str, Tensor], folds: bool
+        self, reply: Message, server_round: int, client: int | None, sent: Sent[Posterior], folds: bool
     ) -> Read[Posterior]:
         """The whole answer, or a group's sums where a grid ``folds``; arguments as below.
 
@@ -141,31 +143,49 @@ class Reader(Generic[Posterior]):
             raise wire.BadMessage(f"num-examples is {found.get('num-examples')}")
         return {name: value for name, value in found.items() if math.isfinite(value) and name not in OURS}
 
-    def read(self, reply: Message, metrics: dict[str, float], sent: Mapping[str, Tensor]) -> Reply[Posterior]:
+    def read(self, reply: Message, metrics: dict[str, float], sent: Sent[Posterior]) -> Reply[Posterior]:
         """The whole answer: size, names, shapes, dtypes, finite, positive, within limits.
 
         Args:
             reply: what arrived.
             metrics: its :meth:`metrics`.
-            sent: the server's arrays, as the message brought them to the client.
+            sent: what the message brought to the client.
 
         Raises:
             wire.BadMessage: what is wrong; ``wire.Diverged`` if a value is not finite or beyond the limits.
         """
-        self.limits.check_size(message_bytes(reply), self._array_bytes)
-        # points are only added: no copy is needed
-        wide = torch.float64 if issubclass(self.family, ExponentialFamily) else None
-        arrays = self.codec.decode(reply.content.get("posterior"), sent, to=wide, copy=False)
+        self._check_size(message_bytes(reply))
+        wide = (
+            torch.float64 if issubclass(self.family, ExponentialFamily) else None
+        )  # points are only added: no copy is needed
+        arrays = self.codec.decode(reply.content.get("posterior"), sent.posterior.arrays(), to=wide, copy=False)
         try:
             posterior = cast(Posterior, self.family.from_arrays(arrays))
         except ValueError as error:
             kind = wire.BadMessage if all(map(all_finite, arrays.values())) else wire.Diverged
             raise kind(str(error)) from error
-        self.limits.check(posterior)
+        self._check_values(posterior)
         extra: dict[str, Tensor] = {}
         if self.extra.shapes:
             extra = self.extra.decode(reply.content.get("extra"), to=torch.float64)
             for name, vector in extra.items():
                 if not all_finite(vector):
                     raise wire.Diverged(f"array '{name}' is not finite")
-        return Reply(posterior, int(metrics["num-examples"]), metrics, extra)
+        return Reply(posterior, int(metrics["num-examples"]), metrics, extra, sent)
+
+    def _check_size(self, size: int) -> None:
+        most = self.limits.reply_bytes or 2 * self._array_bytes + (1 << 20)
+        if size > most:
+            raise wire.BadMessage(f"the reply has {size:,} bytes, at most {most:,} are taken (limits.reply_bytes)")
+
+    def _check_values(self, posterior: ExponentialFamily | PointMass) -> None:
+        limits = self.limits
+        norm = float(torch.linalg.vector_norm(posterior.mean))
+        if not norm <= limits.mean_norm:  # float32 may have overflowed
+            norm = float(torch.linalg.vector_norm(posterior.mean, dtype=torch.float64))
+        if not norm <= limits.mean_norm:
+            raise wire.Diverged(f"the mean has norm {norm:g}, limits.mean_norm={limits.mean_norm:g}")
+        if isinstance(posterior, ExponentialFamily):
+            largest = float(posterior.precision.max())  # of a positive definite matrix, too: it is on the diagonal
+            if not largest <= limits.precision:
+                raise wire.Diverged(f"a precision is {largest:g}, limits.precision={limits.precision:g}")

@@ -1,9 +1,8 @@
-"""Replies of a round: their stream, their order, their groups, and what is counted."""
+"""Replies of a round: their stream, their order, their groups, and what they report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
 
@@ -20,55 +19,12 @@ GROUPS = 16  # at most as many partial sums in a round of up to 512 clients; mor
 LARGEST_GROUP = 32
 
 
-@dataclass
-class Tally:
-    """What happened in the current round.
-
-    Attributes:
-        sampled: partition ids, ascending, with the node each lives on.
-        replied: accepted clients with their metrics.
-        failed: refused or missing clients with the reason.
-        diverged: those of them whose numbers are not finite or beyond the limits.
-        down, up: bytes of the messages sent, and of all replies that came, refused ones too.
-    """
-
-    sampled: dict[int, int] = field(default_factory=dict)
-    replied: dict[int, dict[str, float]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    diverged: list[int] = field(default_factory=list)
-    down: int = 0
-    up: int = 0
-
-    def shortage(self, round: int, sampled: int, least: int) -> str:
-        """Why a round of ``sampled`` clients with fewer than ``least`` accepted replies ends the run, and what to do about it."""
-        if self.diverged and len(self.replied) + len(self.diverged) >= least:
-            first, more = self.diverged[0], ", ..." if len(self.diverged) > 10 else ""
-            return (
-                f"diverged: round {round}: the answers of {len(self.diverged)} of {sampled} clients are not finite or beyond the limits "
-                f"(clients {', '.join(map(str, self.diverged[:10]))}{more}; client {first}: {self.failed[first]}); start a new run with "
-                f"smaller steps (client.lr, strategy.damping) or, if such values are right, with larger limits.*"
-            )
-        reasons = "; ".join(f"client {c}: {r}" for c, r in sorted(self.failed.items())[:3])
-        return (
-            f"round {round}: {len(self.replied)} of {sampled} clients replied, strategy.min_replies={least} ({reasons})"
-        )
-
-    def counts(self, sampled: int) -> dict[str, float]:
-        """Clients and bytes of a round of ``sampled`` clients."""
-        return {
-            "clients/sampled": sampled,
-            "clients/replied": len(self.replied),
-            "clients/failed": len(self.failed),
-            "bytes/down": self.down,
-            "bytes/up": self.up,
-        }
-
-
 def group_size(sampled: int) -> int:
     """How many clients, in the order of their ids, are summed on their own before their sum is added to the server's.
 
-    Such a group can be summed where its clients run, or on the server: an engine is free to choose for each group. The size depends on
-    nothing but the number of sampled clients, so that floating-point sums, and with them all results, are the same on every engine.
+    Such a group can be summed where its clients run, or on the server: an engine is free to choose for each group. The
+    size depends on nothing but the number of sampled clients, so that floating-point sums, and with them all results,
+    are the same on every engine.
     """
     size = 1  # a power of two, so that groups and batches of clients (engine.clients_per_batch) fit into each other
     while size < LARGEST_GROUP and size * GROUPS < sampled:
@@ -119,8 +75,8 @@ class GroupSums:
 def stream(grid: Grid, messages: Iterable[Message], timeout: float, fold: int, gone: set[int]) -> Iterable[Message]:
     """Replies as they arrive, from bayesfed's engines or from the nodes of a SuperLink.
 
-    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run. For ``gone`` see
-    :func:`bayesfed.federation.server.delivery.deliver`.
+    A grid that ``folds`` is told the group size: it may sum the replies of a group where the clients run. For ``gone``
+    see :func:`bayesfed.federation.server.delivery.deliver`.
     """
     streaming: Callable[..., Iterable[Message]] = getattr(grid, "stream", None) or partial(deliver, grid, gone=gone)
     options = {"fold": fold} if getattr(grid, "folds", False) else {}

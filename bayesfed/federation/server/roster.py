@@ -48,9 +48,9 @@ class Asked:
 class Roster:
     """The node of each client. Flower's node ids are random, so every node is asked which partition it holds.
 
-    What counts is how many *clients* are there, not how many nodes answered: one whose question failed, or who claims a client that
-    is taken, is nobody. As long as a client is missing, nodes are asked again between rounds: those that were refused after pauses
-    that double up to ``LONGEST_PAUSE``, and nobody waits for their answers.
+    What counts is how many *clients* are there, not how many nodes answered: one whose question failed, or who claims a
+    client that is taken, is nobody. As long as a client is missing, nodes are asked again between rounds: those that
+    were refused after pauses that double up to ``LONGEST_PAUSE``, and nobody waits for their answers.
 
     Args:
         num_clients: how many there should be; 0: as many as there are nodes.
@@ -93,8 +93,10 @@ class Roster:
             log.warning("%d of %d clients are missing so far: %s", len(missing), self.num_clients, shown)
 
     def update(self, grid: Grid) -> None:
-        """Take in nodes that connected, or recovered, since: clients that were missing, and SuperNodes without a registered key that were
-        started anew, which Flower takes for others. A client whose node is online keeps it; else it goes to the node that said first to hold it.
+        """Take in nodes that connected, or recovered, since.
+
+        Clients that were missing, and SuperNodes without a registered key that were started anew, which Flower takes
+        for others. A client whose node is online keeps it; else it goes to the node that said first to hold it.
         """
         if _local(grid):  # all nodes are there from the start
             return
@@ -237,7 +239,7 @@ def _who(answer: object, num_clients: int) -> tuple[int, int]:
 
 
 def _same_problem(answer: object, shape: Mapping[str, int], partition: int) -> None:
-    """Compare a node's numbers of features and outputs, and the digests of names, with the federation's, where it gives them.
+    """Compare a node's numbers of features and outputs, and the digests of names, with the federation's.
 
     Raises:
         BadMessage: they differ.
@@ -247,8 +249,10 @@ def _same_problem(answer: object, shape: Mapping[str, int], partition: int) -> N
             if name == "names" and 0 in (theirs, ours):  # there are none to compare
                 continue
             if name == "names":
-                fix = "have other column or class names, or another order; data.features and data.classes say which, for all"
-                raise wire.BadMessage(f"the data of client {partition} {fix}")
+                fix = "have other column or class names, or another order"
+                raise wire.BadMessage(
+                    f"the data of client {partition} {fix}; data.features and data.classes say which, for all"
+                )
             fix = "; data.classes says how many classes there are, for all" if name == "outputs" else ""
             raise wire.BadMessage(
                 f"the data of client {partition} have {theirs} {name}, the federation has {ours}{fix}"

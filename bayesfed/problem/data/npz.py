@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 
 import numpy as np
 
 from bayesfed.errors import InputError, did_you_mean
-from bayesfed.problem.data.own import Own, existing
+from bayesfed.problem.data.own import Own
 from bayesfed.problem.data.source import Loaded
 
 REQUIRED, OPTIONAL = ("x", "y"), ("client", "x_test", "y_test")
@@ -17,14 +16,15 @@ REQUIRED, OPTIONAL = ("x", "y"), ("client", "x_test", "y_test")
 class Npz(Own):
     """A NumPy ``.npz`` file.
 
-    Arrays: ``x`` (N, ...) numbers (images as (N, C, H, W)), ``y`` (N,) labels of any kind or (N,) / (N, D) floats; optional
-    ``client`` (N,) ids (the partitioner is then skipped), ``x_test`` and ``y_test`` (else ``test_fraction`` is held out).
+    Arrays: ``x`` (N, ...) numbers (images as (N, C, H, W)), ``y`` (N,) labels of any kind or (N,) / (N, D) floats;
+    optional ``client`` (N,) ids (the partitioner is then skipped), ``x_test`` and ``y_test`` (else ``test_fraction`` is
+    held out).
 
     Args:
         path: the file.
         fraction: see ``Source``.
-        scaling: see ``Source``; ``unit`` divides uint8 by 255, leaves booleans 0 and 1, and maps the training range of other numbers
-            to [0, 1].
+        scaling: see ``Source``; ``unit`` divides uint8 by 255, leaves booleans 0 and 1, and maps the training range of
+            other numbers to [0, 1].
         test_fraction: held out with the run's seed if there is no ``x_test``.
         classes: see ``Own``.
 
@@ -32,17 +32,7 @@ class Npz(Own):
         InputError: naming the option, the array or the first bad row.
     """
 
-    def __init__(
-        self,
-        path: str | None = None,
-        *,
-        fraction: float = 1.0,
-        scaling: str = "raw",
-        test_fraction: float = 0.2,
-        classes: int | Sequence[str | int | bool] | None = None,
-    ):
-        super().__init__(fraction, scaling, test_fraction, classes)
-        self.path = existing(path, "a .npz file with arrays x and y")
+    expected = "a .npz file with arrays x and y"
 
     def load(self, seed: int) -> Loaded:
         arrays = self._read()
@@ -79,7 +69,8 @@ class Npz(Own):
             if name is None:
                 fix += "it is no zip archive; write it with numpy.savez(path, x=x, y=y)"
             elif isinstance(error, ValueError) and "allow_pickle" in str(error):
-                fix += f"'{name}' holds Python objects; store numbers or text, e.g. {name}.astype(float) or {name}.astype(str)"
+                fix += f"'{name}' holds Python objects; store numbers or text, e.g. {name}.astype(float) or "
+                fix += f"{name}.astype(str)"
             else:
                 fix += f"'{name}' is damaged"
             raise InputError("path", self.path, fix) from error

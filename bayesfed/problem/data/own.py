@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,29 +29,48 @@ INSTEAD = {
 
 
 class Own(Source):
-    """A user's data.
+    """A user's data in a file (or folder).
 
     Args:
+        path: of the file.
         fraction, scaling: see ``Source``.
         test_fraction: held out for testing with the run's seed, where the data bring no test set.
-        classes: number of classes (labels 0..C-1), or their names in the order of the model's outputs; null = those in the data.
+        classes: number of classes (labels 0..C-1), or their names in the order of the model's outputs; null = those in
+            the data.
 
     Raises:
         InputError: naming the option.
     """
 
+    expected: ClassVar[str]  # what stands at ``path``
+    folder: ClassVar[bool] = False  # whether that may be a folder
+
     def __init__(
-        self, fraction: float, scaling: str, test_fraction: float, classes: int | Sequence[str | int | bool] | None
+        self,
+        path: str | None = None,
+        *,
+        fraction: float = 1.0,
+        scaling: str = "raw",
+        test_fraction: float = 0.2,
+        classes: int | Sequence[str | int | bool] | None = None,
     ):
         super().__init__(fraction=fraction, scaling=scaling)
-        number("test_fraction", test_fraction, above=0)
-        if test_fraction >= 1:
-            raise InputError("test_fraction", test_fraction, "must be below 1")
+        number("test_fraction", test_fraction, above=0, below=1)
         if isinstance(classes, str) or (isinstance(classes, Sequence) and len(classes) < 2):
             raise InputError("classes", classes, "must be a list of two names or more, their number, or null")
         if not isinstance(classes, Sequence):
             integer("classes", classes, at_least=2, optional=True)
         self.test_fraction, self.classes = float(test_fraction), classes
+        self.path = self._existing(path)
+
+    def _existing(self, path: str | None) -> Path:
+        if path is None:
+            raise InputError("path", path, f"needs {self.expected}")
+        file = Path(path).expanduser()
+        if not os.path.isfile(file) and not (self.folder and os.path.isdir(file)):  # False also for too long names
+            reason = "is a folder" if os.path.isdir(file) else "does not exist"
+            raise InputError("path", path, f"{reason}; needs {self.expected}")
+        return file
 
     def taken(
         self,
@@ -98,32 +118,18 @@ class Own(Source):
         return replace(loaded, train_rows=kept, test_rows=held)
 
 
-def existing(path: str | None, expected: str, folder: bool = False) -> Path:
-    """``path`` as a Path.
-
-    Raises:
-        InputError: if it is not given or is no file (or folder, where one is taken), saying what is ``expected`` there.
-    """
-    if path is None:
-        raise InputError("path", path, f"needs {expected}")
-    file = Path(path).expanduser()
-    if not os.path.isfile(file) and not (folder and os.path.isdir(file)):  # False also for names that are too long
-        reason = "is a folder" if os.path.isdir(file) else "does not exist"
-        raise InputError("path", path, f"{reason}; needs {expected}")
-    return file
-
-
 def check_arrays(
     x_name: str, x: np.ndarray, y_name: str, y: np.ndarray, columns: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets that PyTorch takes, with the values that were given.
 
     Returns:
-        ``x`` (N, ...) uint8, float32 or float64, from (N,) (N, 1); ``y`` numbers or text, text and whole numbers (N, 1) as (N,).
+        ``x`` (N, ...) uint8, float32 or float64, from (N,) (N, 1); ``y`` numbers or text, text and whole numbers (N, 1)
+        as (N,).
 
     Raises:
-        InputError: naming the array and, for a bad value, its first row: other things than numbers, no or unequally many rows, values
-            that aren't finite or that float64 doesn't have, images with the channels last.
+        InputError: naming the array and, for a bad value, its first row: other things than numbers, no or unequally
+            many rows, values that aren't finite or that float64 doesn't have, images with the channels last.
     """
     if x.dtype.kind not in "fiub":
         raise InputError(x_name, f"array of {x.dtype}", f"must hold numbers{_instead(x)}")

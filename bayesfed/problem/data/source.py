@@ -22,9 +22,10 @@ class Loaded:
     """A data set in memory or memory-mapped, unscaled.
 
     Attributes:
-        x: (N, ...) uint8 or floats, images (N, C, H, W), which are scaled and cast to the run's dtype; or other whole numbers
-            (token ids), which the model gets as they are; or several such arrays by name, of which the model gets the dict (its
-            floats cast, nothing scaled). Rows of different length: :func:`bayesfed.problem.inputs.padded`.
+        x: (N, ...) uint8 or floats, images (N, C, H, W), which are scaled and cast to the run's dtype; or other whole
+            numbers (token ids), which the model gets as they are; or several such arrays by name, of which the model
+            gets the dict (its floats cast, nothing scaled). Rows of different length:
+            :func:`bayesfed.problem.inputs.padded`.
         y: (N,) labels (numbers, booleans or text) or targets, or (N, D) targets or one-hot labels.
         test_x, test_y: where the test rows live; may be ``x`` and ``y`` themselves.
         train_rows, test_rows: rows of the arrays above; None = all.
@@ -61,8 +62,9 @@ class Source(ABC):
 
     Args:
         fraction: of the training data to keep, in (0, 1]; drawn per client and class with the run's seed.
-        scaling: of one array of floats or bytes: ``raw`` (as stored), ``unit`` (divide by the source's largest value; tables: training range to [0, 1])
-            or ``standardize`` (training mean 0, standard deviation 1 per feature or channel).
+        scaling: of one array of floats or bytes: ``raw`` (as stored), ``unit`` (divide by the source's largest value;
+            tables: training range to [0, 1]) or ``standardize`` (training mean 0, standard deviation 1 per feature or
+            channel).
 
     Raises:
         InputError: naming the option.

@@ -13,7 +13,7 @@ import numpy as np
 
 from bayesfed.checksum import files_of
 from bayesfed.errors import InputError, did_you_mean
-from bayesfed.problem.data.own import Own, existing
+from bayesfed.problem.data.own import Own
 from bayesfed.problem.data.source import Loaded
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ UNNAMED = ("", "Unnamed: 0")  # what pandas calls its index in a CSV file
 class Table(Own):
     """A table, one row an example: a Parquet file, a CSV file, or a folder of either; features become float64.
 
-    The files of a folder are one table; folders in it that are called ``column=value`` are a column of text. The index that pandas
-    stores is no feature.
+    The files of a folder are one table; folders in it that are called ``column=value`` are a column of text. The index
+    that pandas stores is no feature.
 
     Args:
         path: the file or folder.
@@ -44,6 +44,9 @@ class Table(Own):
         InputError: naming the option, the column or the first bad row.
     """
 
+    expected = "a .parquet table, a .csv table or a folder of either"
+    folder = True
+
     def __init__(
         self,
         path: str | None = None,
@@ -56,10 +59,9 @@ class Table(Own):
         test_fraction: float = 0.2,
         classes: int | Sequence[str | int | bool] | None = None,
     ):
-        super().__init__(fraction, scaling, test_fraction, classes)
+        super().__init__(path, fraction=fraction, scaling=scaling, test_fraction=test_fraction, classes=classes)
         if isinstance(features, str) or (features is not None and len(features) == 0):
             raise InputError("features", features, "must be a list of column names (or null for all others)")
-        self.path = existing(path, "a .parquet table, a .csv table or a folder of either", folder=True)
         self.features = None if features is None else [str(name) for name in features]
         self.target, self.client = target, client
         if self.features and len(set(self.features)) < len(self.features):
@@ -108,7 +110,7 @@ class Table(Own):
         return parts
 
     def _read(self, part: Path) -> tuple[pyarrow.Table, list[str]]:
-        """One file, and the names of all its columns; ``column=value`` in its path below the folder is a column, too."""
+        """One file, and the names of all its columns, among them ``column=value`` in its path below the folder."""
         import pyarrow
         import pyarrow.csv
         import pyarrow.parquet

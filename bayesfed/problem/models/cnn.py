@@ -1,4 +1,4 @@
-"""The two convolutional networks of the Bayes-ADMM experiments (spec/bayes_admm.md 3.1)."""
+"""The two convolutional networks of the Bayes-ADMM experiments (arXiv 2506.13150)."""
 
 from __future__ import annotations
 

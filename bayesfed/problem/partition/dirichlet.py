@@ -12,7 +12,7 @@ from bayesfed.seeding import numpy_generator
 
 
 class DirichletSizesAndClasses(Partitioner):
-    r"""Dirichlet client sizes times Dirichlet class mixes, every class fully distributed (spec/bayes_admm.md 3.3).
+    r"""Dirichlet client sizes times Dirichlet class mixes, every class fully distributed (arXiv 2506.13150).
 
     .. math:: p \sim Dir(\alpha_{sizes} 1_K), \quad c_k \sim Dir(\alpha_{classes} 1_C), \quad
         n_{kc} = round(n_c \, p_k c_{kc} / \sum_j p_j c_{jc})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,21 +15,19 @@ from bayesfed.foreign import plain_text
 from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.seeding import derive
 
-OURS = {  # flwr-datasets' words
-    "preassigned_num_samples_per_label": "at_least",
-    "num_classes_per_partition": "num_classes_per_client",
-    "num_unique_labels_per_partition": "num_classes_per_client",
-    "num_shards_per_partition": "num_shards_per_client",
-    "class_assignment_mode": "class_assignment",
-    "partition_sizes": "sizes",
-    "num_partitions": "num_clients",
-    "partitions": "clients",
-    "partition": "client",
-}
+WORDS = {"num_partitions": "num_clients", "partition_sizes": "sizes", "partitions": "clients", "partition": "client"}
 
 
 class FlowerPartitioner(Partitioner):
-    """Runs a partitioner of ``flwr_datasets.partitioner`` on a table of row numbers and labels."""
+    """Runs a partitioner of ``flwr_datasets.partitioner`` on a table of row numbers and labels.
+
+    Attributes:
+        kind: name of its class there.
+        options: that class's arguments and the attributes here that hold their values.
+    """
+
+    kind: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         import datasets  # these two take seconds to import
@@ -44,7 +42,7 @@ class FlowerPartitioner(Partitioner):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on code that isn't the user's, in names that aren't ours
-                partitioner = self.build(flower, clients, stream)
+                partitioner = getattr(flower, self.kind)(**self.arguments(clients, stream))
                 partitioner.dataset = datasets.Dataset.from_dict(columns)
                 # ids make their own number of groups
                 count = clients if self.values is None else partitioner.num_partitions
@@ -57,16 +55,26 @@ class FlowerPartitioner(Partitioner):
     def reason(self, error: Exception) -> str:
         """What flwr-datasets says, in the names of this configuration."""
         text = " ".join(str(error).split()) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        for theirs, ours in OURS.items():
+        for theirs, ours in {**self.options, **WORDS}.items():
             text = re.sub(rf"\b{theirs}\b", ours, text)
         return text
 
-    @abstractmethod
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        """The partitioner, from the module ``flower`` = flwr_datasets.partitioner."""
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        """Of flwr-datasets' constructor."""
+        return {theirs: getattr(self, ours) for theirs, ours in self.options.items()}
 
 
-class Dirichlet(FlowerPartitioner):
+class ByLabel(FlowerPartitioner):
+    """One that looks at class labels."""
+
+    needs_labels = True
+
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        shared = {"num_partitions": clients, "partition_by": "label", "shuffle": True, "seed": seed}
+        return shared | super().arguments(clients, seed)
+
+
+class Dirichlet(ByLabel):
     """Class shares of each client ~ Dir(alpha) (flwr-datasets' DirichletPartitioner).
 
     Args:
@@ -77,7 +85,8 @@ class Dirichlet(FlowerPartitioner):
     """
 
     name = "dirichlet"
-    needs_labels = True
+    kind = "DirichletPartitioner"
+    options: ClassVar = {name: name for name in ("alpha", "min_partition_size", "self_balancing")}
 
     def __init__(
         self,
@@ -96,21 +105,11 @@ class Dirichlet(FlowerPartitioner):
         if "number of attempts" not in str(error):
             return super().reason(error)
         least = f"min_partition_size={self.min_partition_size}"
-        return f"in each of ten draws a client got fewer than {least} examples; use a smaller one, fewer clients or a larger alpha"
-
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.DirichletPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            alpha=self.alpha,
-            min_partition_size=self.min_partition_size,
-            self_balancing=self.self_balancing,
-            shuffle=True,
-            seed=seed,
-        )
+        found = f"in each of ten draws a client got fewer than {least} examples"
+        return f"{found}; use a smaller one, fewer clients or a larger alpha"
 
 
-class Pathological(FlowerPartitioner):
+class Pathological(ByLabel):
     """A fixed number of classes per client (flwr-datasets' PathologicalPartitioner).
 
     Args:
@@ -120,7 +119,11 @@ class Pathological(FlowerPartitioner):
     """
 
     name = "pathological"
-    needs_labels = True
+    kind = "PathologicalPartitioner"
+    options: ClassVar = {
+        "num_classes_per_partition": "num_classes_per_client",
+        "class_assignment_mode": "class_assignment",
+    }
 
     def __init__(
         self, num_clients: int | None = None, *, num_classes_per_client: int = 2, class_assignment: str = "random"
@@ -130,18 +133,8 @@ class Pathological(FlowerPartitioner):
         choice("class_assignment", class_assignment, ("random", "deterministic", "first-deterministic"))
         self.num_classes_per_client, self.class_assignment = num_classes_per_client, class_assignment
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.PathologicalPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            num_classes_per_partition=self.num_classes_per_client,
-            class_assignment_mode=self.class_assignment,
-            shuffle=True,
-            seed=seed,
-        )
 
-
-class Shard(FlowerPartitioner):
+class Shard(ByLabel):
     """Label-sorted rows cut into shards, a few per client (flwr-datasets' ShardPartitioner; McMahan et al., 2017).
 
     Args:
@@ -150,7 +143,8 @@ class Shard(FlowerPartitioner):
     """
 
     name = "shard"
-    needs_labels = True
+    kind = "ShardPartitioner"
+    options: ClassVar = {"num_shards_per_partition": "num_shards_per_client"}
 
     def __init__(self, num_clients: int | None = None, *, num_shards_per_client: int = 2):
         super().__init__(num_clients)
@@ -158,23 +152,16 @@ class Shard(FlowerPartitioner):
         self.num_shards_per_client = num_shards_per_client
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
-        if clients * self.num_shards_per_client > num_examples:
-            fix = f"{clients} clients need {clients * self.num_shards_per_client} shards, there are only {num_examples} training examples"
+        shards = clients * self.num_shards_per_client
+        if shards > num_examples:
+            fix = f"{clients} clients need {shards} shards, there are only {num_examples} training examples"
             raise InputError("num_shards_per_client", self.num_shards_per_client, fix)
         return super().assign(labels, num_examples, clients, seed)
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.ShardPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            num_shards_per_partition=self.num_shards_per_client,
-            shuffle=True,
-            seed=seed,
-        )
 
-
-class InnerDirichlet(FlowerPartitioner):
-    """Clients of given sizes, each drawing its classes from its own Dir(alpha) (flwr-datasets' InnerDirichletPartitioner).
+class InnerDirichlet(ByLabel):
+    """Clients of given sizes, each drawing its classes from its own Dir(alpha) (flwr-datasets'
+    InnerDirichletPartitioner).
 
     Args:
         num_clients: K; null = the number of ``sizes``, or 10.
@@ -183,12 +170,13 @@ class InnerDirichlet(FlowerPartitioner):
     """
 
     name = "inner_dirichlet"
-    needs_labels = True
+    kind = "InnerDirichletPartitioner"
+    options: ClassVar = {"alpha": "alpha"}
 
     def __init__(self, num_clients: int | None = None, *, sizes: Sequence[int] | None = None, alpha: float = 0.5):
         super().__init__(clients_of(num_clients, sizes))
         number("alpha", alpha, above=0)
-        self.sizes, self.alpha = sizes, float(alpha)
+        self.sizes, self.alpha = None if sizes is None else list(sizes), float(alpha)
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         check_sum(self.sizes, num_examples)
@@ -197,14 +185,12 @@ class InnerDirichlet(FlowerPartitioner):
         _, codes = np.unique(np.asarray(labels), return_inverse=True)
         return super().assign(codes, num_examples, clients, seed)
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        sizes = self._equal if self.sizes is None else list(self.sizes)
-        return flower.InnerDirichletPartitioner(
-            partition_sizes=sizes, partition_by="label", alpha=self.alpha, shuffle=True, seed=seed
-        )
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        own = super().arguments(clients, seed) | {"partition_sizes": self.sizes or self._equal}
+        return {name: value for name, value in own.items() if name != "num_partitions"}
 
 
-class Distribution(FlowerPartitioner):
+class Distribution(ByLabel):
     """A few classes a client with log-normal counts (flwr-datasets' DistributionPartitioner; FedProx, Li et al. 2020).
 
     Args:
@@ -215,7 +201,11 @@ class Distribution(FlowerPartitioner):
     """
 
     name = "distribution"
-    needs_labels = True
+    kind = "DistributionPartitioner"
+    options: ClassVar = {
+        "num_unique_labels_per_partition": "num_classes_per_client",
+        "preassigned_num_samples_per_label": "at_least",
+    }
 
     def __init__(
         self,
@@ -238,18 +228,10 @@ class Distribution(FlowerPartitioner):
             raise InputError("num_clients", clients, fix)
         return super().assign(labels, num_examples, clients, seed)
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
         count = clients * self.num_classes_per_client
         shares = np.random.default_rng(seed).lognormal(0.0, self.sigma, count).reshape(self._classes, -1)
-        return flower.DistributionPartitioner(
-            distribution_array=shares,
-            num_partitions=clients,
-            num_unique_labels_per_partition=self.num_classes_per_client,
-            partition_by="label",
-            preassigned_num_samples_per_label=self.at_least,
-            shuffle=True,
-            seed=seed,
-        )
+        return super().arguments(clients, seed) | {"distribution_array": shares}
 
 
 def check_sum(sizes: Sequence[int] | None, num_examples: int) -> None:

@@ -15,14 +15,12 @@ from bayesfed.seeding import numpy_generator
 class _BySize(FlowerPartitioner):
     """Sizes that grow with the client id. flwr-datasets cuts the rows in order, so they are shuffled first."""
 
-    kind: str
-
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
         order = numpy_generator(seed, "partition", "order").permutation(num_examples)
         return [np.sort(order[part]) for part in super().assign(None, num_examples, clients, seed)]
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return getattr(flower, self.kind)(num_partitions=clients)
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        return {"num_partitions": clients}
 
 
 class Linear(_BySize):
@@ -55,15 +53,16 @@ class IdToSize(_BySize):
     """
 
     name = "id_to_size"
+    kind = "IdToSizeFncPartitioner"
 
     def __init__(self, num_clients: int | None = None, *, power: float = 1.5):
         super().__init__(num_clients)
         number("power", power, at_least=0)
         self.power = float(power)
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
         # flwr-datasets counts clients from 1 here
-        return flower.IdToSizeFncPartitioner(num_partitions=clients, partition_id_to_size_fn=lambda k: k**self.power)
+        return super().arguments(clients, seed) | {"partition_id_to_size_fn": lambda k: k**self.power}
 
 
 class Size(_BySize):
@@ -75,6 +74,7 @@ class Size(_BySize):
     """
 
     name = "size"
+    kind = "SizePartitioner"
 
     def __init__(self, num_clients: int | None = None, *, sizes: Sequence[int] = (500, 250, 125)):
         super().__init__(clients_of(num_clients, sizes))
@@ -84,5 +84,5 @@ class Size(_BySize):
         check_sum(self.sizes, num_examples)
         return super().assign(labels, num_examples, clients, seed)
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.SizePartitioner(partition_sizes=self.sizes)
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        return {"partition_sizes": self.sizes}

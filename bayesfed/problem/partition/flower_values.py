@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from bayesfed.errors import choice, integer, number
 from bayesfed.problem.partition.flower import FlowerPartitioner
@@ -11,8 +11,8 @@ from bayesfed.problem.partition.flower import FlowerPartitioner
 class Continuous(FlowerPartitioner):
     """Rows sorted by a property blended with noise, then cut into K parts (flwr-datasets' ContinuousPartitioner).
 
-    Feature skew: with ``by=mean`` client 0 holds the darkest images (smallest mean feature), client K - 1 the brightest;
-    with ``by=target`` a regression's targets or the class numbers decide.
+    Feature skew: with ``by=mean`` client 0 holds the darkest images (smallest mean feature), client K - 1 the
+    brightest; with ``by=target`` a regression's targets or the class numbers decide.
 
     Args:
         num_clients: K; null = 10.
@@ -21,6 +21,8 @@ class Continuous(FlowerPartitioner):
     """
 
     name = "continuous"
+    kind = "ContinuousPartitioner"
+    options: ClassVar = {"strictness": "strictness"}
 
     def __init__(self, num_clients: int | None = None, *, by: str = "mean", strictness: float = 0.7):
         super().__init__(num_clients)
@@ -29,10 +31,9 @@ class Continuous(FlowerPartitioner):
         self.by, self.strictness = by, float(strictness)
         self.needs_values = by
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.ContinuousPartitioner(
-            num_partitions=clients, partition_by="value", strictness=self.strictness, shuffle=True, seed=seed
-        )
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        shared = {"num_partitions": clients, "partition_by": "value", "shuffle": True, "seed": seed}
+        return shared | super().arguments(clients, seed)
 
 
 class GroupedNaturalId(FlowerPartitioner):
@@ -45,6 +46,8 @@ class GroupedNaturalId(FlowerPartitioner):
     """
 
     name = "grouped_natural_id"
+    kind = "GroupedNaturalIdPartitioner"
+    options: ClassVar = {"group_size": "group_size", "mode": "mode"}
     needs_values = "client"
 
     def __init__(self, num_clients: int | None = None, *, group_size: int = 2, mode: str = "allow-smaller"):
@@ -53,7 +56,5 @@ class GroupedNaturalId(FlowerPartitioner):
         choice("mode", mode, ("allow-smaller", "allow-bigger", "drop-reminder", "strict"))
         self.group_size, self.mode = group_size, mode
 
-    def build(self, flower: Any, clients: int, seed: int) -> Any:
-        return flower.GroupedNaturalIdPartitioner(
-            partition_by="value", group_size=self.group_size, mode=self.mode, sort_unique_ids=True
-        )
+    def arguments(self, clients: int, seed: int) -> dict[str, Any]:
+        return {"partition_by": "value", "sort_unique_ids": True} | super().arguments(clients, seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayesfed.errors import InputError
-from bayesfed.problem.partition.partitioner import Partitioner
+from bayesfed.problem.partition.partitioner import NO_CLIENTS, Partitioner
 from bayesfed.seeding import numpy_generator
 
 
@@ -35,5 +35,4 @@ class NaturalId(Partitioner):
     name = "natural_id"
 
     def assign(self, labels: np.ndarray | None, num_examples: int, clients: int, seed: int) -> Sequence[np.ndarray]:
-        fix = "the data have no client column: add one (npz: array 'client', parquet: data.client) or use partition=iid"
-        raise InputError("partition", self.name, fix)
+        raise InputError("partition", self.name, NO_CLIENTS)

@@ -9,6 +9,8 @@ import numpy as np
 
 from bayesfed.errors import InputError, integer
 
+NO_CLIENTS = "the data have no client column: add one (npz: array 'client', parquet: data.client) or use partition=iid"
+
 
 class Partitioner(ABC):
     """Splits training rows among clients; deterministic given the seed.
@@ -17,14 +19,14 @@ class Partitioner(ABC):
         num_clients: K >= 1; null = ``default_clients``, or the number of ids if the data bring a client column.
 
     Attributes:
-        name: as in the configuration.
+        name: as in the configuration, from where :func:`bayesfed.problem.build_problem` takes it.
         needs_labels: whether it works on class labels only.
-        needs_values: which value of each example it looks at: ``mean`` (of the inputs), ``target``, ``client`` (the id in the
-            data's client column), or nothing.
+        needs_values: which value of each example it looks at: ``mean`` (of the inputs), ``target``, ``client`` (the id
+            in the data's client column), or nothing.
         alone: whether the data are one client's, so that others may hold classes it lacks.
     """
 
-    name: str
+    name: str = "own"
     default_clients = 10
     needs_labels = False
     needs_values = ""

@@ -15,7 +15,7 @@ log = getLogger("bayesfed")
 
 
 class TwoClassesPerClient(Partitioner):
-    """Each client holds equally many examples of two classes (``hetmnist`` in spec/bayes_admm.md 3.3).
+    """Each client holds equally many examples of two classes (``hetmnist`` in the code of arXiv 2506.13150).
 
     A client's first class is the least used one so far, its second a random other class with fewer than 2K/C uses; if
     no other class has room (where the reference loops for ever), the least used other class. When a class has too few

@@ -25,7 +25,7 @@ class Whole(Partitioner):
         return [np.arange(num_examples)]
 
 
-WHOLE = {"_target_": "bayesfed.deployment.own_data.Whole", "name": Whole.name, "num_clients": 1}
+WHOLE = {"_target_": "bayesfed.problem.own_client.Whole", "name": Whole.name, "num_clients": 1}
 
 
 def place(problem: Problem, client: object) -> Problem:
