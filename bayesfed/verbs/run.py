@@ -34,11 +34,13 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
     began, where = time.perf_counter(), None
     try:
-        from bayesfed import accelerate
         from bayesfed.config import compose_config
-        from bayesfed.runs.launch import run_config
 
         cfg = compose_config(overrides, directory)
+
+        from bayesfed import accelerate  # these import torch, which a wrong key needn't wait for
+        from bayesfed.runs.launch import run_config
+
         accelerate.start(cfg.accelerate)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides, began)
@@ -73,15 +75,15 @@ def how_to_resume(where: str | None) -> str:
 
 def _outcome(summary: dict) -> str:
     from bayesfed.runs.display import fixed
+    from bayesfed.scores import present
 
-    names = {"accuracy": ("accuracy", 2, " %"), "rmse": ("RMSE", 4, ""), "nll": ("NLL", 4, ""), "ece": ("ECE", 2, " %")}
     parts = []
     kinds = [("mean", "at the mean"), ("bayes", "model-averaged")]
-    for kind, label in [("mean", "point estimate")] if summary.get("family") == "point" else kinds:
+    for kind, label in kinds if "posterior/precision_mean" in summary else [("mean", "point estimate")]:
         values = [
-            f"{name} {fixed(summary[f'{kind}/{k}'], digits)}{unit}"
-            for k, (name, digits, unit) in names.items()
-            if summary.get(f"{kind}/{k}") is not None
+            f"{score.label} {fixed(value, 2 if score.percent else 4)}{' %' if score.percent else ''}"
+            for score in present([summary])
+            if (value := summary.get(f"{kind}/{score.name}")) is not None
         ]
         if values:
             parts.append(f"{label}: " + ", ".join(values))
