@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bayesfed.federation.local import LocalProblem, LocalSolution
+from clients.ivon.settings import IVONSettings
 from clients.ivon.state import objective
 from clients.ivon.step import draw, hess_step, mean_step
 from clients.noise import Noise
 from clients.side_by_side import Gradients, SideBySide
-
-if TYPE_CHECKING:
-    from clients.ivon.solver import IVONSolver
 
 
 @dataclass
@@ -40,7 +37,7 @@ class State:
     ess: Tensor
 
     @classmethod
-    def start(cls, solver: IVONSolver, clients: SideBySide) -> State:
+    def start(cls, solver: IVONSettings, clients: SideBySide) -> State:
         """At the network initialisation with ``h = hess_init``, from round 2 at the server's posterior."""
         problems = clients.problems
         ess = clients.column([p.data_weight / p.rho for p in problems])
@@ -106,7 +103,7 @@ class Sampler:
         product: (A, P) likewise of ``noise gradient / sqrt(h + delta)``.
     """
 
-    def __init__(self, solver: IVONSolver, clients: SideBySide):
+    def __init__(self, solver: IVONSettings, clients: SideBySide):
         self.solver, self.clients = solver, clients
         self._sources = [Noise(solver.noise, p.generator("noise", clients.device)) for p in clients.problems]
         self._whole = clients.problems[0].initial.new_empty(4, len(self._sources), clients.model.dim)
@@ -151,7 +148,9 @@ class Sampler:
 
 
 @torch.no_grad()
-def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+def solve(
+    solver: IVONSettings, problems: Sequence[LocalProblem], solution: Callable[..., LocalSolution]
+) -> list[LocalSolution]:
     """:meth:`IVONSolver.solve_together`."""
     clients = SideBySide(problems, solver)
     whole = State.start(solver, clients)
@@ -172,7 +171,7 @@ def solve(solver: IVONSolver, problems: Sequence[LocalProblem]) -> list[LocalSol
     held = whole.total <= whole.bound if solver.min_precision else torch.zeros_like(whole.total)
     floored = held.expand_as(whole.mean).sum(1)
     return [
-        solver.solution(
+        solution(
             problem,
             solver.metrics(problem, losses[row], solver.mc_samples),
             (start[row], whole.mean[row], precision[row]),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from bayesfed.federation.local import LocalProblem, LocalSolution
 from clients.point.optimizer import quadratic_terms
+from clients.point.settings import PointSettings
 from clients.point.step import adam_step, sgd_step
 from clients.side_by_side import Gradients, SideBySide
-
-if TYPE_CHECKING:
-    from clients.point.solver import PointSolver
 
 
 class State:
@@ -31,7 +28,7 @@ class State:
         steps: how many steps they have seen before this round, one number per client.
     """
 
-    def __init__(self, solver: PointSolver, clients: SideBySide):
+    def __init__(self, solver: PointSettings, clients: SideBySide):
         self.solver, self._column = solver, clients.column
         self.names = ["exp_avg", "exp_avg_sq"]
         if solver.optimizer == "sgd":
@@ -68,7 +65,9 @@ class State:
 
 
 @torch.no_grad()
-def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
+def solve(
+    solver: PointSettings, problems: Sequence[LocalProblem], solution: Callable[..., LocalSolution]
+) -> list[LocalSolution]:
     """:meth:`PointSolver.solve_together`."""
     clients = SideBySide(problems, solver)
     weights = clients.matrix([p.start() for p in problems])
@@ -91,7 +90,7 @@ def solve(solver: PointSolver, problems: Sequence[LocalProblem]) -> list[LocalSo
 
     rows = zip(problems, clients.steps, clients.losses.tolist(), strict=True)
     return [
-        solver.solution(
+        solution(
             problem,
             weights[row].clone(),
             solver.metrics(problem, loss, 1),

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bayesfed.errors import choice, number
 from bayesfed.families import PointMass
 from bayesfed.federation.local import LocalProblem, LocalSolution
 from bayesfed.problem.flat import FlatModel
@@ -18,12 +14,11 @@ from bayesfed.profiling import span
 from bayesfed.schedule import Schedule
 from clients.point import side_by_side
 from clients.point.optimizer import LocalOptimizer
-from clients.side_by_side import BatchingSolver
+from clients.point.settings import PointSettings
 from clients.training import begin
 
 
-@dataclass(kw_only=True, eq=False)
-class PointSolver(BatchingSolver):
+class PointSolver(PointSettings):
     """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
 
     This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's
@@ -32,37 +27,8 @@ class PointSolver(BatchingSolver):
 
     Uploads the mean, and the server's precision unchanged.
 
-    Args:
-        optimizer: ``sgd``, ``adam`` or ``adamw``.
-        momentum: of SGD; ignored by Adam.
-        beta1, beta2: of Adam; ignored by SGD.
-        weight_decay: coupled (L2) for SGD and Adam, decoupled for AdamW.
-        clip_norm: bound on the norm of the whole gradient; null for none.
-        keep_momentum: keep the optimizer's state between rounds instead of restarting it.
-
-    Raises:
-        InputError: a value out of range.
+    Args and errors are those of :class:`PointSettings`.
     """
-
-    families: ClassVar[frozenset[str]] = frozenset({"point", "isotropic", "diagonal", "full"})
-    learns_precision: ClassVar[bool] = False
-    lacks = MappingProxyType({})
-
-    optimizer: str
-    momentum: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    keep_momentum: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("optimizer", self.optimizer, ("sgd", "adam", "adamw"))
-        for name in ("momentum", "beta1", "beta2"):
-            number(name, getattr(self, name), at_least=0, at_most=1 - 1e-9)
-        number("weight_decay", self.weight_decay, at_least=0)
-        number("clip_norm", self.clip_norm, above=0, optional=True)
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
         """Mini-batch steps of torch's optimizer, from the start of the round."""
@@ -78,7 +44,7 @@ class PointSolver(BatchingSolver):
 
     def solve_together(self, problems: Sequence[LocalProblem]) -> list[LocalSolution]:
         """:meth:`solve` for clients side by side."""
-        return side_by_side.solve(self, problems)
+        return side_by_side.solve(self, problems, self.solution)
 
     def build(self, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """torch's optimizer with these settings."""
