@@ -76,7 +76,8 @@ class Probe:
         self.subject = subject
 
     def after_round(self, round: int, posterior: Posterior) -> dict[str, float]:
-        """What goes into the line of ``rounds.jsonl``; round 0 is before training, ``posterior`` is where the model is."""
+        """What goes into the line of ``rounds.jsonl``; round 0 is before training, ``posterior`` is where the model
+        is."""
         return {}
 
     def at_end(self, round: int, posterior: Posterior, ask: Ask) -> dict[str, float]:
@@ -85,13 +86,15 @@ class Probe:
         Args:
             round: the last one.
             posterior: the server's.
-            ask: lets every client solve its local problem once more and test the result with so many posterior samples, see
+            ask: lets every client solve its local problem once more and test the result with so many posterior
+                samples, see
                 :func:`bayesfed.federation.server.personalize.personalize`.
         """
         return {}
 
     def in_summary(self, records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-        """What ``summary.json`` says of the rounds, however the run ended; ``records`` are those of ``rounds.jsonl``."""
+        """What ``summary.json`` says of the rounds, however the run ended; ``records`` are those of
+        ``rounds.jsonl``."""
         return {}
 
 
