@@ -20,7 +20,8 @@ class Score:
         unit: ``%``, ``nats per example`` ...; "" = none.
         digits: decimals in a table; None = four significant digits.
         higher_is_better: or lower.
-        role: ``main`` scores are drawn and summarised over clients, ``shown`` ones stand in tables too, the others only in files.
+        role: ``main`` scores are drawn and summarised over clients, ``shown`` ones stand in tables too, the others
+            only in files.
     """
 
     name: str
@@ -70,7 +71,8 @@ def score(name: str) -> Score:
 
 
 def present(records: Iterable[Mapping[str, Any]]) -> list[Score]:
-    """The scores under ``mean/`` and ``bayes/`` of records, but for those that are recorded only; known ones in their order."""
+    """The scores under ``mean/`` and ``bayes/`` of records, but for those that are recorded only; known ones in their
+    order."""
     names = {key.partition("/")[2]: None for record in records for key in record if key.startswith(("mean/", "bayes/"))}
     known = list(KNOWN)
     described = sorted(map(score, names), key=lambda s: known.index(s.name) if s.name in KNOWN else len(known))
@@ -80,7 +82,8 @@ def present(records: Iterable[Mapping[str, Any]]) -> list[Score]:
 def prediction(rounds: Sequence[dict[str, Any]], metric: str) -> str:
     """Which prediction stands for a run in ``metric``: ``bayes``, the model average, or ``mean``, the posterior mean's.
 
-    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a precision nobody
+    The mean for a run that never averages or whose precision never changed (fixed covariances: averaging over a
+    precision nobody
     learned says nothing about the method).
 
     Args:

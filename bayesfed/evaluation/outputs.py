@@ -1,7 +1,9 @@
 """A model's outputs for one draw of the parameters after the other.
 
-Draws are evaluated one at a time, or several at once with ``torch.func.vmap``, which pays on GPUs only: on a CPU it took 1.1 to 1.9
-times as long for every model tried (docs/performance.md). There the batches of inputs are shared out among the cores, one torch
+Draws are evaluated one at a time, or several at once with ``torch.func.vmap``, which pays on GPUs only: on a CPU it
+took 1.1 to 1.9
+times as long for every model tried (docs/performance.md). There the batches of inputs are shared out among the cores,
+one torch
 thread each, so that bits don't depend on how many there are.
 """
 
@@ -101,7 +103,8 @@ def outputs(
 
     Args:
         model: left at the last draw if they are evaluated one at a time.
-        draws: parameter vectors of shape (P,); the next one is made while the model runs, so making it must not touch the model.
+        draws: parameter vectors of shape (P,); the next one is made while the model runs, so making it must not touch
+            the model.
         inputs: N scaled inputs.
         at_once: draws evaluated together by ``torch.func.vmap``; None is :func:`together`.
         function: of outputs (..., C) in float64, which it treats row by row.

@@ -1,6 +1,8 @@
-"""Probes: what a run measures of its posterior, one file each. A file here is all that a new probe and its ``eval.*`` keys need.
+"""Probes: what a run measures of its posterior, one file each. A file here is all that a new probe and its ``eval.*``
+keys need.
 
-A probe is a keyword-only dataclass derived from :class:`Probe`; its fields, with their defaults, are keys of the section ``eval``. A
+A probe is a keyword-only dataclass derived from :class:`Probe`; its fields, with their defaults, are keys of the
+section ``eval``. A
 user's own: ``eval.probes=[my_module.MyProbe] +eval.my_key=3``.
 """
 

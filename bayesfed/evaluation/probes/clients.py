@@ -25,7 +25,8 @@ WORST = 0.1  # share of the clients in the mean over the worst
 
 @dataclass(kw_only=True)
 class ClientTests(PredictiveProbe):
-    """``clients/...``: the model average on each client's own test distribution; ``clients/at_mean/...`` where that is another predictive.
+    """``clients/...``: the model average on each client's own test distribution; ``clients/at_mean/...`` where that
+    is another predictive.
 
     Args:
         clients_every: rounds between evaluations; None = after the last round, 0 = never.
@@ -138,7 +139,8 @@ def fairness(scores: ClientScores, measures: Iterable[Score]) -> dict[str, float
         measures: of the likelihood.
 
     Returns:
-        ``accuracy_mean``, ``accuracy_worst10``, ``accuracy_spread`` and the same for the other main scores, where there are some.
+        ``accuracy_mean``, ``accuracy_worst10``, ``accuracy_spread`` and the same for the other main scores, where
+        there are some.
     """
     summary: dict[str, float] = {}
     for measure in measures:

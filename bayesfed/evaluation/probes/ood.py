@@ -74,7 +74,8 @@ def ood_auroc(
     batch_size: int | None = None,
     at_once: int | None = None,
 ) -> dict[str, float]:
-    """AUROC in percent of telling ``outside`` from ``inside`` by the entropy of the predictive (50 = chance, 100 = always).
+    """AUROC in percent of telling ``outside`` from ``inside`` by the entropy of the predictive (50 = chance, 100 =
+    always).
 
     Args:
         model: its parameters are the posterior mean afterwards.
@@ -121,7 +122,8 @@ def ood_examples(kind: str, problem: Problem, seed: int, data: Mapping[str, Any]
     """What ``eval.ood`` names; scaled as the problem's inputs are.
 
     Args:
-        kind: ``noise`` (uniform in each input's range; for images in that of all pixels), ``inverted`` (the test inputs with
+        kind: ``noise`` (uniform in each input's range; for images in that of all pixels), ``inverted`` (the test
+            inputs with
             small and large values exchanged), or the name of ``data``.
         problem: gives shape, scaling and test inputs.
         seed: of the run.

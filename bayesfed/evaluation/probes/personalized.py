@@ -14,7 +14,8 @@ class Personalized(PredictiveProbe):
     """``personalized/...`` in the summary: of the clients' local posteriors.
 
     Args:
-        personalized: at the end, let each client solve its local problem once more from the global posterior, and test that.
+        personalized: at the end, let each client solve its local problem once more from the global posterior, and
+            test that.
     """
 
     personalized: bool = False

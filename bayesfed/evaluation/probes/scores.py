@@ -41,7 +41,8 @@ class Scores(PredictiveProbe):
         return self._evaluate(round, posterior, bayes=last or round % self.bayes_every == 0)
 
     def reliability(self, round: int, posterior: Posterior) -> dict[str, Any] | None:
-        """Calibration bins after the last round, see :func:`bayesfed.problem.likelihood.metrics.reliability`; None without."""
+        """Calibration bins after the last round, see :func:`bayesfed.problem.likelihood.metrics.reliability`; None
+        without."""
         problem = self.subject.problem
         if not problem.likelihood.classes or not len(problem.test):
             return None

@@ -15,7 +15,8 @@ COSTS = ("rounds", "bytes", "gradients", "seconds")
 
 @dataclass(kw_only=True)
 class Targets(Probe):
-    """``to_target/80/rounds``, ``.../bytes``, ``.../gradients``, ``.../seconds`` until an accuracy was reached first; None if never.
+    """``to_target/80/rounds``, ``.../bytes``, ``.../gradients``, ``.../seconds`` until an accuracy was reached first;
+    None if never.
 
     Args:
         target_accuracy: accuracies in percent; :func:`bayesfed.scores.prediction` says which accuracy counts.

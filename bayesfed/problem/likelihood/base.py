@@ -22,7 +22,8 @@ class Likelihood(ABC):
     Attributes:
         name: as ``likelihood=NAME`` gives it.
         measures: what :meth:`scores` gives, the one that counts first.
-        classes: whether targets are class labels. Then a predictive has ``log_probabilities`` (N, C), which calibration diagrams and
+        classes: whether targets are class labels. Then a predictive has ``log_probabilities`` (N, C), which
+            calibration diagrams and
             out-of-distribution scores are made of.
     """
 
@@ -55,7 +56,8 @@ class Likelihood(ABC):
         return torch.vmap(lambda output, target: self.loss(output[None], target[None]))(outputs, y)
 
     def transform(self, outputs: Tensor) -> Tensor:
-        """What :meth:`predictive` gets of a model's outputs (..., num_outputs), row by row: they themselves, or log probabilities."""
+        """What :meth:`predictive` gets of a model's outputs (..., num_outputs), row by row: they themselves, or log
+        probabilities."""
         return outputs
 
     @abstractmethod
@@ -63,7 +65,8 @@ class Likelihood(ABC):
         """The predictive averaged over draws of the parameters: of probabilities or densities, not of outputs.
 
         Args:
-            draws: for each draw :meth:`transform` of the outputs for all N examples, (N, ...) in float64 on the CPU. They are made
+            draws: for each draw :meth:`transform` of the outputs for all N examples, (N, ...) in float64 on the CPU.
+                They are made
                 while they are read: add them up as they come.
             y: (N,) or (N, D) targets, where the predictive is to be scored.
 

@@ -51,9 +51,11 @@ class Gaussian(Likelihood):
         return self._nll(self._squares(outputs, y), outputs)
 
     def predictive(self, draws: Iterable[Tensor], y: Tensor | None = None) -> Predictive:
-        """``mean`` and ``variance`` (N, D) of ``1/S sum_s N(y | f_s, 1/precision)``, and its ``log_density`` (N,) at ``y``.
+        """``mean`` and ``variance`` (N, D) of ``1/S sum_s N(y | f_s, 1/precision)``, and its ``log_density`` (N,) at
+        ``y``.
 
-        The variance is that of the function over draws, which divides by S - 1 (an unbiased estimate of the variance under the
+        The variance is that of the function over draws, which divides by S - 1 (an unbiased estimate of the variance
+        under the
         posterior; with one draw there is none), plus that of the noise.
         """
         count = 0

@@ -97,7 +97,8 @@ def reliability(predictions: Mapping[str, Mapping[str, Tensor]], y: Tensor, bins
         bins: the number M of equal-width bins.
 
     Returns:
-        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, ...}``, plain JSON: one entry for every
+        ``{"bins": M, "mean": {"confidence": [...], "accuracy": [...], "count": [...]}, ...}``, plain JSON: one entry
+        for every
         prediction; fractions in [0, 1], None in empty bins.
     """
     diagram: dict[str, Any] = {"bins": bins}
