@@ -29,3 +29,10 @@ def test_engine_overhead_counts_rounds_after_warming_up() -> None:
         timing.run(grid)
     assert len(timing.milliseconds) == 2
     assert timing.median > 0
+
+
+def test_the_check_for_gpus_runs_where_there_is_none() -> None:
+    result = load("gpu_check").measure("cpu", tiny=True)
+    assert {row["learner"] for row in result["learners"]} >= {"ivon", "srvn", "lmd", "sgd", "adam", "adamw"}
+    assert all(row["error"] < 1e-4 for row in result["learners"])
+    assert all(row["waits"] is None for row in result["learners"])

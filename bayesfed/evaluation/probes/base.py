@@ -85,8 +85,8 @@ class Probe:
         Args:
             round: the last one.
             posterior: the server's.
-            ask: lets every client solve its local problem once more and test the result with so many posterior samples, see
-                the question `personalize` of :func:`bayesfed.federation.server.ask.ask`.
+            ask: lets every client solve its local problem once more and test the result with so many posterior samples,
+                see the question `personalize` of :func:`bayesfed.federation.server.ask.ask`.
         """
         return {}
 
