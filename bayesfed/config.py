@@ -12,19 +12,14 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bayesfed import accelerate, composing
+from bayesfed import composing
 from bayesfed.composing import ROOT, conf_dir, run_dir_of
 from bayesfed.configured import GROUPS, build, check, resolve
 from bayesfed.earlier import HANDLERS, of_today
 from bayesfed.errors import InputError, choice, did_you_mean, integer, number, settings_of
-from bayesfed.evaluation.probes import make_probes
-from bayesfed.federation.server.limits import Limits
 from bayesfed.host import own_packages
 from bayesfed.overrides import parse
-from bayesfed.problem.shift import Shift
 from bayesfed.schedule import Schedule
-from bayesfed.system import System
-from bayesfed.wire import FORMATS
 
 NAMING = ("data", "partition", "model", "likelihood", "strategy", "client")  # groups that make a run another one
 RESUMABLE = (
@@ -242,6 +237,13 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
+    from bayesfed import accelerate  # these import torch, which an unknown key has not to wait for
+    from bayesfed.evaluation.probes import make_probes
+    from bayesfed.federation.server.limits import Limits
+    from bayesfed.problem.shift import Shift
+    from bayesfed.system import System
+    from bayesfed.wire import FORMATS
+
     if named := cfg.strategy.get("handler", cfg.get("handler")):  # bayesfed's own went with `with_defaults`
         fix = "name it in the strategy's class (client = MyClient) and leave the key out"
         raise InputError("strategy.handler", named, fix)

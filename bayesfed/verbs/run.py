@@ -34,11 +34,12 @@ def guarded(overrides: Sequence[str], directory: str | None = None) -> int:
     """Run ``overrides``, turn every outcome into an exit code and a line that says what to do next."""
     began, where = time.perf_counter(), None
     try:
-        from bayesfed import accelerate
         from bayesfed.config import compose_config
+
+        cfg = compose_config(overrides, directory)  # a wrong key is answered before torch is imported
+        from bayesfed import accelerate
         from bayesfed.runs.launch import run_config
 
-        cfg = compose_config(overrides, directory)
         accelerate.start(cfg.accelerate)
         where = cfg.resume or cfg.hydra.run.dir
         result = run_config(cfg, overrides, began)
