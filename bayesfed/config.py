@@ -237,7 +237,8 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is not usable.
     """
-    from bayesfed import accelerate  # these import torch, which an unknown key has not to wait for
+    # what Hydra says of a wrong key needs none of these, nor torch
+    from bayesfed.accelerate import MODES
     from bayesfed.evaluation.probes import make_probes
     from bayesfed.federation.server.limits import Limits
     from bayesfed.problem.shift import Shift
@@ -264,7 +265,7 @@ def validate(cfg: DictConfig) -> None:
     integer("seed", cfg.seed, at_least=0)
     integer("rounds", cfg.rounds, at_least=0)
     choice("dtype", cfg.dtype, ("float32", "float64"))
-    choice("accelerate", cfg.accelerate, accelerate.MODES)
+    choice("accelerate", cfg.accelerate, MODES)
     choice("wire", cfg.wire, FORMATS)
     choice("device", cfg.device.partition(":")[0], ("auto", "cpu", "cuda"))
     make_probes(cfg.eval)

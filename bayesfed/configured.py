@@ -13,8 +13,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-
 from bayesfed.errors import InputError, RunFailed, did_you_mean
 from bayesfed.foreign import plain_text
 from bayesfed.schedule import Schedule
@@ -32,12 +30,16 @@ _NEEDED = {  # what is used of a class, and what has it all
 _LISTS = (list, tuple, set, frozenset, Sequence, MutableSequence, Collection, Iterable, Set)
 _MAPPINGS = (dict, Mapping, MutableMapping)
 
-Section = Mapping[str, Any] | DictConfig
+Section = Mapping[str, Any]  # a dict, or OmegaConf's DictConfig
 
 
 def plain_section(section: Section) -> dict[str, Any]:
     """A group's keys and values as plain Python."""
-    values = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
+    values: Any = section
+    if not isinstance(section, dict):
+        from omegaconf import OmegaConf  # a learner in somebody's own loop needs none
+
+        values = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
     return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
@@ -50,7 +52,7 @@ def group_of(cfg: Section, group: str) -> dict[str, Any]:
     section = cfg.get(group)
     if section is None:
         raise InputError(group, None, f"the configuration has no group '{group}'")
-    if not isinstance(section, Mapping | DictConfig):
+    if not isinstance(section, Mapping):
         raise InputError(group, section, "must be a mapping with _target_ and options")
     return plain_section(section)
 

@@ -12,9 +12,11 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # a wrong key is answered before either is imported
+    import numpy as np
+    import torch
 
 _GLOBAL = threading.RLock()  # the global generators are one per process
 
@@ -27,6 +29,8 @@ def derive(seed: int, *key: int | str) -> int:
 
 def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on ``device`` for the stream named by ``key``."""
+    import torch
+
     generator = torch.Generator(device=device)
     generator.manual_seed(derive(seed, *key))
     return generator
@@ -34,6 +38,8 @@ def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cp
 
 def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
     """A NumPy generator for the stream named by ``key``."""
+    import numpy as np
+
     return np.random.default_rng(derive(seed, *key))
 
 
@@ -45,6 +51,9 @@ def global_generators(seed: int, *key: int | str) -> Iterator[None]:
     Other people's constructors do. Afterwards the generators are as they were.
     """
     derived = derive(seed, *key)
+    import numpy as np
+    import torch
+
     with _GLOBAL, torch.random.fork_rng(devices=[]):
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others draw from
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesfed.errors import InputError
-from bayesfed.families import ExponentialFamily, NaturalParameters, exponential
+from bayesfed.families import ExponentialFamily, Gaussian, NaturalParameters, exponential
 from bayesfed.federation import duals
 from bayesfed.federation.server.strategy import FederatedStrategy, Reply, Sent, Sums
 from bayesfed.settings import setting
@@ -41,7 +41,8 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
         rho: weight of the KL to the server in the local problem.
         damping: gamma in [0, 1]; the dual is a moving average, at this rate, of the client's natural gradient.
         alpha: weight of prior and duals in the server's step, in (0, 1]; None is ``1/(1 + K rho)``.
-        prior_precision: S_0 of the prior N(0, I/S_0).
+        prior_precision: S_0 of the prior N(m_0, I/S_0).
+        prior_mean: ``zero``, or ``initial``: m_0 are the initial weights, as of a pretrained model.
         init_precision: precision of the server before round 1; None is ``prior_precision``.
         temperature: tau; tempers the data, not the prior.
         covariance: ``learned``, or ``fixed``: the precision stays ``prior_precision``.
@@ -62,6 +63,7 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
     damping: float = setting(0.1, at_least=0, at_most=1)
     alpha: float | None = setting(None, above=0, at_most=1)
     prior_precision: float = setting(1.0, above=0)
+    prior_mean: str = setting("zero", choices=("zero", "initial"))
     init_precision: float | None = setting(None, above=0)
     temperature: float = setting(0.1, above=0)
     covariance: str = setting("learned", choices=("learned", "fixed"))
@@ -71,6 +73,8 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.gaussian = exponential(self.family)
+        if self.prior_mean == "initial" and not issubclass(self.gaussian, Gaussian):
+            raise InputError("prior_mean", self.prior_mean, f"needs a Gaussian; family={self.family} is around 0")
         if self.covariance == "fixed":
             self.asks = frozenset({"fixed"})
             if self.init_precision not in (None, self.prior_precision):
@@ -89,10 +93,16 @@ class BayesADMM(FederatedStrategy[ExponentialFamily]):
     # -- state --------------------------------------------------------------------------------------------------------
 
     def prepare(self, initial: Tensor) -> None:
-        """The server starts at N(0, 1/init_precision); clients start their first iterations at the initialisation."""
-        self.posterior = self.gaussian.prior(initial, self.init_precision or self.prior_precision)
-        self.prior = self.gaussian.prior(initial.to(torch.float64), self.prior_precision).natural
+        """The server starts at N(m_0, 1/init_precision); clients start their first iterations at the initialisation."""
+        self.posterior = self.around(initial, self.init_precision or self.prior_precision)
+        self.prior = self.around(initial.to(torch.float64), self.prior_precision).natural
         self.hsum = self.prior.zeros_like()  # sum_k eta_k
+
+    def around(self, initial: Tensor, precision: float) -> ExponentialFamily:
+        """N(m_0, I/precision); any other member of the family serves as a prior, too."""
+        if self.prior_mean == "initial" and issubclass(self.gaussian, Gaussian):
+            return self.gaussian.isotropic(initial, precision)
+        return self.gaussian.prior(initial, precision)
 
     def tensors(self) -> dict[str, Tensor]:
         """``sum_k eta_k``."""

@@ -21,8 +21,9 @@ from strategies.fedavg import FedAvg, add_mean
 class FedADMMClient(Trainer):
     """Client side of FedADMM (Gong et al. 2022).
 
-    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with ``Delta_k = u_k - u_k'``. ``u_k`` follows
-    what the upload decodes to, so that the server's sum of them agrees to rounding.
+    Keeps ``y_k`` and the augmented model ``u_k = w_k + y_k/rho``, both (P,) float64; uploads ``w_g + Delta_k`` with
+    ``Delta_k = u_k - u_k'``. ``u_k`` follows what the upload decodes to, so that the server's sum of them agrees to
+    rounding.
     """
 
     remembers: ClassVar[bool] = True

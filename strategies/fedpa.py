@@ -50,7 +50,9 @@ class PathSamples:
 
 
 def posterior_delta(server: Tensor, samples: Tensor, shrinkage: float) -> Tensor:
-    """``Sigma^-1 (w_g - mu)`` with ``Sigma = r I + (1 - r) S``, ``r = 1/(1 + (L - 1) shrinkage)``, by Woodbury's identity in O(L^2 P).
+    """``Sigma^-1 (w_g - mu)`` with ``Sigma = r I + (1 - r) S``, ``r = 1/(1 + (L - 1) shrinkage)``, in O(L^2 P).
+
+    By Woodbury's identity.
 
     Args:
         server: ``w_g`` (P,).

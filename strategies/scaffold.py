@@ -22,8 +22,9 @@ from strategies.fedavg import FedAvg
 class ScaffoldClient(Trainer):
     """Client side of SCAFFOLD (Karimireddy et al. 2020).
 
-    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` = ``c_k' - c_k``. ``c_k`` follows what the
-    upload decodes to, so that the server's weighted sum of them agrees to rounding.
+    Keeps its control variate ``c_k`` (P,) in float64; gets ``control`` = c, uploads ``control_change`` =
+    ``c_k' - c_k``. ``c_k`` follows what the upload decodes to, so that the server's weighted sum of them agrees to
+    rounding.
 
     Raises:
         ValueError: the solver takes no gradient steps.

@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from bayesfed import seeding
-from bayesfed.errors import Diverged, InputError, choice, integer, number
+from bayesfed.errors import InputError
 from bayesfed.families import ExponentialFamily, NaturalParameters, PointMass
 from bayesfed.problem import Examples, Likelihood
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.inputs import Inputs
-from bayesfed.schedule import Schedule
 
 Posterior = ExponentialFamily | PointMass
 
 
 @dataclass(frozen=True)
 class LocalPath:
-    """What a method asks of the way to the solution: only solvers that take gradient steps have one (``path`` in ``Solver.lacks``).
+    """What a method asks of the way to the solution: only solvers that take gradient steps have one.
 
     Attributes:
         linear: (P,) added to every gradient of the mean loss (control variates); None for none.
         keep_gradient: the solver has to return the mean of the loss gradients it saw.
-        observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None for none.
+        observer: called with the step, from 1, and the parameters (P,) after it (not to be kept without a copy); None
+            for none.
     """
 
     linear: Tensor | None = None
@@ -48,8 +48,9 @@ class LocalPath:
 class LocalProblem:
     """``min_q E_q[l_k]/tau + <eta_k, mu_q> + rho KL(q || q_g)`` for client k (arXiv 2506.13150; docs/method.md 1).
 
-    ``l_k`` is the summed negative log-likelihood of the client's ``N_k`` examples. For point estimates (``server`` a point mass)
-    the problem is ``min_w loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, of which solvers work on ``1/loss_scale``.
+    ``l_k`` is the summed negative log-likelihood of the client's ``N_k`` examples. For point estimates (``server`` a
+    point mass) the problem is ``min_w loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, of which solvers
+    work on ``1/loss_scale``.
 
     Attributes:
         model: parameters are overwritten by the solver.
@@ -67,8 +68,8 @@ class LocalProblem:
         seed: the run's seed.
         lr_factor: the schedule's factor on the learning rate in this round.
         memory: tensors this solver returned in the client's previous accepted round.
-        loss_scale: weight of the mean loss of point estimates; 1, or ``N_k`` over the mean of all clients' for methods whose sum
-            over clients is the pooled loss.
+        loss_scale: weight of the mean loss of point estimates; 1, or ``N_k`` over the mean of all clients' for methods
+            whose sum over clients is the pooled loss.
         path: what is asked of the way to the solution.
         work: share of its steps that the client gets done, in (0, 1]; below 1 it is a straggler.
     """
@@ -135,7 +136,7 @@ class LocalProblem:
         return self.initial if self.round == 1 else self.server.mean
 
     def site_terms(self) -> tuple[Tensor, Tensor] | None:
-        """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in the model's dtype; None if zero."""
+        """The site as ``(v, V)`` with ``<eta, mu> = v^T m - 1/2 tr(V E[theta theta^T])``, in its dtype; None if 0."""
         if self.site is None:
             return None
         site = self.site.to(self.server.mean.dtype, self.server.mean.device)
@@ -152,8 +153,8 @@ class LocalProblem:
     def backward(self, x: Inputs, y: Tensor, amp: str = "none") -> Tensor:
         """:meth:`loss`, detached, after ``backward()``: adds its gradient to the parameters' ``grad``.
 
-        By ``model.gradient`` where that can; torch's numbers to rounding. Call ``model.drop_grad()`` first: with gradients that
-        are there already, even zeros, autograd has to do it.
+        By ``model.gradient`` where that can; torch's numbers to rounding. Call ``model.drop_grad()`` first: with
+        gradients that are there already, even zeros, autograd has to do it.
         """
         if self.model.gradient is not None and amp == "none" and type(self).loss is LocalProblem.loss:
             loss = self.model.gradient(self.likelihood.loss, x, y)
@@ -213,8 +214,8 @@ class LocalSolution:
 
     Attributes:
         posterior: ``q_k``.
-        metrics: numbers for the log: ``loss`` = mean training loss over the round, ``gradient-evaluations`` = examples x
-            posterior samples, summed over steps (a solver that doesn't say leaves the run's count unknown).
+        metrics: numbers for the log: ``loss`` = mean training loss over the round, ``gradient-evaluations`` = examples
+            x posterior samples, summed over steps (a solver that doesn't say leaves the run's count unknown).
         memory: tensors to be handed to this client's next round (empty unless asked for).
         gradient: (P,) mean of the loss gradients along the local path, if ``path.keep_gradient`` asked for it.
     """
@@ -247,10 +248,12 @@ class Solver(ABC):
         families: names of the posterior families it can return.
         batches: whether :meth:`solve_many` can be faster than one client after the other.
         learns_precision: whether it returns another precision than the server's where ``learn_precision`` says so.
-        stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be stragglers.
-        lacks: what it cannot do (``path``: control variates, samples or counts of its steps; ``fixed``: keep the server's
-            precision, with expectations at the mean; ``proximal``: proximal terms and duals of point estimates), each as a
-            clause and what to use instead, see :meth:`refusal`. All of it, until a class declares what it can: ``lacks = {}`` is everything.
+        stepwise: whether it takes as many steps as :meth:`LocalProblem.budget` leaves it, so that clients can be
+            stragglers.
+        lacks: what it cannot do (``path``: control variates, samples or counts of its steps; ``fixed``: keep the
+            server's precision, with expectations at the mean; ``proximal``: proximal terms and duals of point
+            estimates), each as a clause and what to use instead, see :meth:`refusal`. All of it, until a class declares
+            what it can: ``lacks = {}`` is everything.
     """
 
     families: ClassVar[frozenset[str]]
@@ -280,7 +283,7 @@ class Solver(ABC):
         return InputError("client", client, f"{missing}, which {strategy} needs; use {instead}")
 
     def require(self, problem: LocalProblem) -> None:
-        """Raise InputError if ``problem`` asks for what the solver does not declare: clients call it before they solve."""
+        """Raise InputError if ``problem`` asks for what the solver does not declare; asked before it solves."""
         client, family = type(self).__name__, problem.server.name
         if family not in self.families:
             raise InputError(
@@ -293,24 +296,3 @@ class Solver(ABC):
 
     def check(self, model: str, likelihood: str) -> None:  # noqa: B027 - most solvers take any model
         """Raise InputError if the solver can't work with this model and likelihood."""
-
-
-def check_training(lr: float, epochs: int, batch_size: int, local_schedule: str, amp: str) -> None:
-    """Validate what all mini-batch solvers share."""
-    choice("amp", amp, ("none", "bfloat16"))
-    number("lr", lr, above=0)
-    integer("epochs", epochs, at_least=1)
-    integer("batch_size", batch_size, at_least=1)
-    choice("local_schedule", local_schedule, Schedule.KINDS)
-
-
-def check_gradients(refused: int, taken: int) -> None:
-    """Refuse a solution that some of the client's gradients are missing from.
-
-    Raises:
-        Diverged: ``refused`` > 0.
-    """
-    if refused:
-        raise Diverged(
-            f"{refused} of {taken} gradients were not finite; use a smaller learning rate, or look at the client's data"
-        )

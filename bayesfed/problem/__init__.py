@@ -1,7 +1,7 @@
 """What a run is about: data sets, partitioners, models, likelihoods.
 
-``build.build_problem`` turns the four configuration groups into a ``Problem``: one view of the data per client, the rows that
-are evaluated, and a way to build the model.
+``build.build_problem`` turns the four configuration groups into a ``Problem``: one view of the data per client, the
+rows that are evaluated, and a way to build the model.
 """
 
 from bayesfed.problem.examples import Examples

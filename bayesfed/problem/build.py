@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from bayesfed.configured import build, group_of, naming, resolve
 from bayesfed.errors import InputError, number
-from bayesfed.foreign import plain_text
 from bayesfed.problem.client_tests import client_tests
 from bayesfed.problem.data.sampling import hold_out
 from bayesfed.problem.data.source import Loaded, Source
@@ -22,7 +21,8 @@ from bayesfed.problem.examples import Examples
 from bayesfed.problem.inputs import shape_of, tensors
 from bayesfed.problem.labels import coded
 from bayesfed.problem.likelihood import Categorical, Likelihood
-from bayesfed.problem.partition.partitioner import NO_CLIENTS, Partitioner
+from bayesfed.problem.partition.division import divide
+from bayesfed.problem.partition.partitioner import Partitioner
 from bayesfed.problem.problem import Problem, build_model
 from bayesfed.problem.ranges import check_ranges, warn_of_sizes
 from bayesfed.problem.scaling import fit_scaling
@@ -69,13 +69,13 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
     )
     shifts_of(clients=1)  # says what can't be shifted before the split takes its time
     with naming("partition"), global_generators(seed, "partition"):
-        parts, owner, client_names = _partition(data, y, num_classes is not None, train, partitioner, seed)
-    shifts = shifts_of(clients=len(parts))
+        division = divide(data, y, num_classes is not None, train, partitioner, seed)
+    shifts = shifts_of(clients=len(division.parts))
 
     x_rows, y_rows = tensors(data.x), torch.from_numpy(y)
     clients = [
         Examples(x_rows, y_rows, torch.from_numpy(rows), scaling, shifted)
-        for rows, shifted in zip(parts, shifts, strict=True)
+        for rows, shifted in zip(division.parts, shifts, strict=True)
     ]
     if validation > 0:
         test = Examples(x_rows, y_rows, torch.from_numpy(validated), scaling)
@@ -85,15 +85,17 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         test = Examples(test_x, torch.from_numpy(test_y), rows, scaling)
     held = counts = None
     if num_classes is not None:
-        held = np.stack([np.bincount(y[rows], minlength=num_classes) for rows in parts])
+        held = np.stack([np.bincount(y[rows], minlength=num_classes) for rows in division.parts])
         counts = np.stack([_seen(of_client, shifted) for of_client, shifted in zip(held, shifts, strict=True)])
     own_rows = client_tests(
         np.arange(len(test.y)) if test.index is None else test.index.numpy(),
         None if num_classes is None else test.targets().numpy(),
         held,
         seed,
-        len(parts),
-        owner[test.index.numpy()] if owner is not None and test.x is x_rows and test.index is not None else None,
+        len(division.parts),
+        division.owner[test.index.numpy()]
+        if division.owner is not None and test.x is x_rows and test.index is not None
+        else None,
     )
     own = [
         replace(test, index=torch.from_numpy(rows), shift=shifted)
@@ -113,7 +115,7 @@ def build_problem(cfg: Mapping[str, Any] | DictConfig, seed: int, validation: fl
         likelihood_config=configs["likelihood"],
         client_tests=own,
         classes=names,
-        client_names=client_names,
+        client_names=division.names,
         columns=None if data.columns is None else list(data.columns),
         split_by_data=data.client is not None and partitioner.needs_values != "client",
         spare=[(arguments, model)],
@@ -180,72 +182,8 @@ def _training_rows(
             raise InputError("data.fraction", fraction, f"leaves none of {available} training examples")
     if validation == 0:
         return rows, rows[:0]
-    validated, kept = hold_out(rows, strata, validation, numpy_generator(seed, "data", "validation"))
-    if len(validated) == 0 or len(kept) == 0:
-        fix = f"holds out {len(validated)} of {len(rows)} training examples, keeps {len(kept)}; both need at least one"
+    validated, left = hold_out(rows, strata, validation, numpy_generator(seed, "data", "validation"))
+    if len(validated) == 0 or len(left) == 0:
+        fix = f"holds out {len(validated)} of {len(rows)} training examples, keeps {len(left)}; both need at least one"
         raise InputError("eval.validation", validation, fix)
-    return kept, validated
-
-
-def _partition(
-    data: Loaded, y: np.ndarray, classes: bool, train: np.ndarray, partitioner: Partitioner, seed: int
-) -> tuple[list[np.ndarray], np.ndarray | None, list[str] | None]:
-    """Rows of each client that has any; by client column if there is one, else by the partitioner.
-
-    With a client column also the client (position among those kept; -1: none) of every row of the data, and the
-    clients' names, if these are not 0..K-1.
-    """
-    owner = names = None
-    grouped = partitioner.needs_values == "client"
-    if data.client is None or grouped:
-        if grouped and data.client is None:
-            raise InputError("partition", partitioner.name, NO_CLIENTS)
-        values = _values(partitioner.needs_values, data, y, train)
-        positions = partitioner.split(y[train] if classes else None, len(train), seed, values)
-        parts = [train[part] for part in positions]
-        if grouped and partitioner.num_clients not in (None, len(parts)):
-            fix = f"the data's client column gives {len(parts)} groups; leave it null"
-            raise InputError("num_clients", partitioner.num_clients, fix)
-    else:
-        ids = np.unique(data.client)
-        if partitioner.num_clients not in (None, len(ids)):
-            fix = f"the data's client column has {len(ids)} distinct ids and decides the split; leave it null"
-            raise InputError("num_clients", partitioner.num_clients, fix)
-        order = train[np.argsort(data.client[train], kind="stable")]
-        parts = np.split(order, np.searchsorted(data.client[order], ids)[1:])
-    kept = [part for part in parts if len(part)]
-    if not kept:
-        raise InputError("partition", partitioner.name, "gave no client any example")
-    called: list[str] = []
-    if data.client is not None:
-        groups = [np.unique(data.client[part]) for part in parts] if grouped else [[name] for name in ids]
-        called = [plain_text("+".join(map(str, group)), 60) for group in groups]
-    if len(kept) < len(parts):
-        absent = ", ".join(name for name, part in zip(called, parts, strict=False) if not len(part))
-        named = f" ({plain_text(absent, 200)})" if absent else ""
-        absent_count = len(parts) - len(kept)
-        text = "%d of %d clients got no example and are left out%s; %d remain"
-        log.warning(text, absent_count, len(parts), named, len(kept))
-    if data.client is not None:
-        names = [name for name, part in zip(called, parts, strict=True) if len(part)]
-        names = None if names == [str(k) for k in range(len(kept))] else names
-        distinct, codes = np.unique(data.client, return_inverse=True)
-        client_of = np.full(len(distinct), -1)
-        for k, part in enumerate(kept):
-            client_of[codes[part]] = k
-        owner = client_of[codes]
-    return kept, owner, names
-
-
-def _values(kind: str, data: Loaded, y: np.ndarray, train: np.ndarray) -> np.ndarray | None:
-    """What a partitioner wants to know of each training example, see ``Partitioner.needs_values``."""
-    if kind == "client":
-        assert data.client is not None
-        return data.client[train]
-    if kind == "target":
-        return y[train].reshape(len(train), -1)[:, 0]
-    if kind == "mean":
-        if isinstance(data.x, dict):
-            raise InputError("partition.by", kind, "needs inputs of one array; use target")
-        return np.array([data.x[row].mean(dtype=np.float64) for row in train])
-    return None
+    return left, validated

@@ -14,7 +14,7 @@ class Gradient(Protocol):
     """Loss of a batch and its gradient in one call, see :meth:`__call__`."""
 
     def __call__(self, loss_of: Any, x: Inputs, y: Tensor) -> Tensor | None:
-        """``loss_of(model(x), y)``, detached, with its gradient in the parameters' ``grad``; None: nothing done, autograd has to."""
+        """``loss_of(model(x), y)``, detached, with its gradient in ``grad``; None: nothing done, autograd has to."""
 
 
 class FlatModel:
@@ -58,7 +58,7 @@ class FlatModel:
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers by name: all other state, which no training changes (``bayesfed.problem.model_check``)."""
+        """Frozen parameters and buffers by name, which no training changes (``bayesfed.problem.model_check``)."""
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
         return frozen | dict(self.module.named_buffers())
 
@@ -68,19 +68,19 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def drop_grad(self) -> None:
-        """Leave the gradients to autograd, for optimizers that take them as it made them (one pass over memory less)."""
+        """Leave the gradients to autograd, for optimizers that take them as it made them: saves a pass over memory."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def gradients(self) -> list[Tensor]:
         """The gradients as autograd made them, one per parameter; zeros where the backward pass did not come."""
-        made = []
+        gradients = []
         for parameter in self.parameters:
             gradient = parameter.grad
             if gradient is None or gradient.layout != torch.strided:
                 parameter.grad = gradient = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
-            made.append(gradient)
-        return made
+            gradients.append(gradient)
+        return gradients
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of ``vector`` (P,), shaped like the parameters."""

@@ -52,8 +52,8 @@ def cut(x: Inputs) -> Inputs:
     real = x[MASK].any(0).nonzero()
     if not len(real):
         return x
-    width, kept = x[MASK].shape[1], slice(int(real[0]), int(real[-1]) + 1)
-    return {name: v[:, kept] if v.dim() > 1 and v.shape[1] == width else v for name, v in x.items()}
+    width, span = x[MASK].shape[1], slice(int(real[0]), int(real[-1]) + 1)
+    return {name: v[:, span] if v.dim() > 1 and v.shape[1] == width else v for name, v in x.items()}
 
 
 def scalable(x: Inputs | Arrays) -> bool:
@@ -92,10 +92,8 @@ def check_arrays(name: str, x: Arrays, rows: int) -> None:
         raise InputError(name, "{}", "needs at least one array")
     for key, array in named.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            found = getattr(array, "dtype", type(array).__name__)
-            raise InputError(
-                key, found, "must be an array of numbers (rows of different length: problem.inputs.padded)"
-            )
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise InputError(key, kind, "must be an array of numbers (rows of different length: problem.inputs.padded)")
         if array.ndim == 0 or len(array) != rows:
             raise InputError(key, f"array of shape {array.shape}", f"needs one row for each of the {rows} targets")
     if isinstance(x, dict) and MASK in x and (x[MASK].ndim != 2 or x[MASK].dtype != np.bool_):

@@ -80,11 +80,11 @@ def _name(label: Any) -> str:
 def _positions(y: np.ndarray, names: list[str], given: Any) -> np.ndarray:
     distinct, inverse = np.unique(y, return_inverse=True)
     place = {name: position for position, name in enumerate(names)}
-    found = np.array([place.get(_name(label), -1) for label in distinct])[inverse]
-    if (found < 0).any():
-        row = int(np.argmin(found))
+    positions = np.array([place.get(_name(label), -1) for label in distinct])[inverse]
+    if (positions < 0).any():
+        row = int(np.argmin(positions))
         raise InputError("data.classes", given, f"y of row {row} is {plain_text(_name(y[row]), 60)}, none of them")
-    return found.astype(np.int64)
+    return positions.astype(np.int64)
 
 
 def _by_name(values: list[np.ndarray], count: int | None, alone: bool) -> tuple[list[np.ndarray], list[str]]:
@@ -120,12 +120,12 @@ def _numbered(
             f"needs labels 0..C-1, the largest is {largest} in {len(values[0])} rows: number the classes consecutively"
         )
         raise InputError("likelihood", likelihood, f"{fix}, or name them in data.classes")
-    found = np.unique(np.concatenate([np.unique(each) for each in values]))
+    distinct = np.unique(np.concatenate([np.unique(each) for each in values]))
     if not alone or largest == 0:
         _at_least_two(values)
-    if alone or largest + 1 == len(found):
+    if alone or largest + 1 == len(distinct):
         return values, None, largest + 1
-    return [np.searchsorted(found, each) for each in values], [str(label) for label in found], len(found)
+    return [np.searchsorted(distinct, each) for each in values], [str(label) for label in distinct], len(distinct)
 
 
 def _at_least_two(values: list[np.ndarray]) -> None:

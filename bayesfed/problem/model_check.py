@@ -79,7 +79,7 @@ def check_forward(problem: Problem, model: FlatModel, seed: int) -> None:
         with _explained("model", problem.model, "the gradient"):
             torch.autograd.grad(loss, trial.parameters, allow_unused=True)
     for name, value in before.items():
-        if not _kept(trial.fixed.get(name), value):
+        if not _same(trial.fixed.get(name), value):
             raise _changed(problem.model, name)
     if steady and not _close(first, evaluated(trial)):
         raise _refused(problem.model, "a forward in training mode changes what it predicts later; keep no other state")
@@ -114,10 +114,10 @@ class Constants:
 
     @torch.no_grad()
     def _put_back(self) -> list[str]:
-        found = self._model.fixed
-        changed = [name for name, value in self._values.items() if not _kept(found.get(name), value)]
+        fixed = self._model.fixed
+        changed = [name for name, value in self._values.items() if not _same(fixed.get(name), value)]
         for name in changed:
-            value, here = self._values[name], found.get(name)
+            value, here = self._values[name], fixed.get(name)
             if here is not None and here.shape == value.shape and here.dtype == value.dtype:
                 here.copy_(value)
             else:
@@ -181,8 +181,8 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def _kept(found: Tensor | None, value: Tensor) -> bool:
-    return found is not None and found.dtype == value.dtype and _equal(found, value)
+def _same(now: Tensor | None, value: Tensor) -> bool:
+    return now is not None and now.dtype == value.dtype and _equal(now, value)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import nn
 
 from bayesfed.configured import build
@@ -90,6 +89,8 @@ class Problem:
         shape = {"features": sum(map(math.prod, arrays_of(self.input_shape))), "outputs": self.num_outputs}
         if self.columns is None and self.classes is None:
             return shape
+        import xxhash
+
         return shape | {"names": xxhash.xxh3_64_intdigest(json.dumps([self.columns, self.classes]).encode()) >> 1}
 
     def named(self, client: int) -> dict[str, str]:

@@ -58,18 +58,18 @@ def warn_of_sizes(data: Loaded, scaling: Scaling, likelihood: Likelihood, train:
     rows = train[:: max(1, len(train) // LOOKED_AT)]
     x = scaling(torch.from_numpy(data.x[rows]), torch.float64).flatten(1)
     sizes = x.square().mean(0).sqrt().numpy()
-    found = []
+    advice = []
     position = int(sizes.argmax())
     if not 1 / FAR <= sizes[position] <= FAR and sizes[position] > 0:
         column = place(data.x, position, data.columns).removesuffix(": ") if sizes[position] > FAR else ""
         of = f" ({column})" if column else ""
-        found.append(f"inputs are of size {sizes[position]:.3g}{of}, use data.scaling=standardize or unit")
+        advice.append(f"inputs are of size {sizes[position]:.3g}{of}, use data.scaling=standardize or unit")
     if not isinstance(likelihood, Categorical):
         size = math.sqrt(float(np.square(data.y[rows].astype(np.float64)).mean()))
         if not 1 / FAR <= size <= FAR and size > 0:
-            found.append(
+            advice.append(
                 f"targets are of size {size:.3g}, divide them by that "
                 "(and give likelihood.precision in the new units, 1 / variance)"
             )
-    if found:
-        log.warning("models learn well from numbers around 1: %s", "; ".join(found))
+    if advice:
+        log.warning("models learn well from numbers around 1: %s", "; ".join(advice))

@@ -24,8 +24,6 @@ from bayesfed.profiling import span, timed
 from bayesfed.runs.checkpoint import Checkpoint
 from bayesfed.runs.directory import LOGS, RunDirectory, provenance
 from bayesfed.runs.display import Display
-from bayesfed.runs.figures import make_figures
-from bayesfed.runs.icicle import draw
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.runs.loggers import Guarded
 from bayesfed.runs.outcome import outcome, worse_than_start
@@ -189,6 +187,8 @@ class Session:
                     log.error("the summary can't be written: %s", error)
                 measured = profile.write(self.directory.path)
                 if measured is not None and status == "finished" and self.cfg.figures:
+                    from bayesfed.runs.icicle import draw
+
                     draw(measured, self.directory.path / "figures" / "profile.png")
 
     @timed("records")
@@ -204,6 +204,8 @@ class Session:
     @timed("figures")
     def _figures(self) -> None:
         bins = self.recorder.evaluator.reliability(self.round, self.recorder.posterior)
+        from bayesfed.runs.figures import make_figures  # a run without pictures needs no matplotlib
+
         make_figures(
             self.directory.path, label_counts=self.problem.label_counts, reliability=bins,
             classes=self.problem.classes, clients=self.problem.client_names,

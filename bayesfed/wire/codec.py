@@ -18,14 +18,15 @@ FORMATS = ("full", *HALVES)
 class Codec:
     """How a posterior's arrays travel: as they are (``full``), or in 16 bits an entry (``float16``, ``bfloat16``).
 
-    In 16 bits the server sends its mean, one ``scale`` (the geometric mean of its precisions, in full) and ``log(precision / scale)``; a
-    client answers with what it changed, ``mean - server's mean`` and ``log(precision / server's precision)``, against the server's
-    arrays *as they came out of the message*. So precisions are always positive, relative errors are those of small numbers, and
-    no client loses an update that is smaller than the spacing of 16-bit floats around its mean.
+    In 16 bits the server sends its mean, one ``scale`` (the geometric mean of its precisions, in full) and
+    ``log(precision / scale)``; a client answers with what it changed, ``mean - server's mean`` and ``log(precision /
+    server's precision)``, against the server's arrays *as they came out of the message*. So precisions are always
+    positive, relative errors are those of small numbers, and no client loses an update that is smaller than the spacing
+    of 16-bit floats around its mean.
 
-    What an array decodes to is a function of the bits in the message: sender and receiver get the same numbers, in ``dtype``, and form
-    duals from them (:mod:`bayesfed.federation.duals`). The names of the arrays say the format, so that a message in another one is refused.
-    bfloat16 travels as its bits in uint16, because numpy has no such type.
+    What an array decodes to is a function of the bits in the message: sender and receiver get the same numbers, in
+    ``dtype``, and form duals from them (:mod:`bayesfed.federation.duals`). The names of the arrays say the format, so
+    that a message in another one is refused. bfloat16 travels as its bits in uint16, because numpy has no such type.
 
     Args:
         format: ``full``, ``float16`` or ``bfloat16``.
@@ -39,7 +40,7 @@ class Codec:
     def __init__(self, format: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype):
         choice("wire", format, FORMATS)
         if format != "full" and len(shapes.get("precision", ())) == 2:
-            fix = "a full covariance can't travel in 16 bits (the logarithm of a matrix is not elementwise); use wire=full"
+            fix = "a full covariance can't travel in 16 bits (a matrix's logarithm is not elementwise); use wire=full"
             raise InputError("wire", format, fix)
         self.format, self.shapes, self.dtype = format, {n: tuple(shape) for n, shape in shapes.items()}, dtype
 
@@ -53,7 +54,8 @@ class Codec:
             reference: the server's arrays as received, for a client's answer; None on the server.
 
         Raises:
-            BadMessage: an entry is not finite or too large for the format, or a precision is not positive; names array and entry.
+            BadMessage: an entry is not finite or too large for the format, or a precision is not positive; names array
+                and entry.
         """
         if self.format == "full":
             return pack(arrays), dict(arrays)
@@ -77,7 +79,7 @@ class Codec:
         to: torch.dtype | None = None,
         copy: bool = True,
     ) -> dict[str, Tensor]:
-        """The arrays in ``record``, converted to dtype ``to``; ``reference`` as for :meth:`encode`, ``copy`` as for :func:`unpack`.
+        """The arrays in ``record``, in dtype ``to``; ``reference`` as for :meth:`encode`, ``copy`` for :func:`unpack`.
 
         Raises:
             BadMessage: another format, or names, shapes or dtypes that are not expected.
@@ -102,8 +104,9 @@ class Codec:
     ) -> dict[str, Tensor]:
         """``arrays`` moved by what rounding took from ``exact`` when it was ``sent``.
 
-        The server's new posterior is built on what it sent. Without this, a step below the spacing of 16-bit floats would be
-        rounded away in every message and the server would stall; so it adds up (as with master weights in mixed-precision training).
+        The server's new posterior is built on what it sent. Without this, a step below the spacing of 16-bit floats
+        would be rounded away in every message and the server would stall; so it adds up (as with master weights in
+        mixed-precision training).
         """
         kept = {}
         for name, value in arrays.items():
@@ -144,7 +147,8 @@ class Codec:
             limit = torch.finfo(line.dtype).max
             raise (BadMessage if bool(values.isfinite().all()) else Diverged)(
                 f"{name} can't be sent as {self.format} in {len(bad)} of {line.numel()} entries, first entry {entry}: "
-                f"{float(values.reshape(-1)[entry]):g} (finite and at most {limit:g}, precisions positive); use wire=full"
+                f"{float(values.reshape(-1)[entry]):g} (finite and at most {limit:g}, precisions positive); "
+                "use wire=full"
             )
 
 

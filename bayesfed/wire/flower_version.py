@@ -35,7 +35,7 @@ def node_context(node: int, partition: int, num_partitions: int) -> Context:
 
 
 def error_reply(message: Message, error: BaseException | str) -> Message:
-    """An error reply as Flower sends one when a ClientApp raises; its reason is ``Kind: text`` of an exception, or a text."""
+    """An error reply as Flower sends one when a ClientApp raises: ``Kind: text`` of an exception, or a text."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return Message(Error(code=CLIENT_RAISED, reason=text), reply_to=message)
 

@@ -1,7 +1,8 @@
-"""Bytes of a message as Flower serialises it, worked out without serialising: the arrays would be copied once per client.
+"""Bytes of a message as Flower serialises it, worked out without: it would copy the arrays for each client.
 
-The size is that of the protocol buffer of the message's content (``RecordDict`` in Flower's ``recorddict.proto``), or of its error: a field
-is a tag, its length where it has no fixed one, and its value. Flower's metadata around it (node, message and run ids) is left out.
+The size is that of the protocol buffer of the message's content (``RecordDict`` in Flower's ``recorddict.proto``), or
+of its error: a field is a tag, its length where it has no fixed one, and its value. Flower's metadata around it (node,
+message and run ids) is left out.
 """
 
 from __future__ import annotations

@@ -74,10 +74,12 @@ class Quadratics:
     def dim(self) -> int:
         return self.inputs[0].shape[1]
 
-    def posterior(self, prior_precision: float, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, prior_precision: float, temperature: float = 1.0, prior_mean: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Mean and precision matrix of the pooled posterior."""
         precision = prior_precision * torch.eye(self.dim, dtype=torch.float64)
-        pull = torch.zeros(self.dim, dtype=torch.float64)
+        pull = torch.zeros(self.dim, dtype=torch.float64) + prior_precision * prior_mean
         for client in range(len(self)):
             precision = precision + self.curvature(client) / temperature
             pull = pull + self.pull(client) / temperature

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bayesfed
+from bayesfed.errors import InputError
 from bayesfed.seeding import numpy_generator
 from strategies import BayesADMM
 
@@ -60,6 +61,27 @@ def test_pooled_posterior_after_one_round(quadratics, federation, relative, seed
     for posterior in run.posteriors[1:]:
         assert relative(posterior.mean, mean) < 1e-10
         assert relative(posterior.precision, precision) < 1e-10
+
+
+@pytest.mark.parametrize("settings", [{"family": "full"}, {"family": "full", "alpha": 1.0, "rho": 0.5}])
+def test_a_prior_around_the_initial_weights(quadratics, federation, relative, settings: dict) -> None:
+    """The pooled posterior under N(m_0, I/S_0), m_0 = the initialisation; the server starts at that prior."""
+    clients, dim = sizes(1)
+    data = quadratics.random(1, clients, dim)
+    options = {"rho": 1 / clients, "damping": 1.0, "temperature": 0.3, "prior_precision": 0.7, "prior_mean": "initial"}
+    run = federation(data.problem(), BayesADMM(**options | settings)).run(2)
+    start = run.trainer.initial.to(torch.float64)
+    assert float(start.abs().max()) > 0.1
+    assert torch.equal(run.posteriors[0].mean, start)
+    mean, precision = data.posterior(0.7, 0.3, start)
+    for posterior in run.posteriors[1:]:
+        assert relative(posterior.mean, mean) < 1e-10
+        assert relative(posterior.precision, precision) < 1e-10
+
+
+def test_a_family_that_is_always_around_zero_refuses_it() -> None:
+    with pytest.raises(InputError, match="prior_mean=initial: needs a Gaussian"):
+        BayesADMM(family="lognormal", prior_mean="initial")
 
 
 @pytest.mark.parametrize("seed", SEEDS[:2])

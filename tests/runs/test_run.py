@@ -14,7 +14,7 @@ from bayesfed.cli import main
 from bayesfed.errors import RunFailed
 from bayesfed.evaluation.probes import scores
 from bayesfed.federation.local import LocalSolution
-from bayesfed.runs import session
+from bayesfed.runs import figures
 from bayesfed.runs.directory import read_jsonl
 
 LINREG = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "figures=false", "display=false"]  # fmt: skip
@@ -166,7 +166,7 @@ def test_the_reliability_diagram_is_that_of_the_last_evaluation(tmp_path, monkey
     score = scores.evaluate
     monkeypatch.setattr(scores, "evaluate", lambda *a, **k: evaluations.append(k["bayes"]) or score(*a, **k))
     monkeypatch.setattr(
-        session, "make_figures", lambda path, *, label_counts, reliability, **names: diagrams.append(reliability)
+        figures, "make_figures", lambda path, *, label_counts, reliability, **names: diagrams.append(reliability)
     )
     options = ["client.epochs=1", "eval.samples=3", "display=false"]
     result = bayesfed.run(["rounds=2", *options, f"hydra.run.dir={tmp_path}/r"])

@@ -52,7 +52,8 @@ class LocalSettings:
         """Read and check the values of a message to clients of the strategy called ``name``.
 
         Raises:
-            wire.BadMessage: a value is missing, of the wrong type or out of range, or the message is another strategy's.
+            wire.BadMessage: a value is missing, of the wrong type or out of range, or the message is another
+                strategy's.
         """
         kinds = {"str": str, "int": int, "float": float, "bool": bool}
         sent = record if isinstance(record, ConfigRecord) else {}

@@ -30,8 +30,8 @@ class Contribution:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-# Clipping, noise, masking, compression: one after the other, for every method alike. What comes out is what leaves, and what
-# the client's dual and state follow; so the server's sums agree with the clients' whatever stands here.
+# Clipping, noise, masking, compression: one after the other, for every method alike. What comes out is what leaves, and
+# what the client's dual and state follow; so the server's sums agree with the clients' whatever stands here.
 Transform = Callable[[Contribution, Assignment], Contribution]
 
 
@@ -80,7 +80,7 @@ class Line:
         self._vectors: Record = {}
 
     def decode(self, content: RecordDict) -> tuple[Posterior, Record]:
-        """``q_g`` and the further vectors of a message; once for all clients of a round, to which engines give one object.
+        """``q_g`` and the further vectors of a message; once for all clients to which engines give one object.
 
         Raises:
             wire.BadMessage: what they hold is not what this client expects.
@@ -97,7 +97,7 @@ class Line:
         return self._server, self._vectors
 
     def encode(self, contribution: Contribution, server: Posterior) -> tuple[Mapping[str, ArrayRecord], Contribution]:
-        """The records to send, and the contribution as the server will see it; what is wrong with it is for the server to say.
+        """The records to send, and the contribution as the server will see it (and judge it).
 
         Raises:
             wire.BadMessage: an entry can't travel in this format.

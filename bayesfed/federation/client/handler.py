@@ -39,11 +39,11 @@ class Trainer:
 
         eta_k <- eta_k + gamma rho (lambda_k - lambda_g)
 
-    in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to rounding
-    (docs/method.md 2). For point estimates the step is ``gamma proximal (w_k - w_g)``.
+    in float64 from what the message and its own reply decode to, so that the server's ``sum_k eta_k`` agrees to
+    rounding (docs/method.md 2). For point estimates the step is ``gamma proximal (w_k - w_g)``.
 
-    A method that needs more of its clients subclasses this and names the subclass as its strategy's ``client``: vectors that
-    travel besides posteriors are named in ``received`` and ``returned``, :meth:`pose` changes the local problem,
+    A method that needs more of its clients subclasses this and names the subclass as its strategy's ``client``: vectors
+    that travel besides posteriors are named in ``received`` and ``returned``, :meth:`pose` changes the local problem,
     :meth:`answer` what is uploaded, and :meth:`settle` what is kept, as durable as the site.
 
     Args:
@@ -88,7 +88,7 @@ class Trainer:
         self.line = Line(self.family, self.model.dim, dtype, wire_format, self.received, self.returned)
         self.transforms: tuple[Transform, ...] = (*transforms, Narrow(dtype))
 
-    # -- what a method may change ---------------------------------------------------------------------------------------
+    # -- what a method may change -------------------------------------------------------------------------------------
 
     def pose(self, assignment: Assignment) -> LocalProblem:
         """The problem to solve, from ``assignment.problem`` and what the message and the client's state say."""
@@ -102,7 +102,7 @@ class Trainer:
         """What to keep for the next round; ``sent`` is the contribution as the server decodes it."""
         return {}
 
-    # -- messages -------------------------------------------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------------------------------------
 
     def query(self, message: Message, context: Context) -> Message:
         """Who this node is: its partition id and number of examples; and what all clients' data have in common."""
@@ -126,10 +126,11 @@ class Trainer:
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """What :meth:`train` replies to each message, or an error reply where it raises; solved side by side if the solver can.
+        """What :meth:`train` replies to each message, or an error reply where it raises.
 
-        If that fails, for whatever reason, the clients are trained one by one, so that only those at fault fail. The metric
-        ``seconds`` of clients solved side by side is an equal share of the time.
+        Solved side by side if the solver can. If that fails, for whatever reason, the clients are trained one by one,
+        so that only those at fault fail. The metric ``seconds`` of clients solved side by side is an
+        equal share of the time.
         """
         started = time.perf_counter()
         replies: dict[int, Message] = {}

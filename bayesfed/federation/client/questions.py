@@ -1,4 +1,4 @@
-"""Named questions: what a client answers in numbers, keeping nothing. A message names one; nothing in it is ever instantiated."""
+"""Named questions: a message names one, the client answers in numbers and keeps nothing of it."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """Where a client keeps its site: durable, round-tagged, committed only when the server says so.
 
-A site ``eta_k`` must change exactly when the server counted the reply it belongs to, or ``sum_k eta_k`` on the server and
-on the clients drift apart for good. A client can't know whether its reply arrived. So it never overwrites: training in
-round r writes a *new* record tagged r beside the one it started from, and the next message from the server names the
-last round of this client that was ``accepted``, and those that lie in the server's last checkpoint (``durable``) and in the one
-before it (``older``, used if the last one is damaged). The client continues from the accepted record and drops all others of earlier rounds but these two,
-which a resumed server would ask for.
+A site ``eta_k`` must change exactly when the server counted the reply it belongs to, or ``sum_k eta_k`` on the server
+and on the clients drift apart for good. A client can't know whether its reply arrived. So it never overwrites: training
+in round r writes a *new* record tagged r beside the one it started from, and the next message from the server names the
+last round of this client that was ``accepted``, and those that lie in the server's last checkpoint (``durable``) and in
+the one before it (``older``, used if the last one is damaged). The client continues from the accepted record and drops
+all others of earlier rounds but these two, which a resumed server would ask for.
 
-The same rule covers a lost reply, a duplicate or late message, a crash of either side at any point, and a resumed run; and as
-any process that sees the files can serve any client, results don't depend on which worker a client lands on. Records of later
-rounds stay: a message that was delayed beyond its successor must not drop what that one saved, and after going back to a
-checkpoint they are overwritten before a server can ask for them.
+The same rule covers a lost reply, a duplicate or late message, a crash of either side at any point, and a resumed run;
+and as any process that sees the files can serve any client, results don't depend on which worker a client lands on.
+Records of later rounds stay: a message that was delayed beyond its successor must not drop what that one saved, and
+after going back to a checkpoint they are overwritten before a server can ask for them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SiteStore(ABC):
 
     @timed("sites")
     def open(self, client: int, round: int, accepted: int, durable: int, older: int = 0) -> Record | None:
-        """What ``client`` continues from in ``round``: the record of round ``accepted``; None if it was never accepted (0).
+        """What ``client`` continues from in ``round``: the record of round ``accepted``; None for 0, never.
 
         Records before ``round`` other than ``accepted``, ``durable`` and ``older`` are dropped.
 
@@ -77,7 +77,8 @@ class SiteStore(ABC):
         record = self.read(client, accepted)
         if record is None:
             raise SiteLost(
-                f"client {client} has no site of round {accepted}, which the server accepted (it has: {found or 'none'})"
+                f"client {client} has no site of round {accepted}, which the server accepted "
+                f"(it has: {found or 'none'})"
             )
         return record
 
@@ -107,8 +108,8 @@ class DiskSites(SiteStore):
 
     A file that is cut off, or was changed, is as good as lost.
 
-    Small records that this process wrote last are also kept in memory, so that a client that comes back to it costs no read, unless
-    the file was changed since. (Large ones are read as fast as they can be copied.)
+    Small records that this process wrote last are also kept in memory, so that a client that comes back to it costs no
+    read, unless the file was changed since. (Large ones are read as fast as they can be copied.)
 
     Args:
         root: folder of one experiment; made when the first site is written.

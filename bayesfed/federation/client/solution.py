@@ -14,8 +14,8 @@ def checked(solution: object, problem: LocalProblem, solver: Solver) -> LocalSol
     """``solution`` with Python's numbers as metrics. Whether its values are finite is for the server to say.
 
     Raises:
-        ValueError: it is no :class:`LocalSolution`, its posterior is of another family or shape, it has another precision than the
-            server's where ``learn_precision`` is off, or a metric is no number.
+        ValueError: it is no :class:`LocalSolution`, its posterior is of another family or shape, it has another
+            precision than the server's where ``learn_precision`` is off, or a metric is no number.
     """
     source, server = f"{type(solver).__name__}.solve", problem.server
     if not isinstance(solution, LocalSolution):

@@ -134,7 +134,7 @@ class Images(Source):
 
 
 def _first(file: Path, wanted: Iterable[str], names: Iterable[str]) -> str:
-    found = [name for name in wanted if name in names]
-    if not found:
+    present = [name for name in wanted if name in names]
+    if not present:
         raise InputError("path", file, f"has no column {' or '.join(wanted)}; columns: {', '.join(names)}")
-    return found[0]
+    return present[0]

@@ -54,8 +54,9 @@ class Npz(Own):
                         raise InputError("path", self.path, fix)
                 for each in REQUIRED:
                     if each not in names:
-                        found = ", ".join(names) or "none"
-                        raise InputError("path", self.path, f"holds no array '{each}'; found: {found}")
+                        raise InputError(
+                            "path", self.path, f"holds no array '{each}'; found: {', '.join(names) or 'none'}"
+                        )
                 if ("x_test" in names) != ("y_test" in names):
                     raise InputError("path", self.path, "holds only one of x_test and y_test; needs both or neither")
                 arrays = {}

@@ -111,11 +111,14 @@ class Own(Source):
             return replace(loaded, test_x=test_x, test_y=test_y)
         labels = y if y.ndim == 1 and y.dtype.kind in "iuU" else None
         strata = [column for column in (loaded.client, labels) if column is not None]
-        held, kept = hold_out(np.arange(len(x)), strata, self.test_fraction, numpy_generator(seed, "data", "test"))
-        if len(held) == 0 or len(kept) == 0:
-            fix = f"leaves {len(kept)} of {len(x)} rows to train on and {len(held)} to test on; both need at least one"
+        test_rows, train_rows = hold_out(
+            np.arange(len(x)), strata, self.test_fraction, numpy_generator(seed, "data", "test")
+        )
+        if len(test_rows) == 0 or len(train_rows) == 0:
+            fix = f"leaves {len(train_rows)} of {len(x)} rows to train on and {len(test_rows)} to test on"
+            fix += "; both need at least one"
             raise InputError("test_fraction", self.test_fraction, fix)
-        return replace(loaded, train_rows=kept, test_rows=held)
+        return replace(loaded, train_rows=train_rows, test_rows=test_rows)
 
 
 def check_arrays(

@@ -85,8 +85,8 @@ class Source(ABC):
 
     def stamps(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size (bytes) and modification time (ns) of each of the :meth:`files`, and of what is in its folders."""
-        found = [file for path in self.files() for file in files_of(path.expanduser().resolve())]
-        return tuple((str(file), s.st_size, s.st_mtime_ns) for file in found for s in (file.stat(),))
+        files = [file for path in self.files() for file in files_of(path.expanduser().resolve())]
+        return tuple((str(file), s.st_size, s.st_mtime_ns) for file in files for s in (file.stat(),))
 
     @abstractmethod
     def load(self, seed: int) -> Loaded:

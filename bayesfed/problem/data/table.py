@@ -102,8 +102,8 @@ class Table(Own):
         """The files that make up the table, by name."""
         if self.path.is_file():
             return [self.path]
-        found = [path for path in files_of(self.path) if not path.name.startswith("_")]
-        parts = [path for path in found if _is_csv(path) or path.suffix == ".parquet"]
+        files = [path for path in files_of(self.path) if not path.name.startswith("_")]
+        parts = [path for path in files if _is_csv(path) or path.suffix == ".parquet"]
         if not parts or len({_is_csv(part) for part in parts}) > 1:
             reason = "holds both .parquet and .csv files" if parts else "holds no .parquet or .csv file"
             raise InputError("path", self.path, f"{reason}; needs the files of one table")
@@ -118,8 +118,8 @@ class Table(Own):
         csv = _is_csv(part)
         try:
             if csv:
-                kept = {self.client: pyarrow.string()}  # 007 is another client than 7
-                options = pyarrow.csv.ConvertOptions(column_types=kept if self.client else None)
+                text = {self.client: pyarrow.string()}  # 007 is another client than 7
+                options = pyarrow.csv.ConvertOptions(column_types=text if self.client else None)
                 parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(part), newlines_in_values=True)
                 table = pyarrow.csv.read_csv(str(part), parse_options=parse, convert_options=options)
                 names = list(table.column_names)
