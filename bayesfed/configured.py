@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from bayesfed.errors import InputError, RunFailed, did_you_mean
 from bayesfed.foreign import plain_text
 from bayesfed.schedule import Schedule
+from bayesfed.seeding import global_generators
 
 GROUPS = ("data", "partition", "model", "likelihood", "strategy", "client", "engine", "logger")
 MISSING = "???"  # OmegaConf's value of a key that has none
@@ -240,8 +241,6 @@ def build(section: Section, group: str, seed: int | None = 0, kind: type = objec
     Raises:
         InputError: naming ``group.key``: an unknown key, or what the constructor raises.
     """
-    from bayesfed.seeding import global_generators  # imports torch
-
     target, arguments = resolve(section, group, kind), _arguments(section)
     _checked_keys(target, arguments, group, given)
     if group == "client":  # the schedule over rounds is the run's; a class that takes it itself gets it, too
