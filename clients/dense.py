@@ -48,7 +48,7 @@ class DenseProblem:
         return slope + server.multiply(server.precision, mean - server.mean), hessian
 
     def solution(self, posterior: Posterior, points: int, metrics: dict[str, float] | None = None) -> LocalSolution:
-        """The solution in the model's dtype, with the loss at its mean and the cost of derivatives at ``points`` points."""
+        """The solution in the model's dtype, with the loss at its mean and the cost of so many ``points``."""
         loss = float(self.loss.loss(posterior.mean)) / self.problem.num_examples
         cost = {"gradient-evaluations": points * self.loss.gradients_per_point}
         return LocalSolution(posterior.to(self.problem.dtype), {"loss": loss} | (metrics or {}) | cost)

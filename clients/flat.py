@@ -64,7 +64,10 @@ class FlatParameters:
         if len(kinds) > 1 or not given[0].is_floating_point():
             raise InputError("params", sorted(map(str, kinds)), "one real dtype and device in each parameter group")
         if any(_channels_last(p) for p in self.parameters):
-            fix = "one vector holds all weights in torch's usual order: build the optimizer of a contiguous_format model (inputs may stay channels_last)"
+            fix = (
+                "one vector holds all weights in torch's usual order: build the optimizer of a contiguous_format model "
+                "(inputs may stay channels_last)"
+            )
             raise InputError("params", "channels_last", fix)
         self._like = given[0].detach().new_empty(0)
         self.frozen: list[slice] = []
@@ -126,8 +129,8 @@ class FlatParameters:
         late = [name for name, p in self._left.items() if p.requires_grad]
         if late:
             raise RuntimeError(
-                f"parameter {', '.join(late)} requires a gradient but was frozen when the optimizer was built: build it "
-                "before freezing (frozen parameters keep their values), or anew"
+                f"parameter {', '.join(late)} requires a gradient but was frozen when the optimizer was built: "
+                "build it before freezing (frozen parameters keep their values), or anew"
             )
         self.frozen = []
         if not all(p.requires_grad for p in self.parameters):

@@ -81,7 +81,7 @@ def local_step(
 def lie_group_step(
     mean: Tensor, factor: Tensor, gradient: Tensor, hessian: Tensor, step_size: float, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The affine group's retraction, C <- C expm(-rho/2 (C^T H C - gamma I)): never singular. C becomes a full square root."""
+    """The affine group's retraction, C <- C expm(-rho/2 (C^T H C - gamma I)): never singular; C becomes full."""
     excess = factor.mT @ hessian @ factor
     excess.diagonal().sub_(temperature)
     new_mean = mean - step_size * factor @ (factor.mT @ gradient)

@@ -22,7 +22,8 @@ _CHUNK = 1 << 18  # values at once; bounds the scratch memory
 @lru_cache
 @torch.inference_mode(False)  # kept for callers in other modes
 def quantile_table(dtype: torch.dtype = torch.float64) -> Tensor:
-    """The 16,384 values of a coordinate, ascending: mean 0, variance 1 (rescaled by 1 + 2e-6), kurtosis 2.999, largest 4.06.
+    """The 16,384 values of a coordinate, ascending: mean 0, variance 1 (rescaled by 1 + 2e-6), kurtosis 2.999, largest
+    4.06.
 
     Each is the mean of N(0, 1) over one of as many equally likely cells; their distribution function is within 2^-15 of
     that of N(0, 1) everywhere.
@@ -39,8 +40,8 @@ def quantile_table(dtype: torch.dtype = torch.float64) -> Tensor:
 def quantile_points(dtype: torch.dtype = torch.float64) -> Tensor:
     """The (16,384, 4) points: in each column every value of :func:`quantile_table` once.
 
-    The columns, and their squares, are uncorrelated to 3e-3 (independent points would leave 8e-3), which averages out over
-    blocks, since every block draws its own point.
+    The columns, and their squares, are uncorrelated to 3e-3 (independent points would leave 8e-3), which averages out
+    over blocks, since every block draws its own point.
     """
     net = torch.quasirandom.SobolEngine(_BLOCK, scramble=True, seed=1).draw(_POINTS, dtype=torch.float64)
     return quantile_table(dtype)[(net * _POINTS).floor().long()].contiguous()
@@ -76,7 +77,8 @@ class Noise:
         return out
 
     def picks(self, count: int) -> Iterator[tuple[int, Tensor]]:
-        """Where a chunk of ``count`` values starts, and 16 random bits (int16) for each of its points, whose lower 14 pick it.
+        """Where a chunk of ``count`` values starts, and 16 random bits (int16) for each of its points, whose lower 14
+        pick it.
 
         The bits are to be used before the next chunk is asked for.
         """

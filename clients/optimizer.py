@@ -1,4 +1,4 @@
-"""What the posterior optimizers share: samples shown in blocks, collected with their gradients, kept, refused or forgotten."""
+"""What the posterior optimizers share: samples are shown in blocks and collected, or refused, with their gradients."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ COPIED = "copied optimizers hold copies of the parameters: copy model and optimi
 class PosteriorOptimizer(torch.optim.Optimizer):
     """An optimizer whose gradients are taken at samples of its posterior, inside ``sampled_params(train=True)``.
 
-    The gradient of a block stays in ``p.grad`` until the next block or :meth:`step`, which collect it; up to then ``unscale_`` of a
-    GradScaler and gradient clipping act on it, and :meth:`zero_grad` drops it and everything else collected since the last step.
-    A sample whose gradient is not finite is refused there: it touches nothing, is counted in :attr:`refused` and warned of once. Steps use
-    the others; a step without any changes nothing.
+    The gradient of a block stays in ``p.grad`` until the next block or :meth:`step`, which collect it; up to then
+    ``unscale_`` of a GradScaler and gradient clipping act on it, and :meth:`zero_grad` drops it and everything else
+    collected since the last step. A sample whose gradient is not finite is refused there: it touches nothing, is
+    counted in :attr:`refused` and warned of once. Steps use the others; a step without any changes nothing.
 
     Parameters that do not require a gradient when a sample is drawn are frozen: no noise, no update.
 
-    On a GPU no step waits for that check (``_deferred``): a refused sample counts as zeros, and a flag that stays on the device undoes
-    the step's effect if there is no other. SRVN, and IVON with ``sync``, read numbers from the device in every step anyway.
+    On a GPU no step waits for that check (``_deferred``): a refused sample counts as zeros, and a flag that stays on
+    the device undoes the step's effect if there is no other. SRVN, and IVON with ``sync``, read numbers from the device
+    in every step anyway.
     """
 
     mc_samples: int
@@ -53,7 +54,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._turned_down = 0  # refused since the last step
         self._pending = False  # a block's gradient is still in the parameters
 
-    # -- what a learner gives ---------------------------------------------------------------------------------------------
+    # -- what a learner gives -----------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -91,20 +92,21 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for flat in self._flats if not self._inside else ():
             flat.attach()
 
-    # -- samples ----------------------------------------------------------------------------------------------------------
+    # -- samples ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def sampled_params(self, train: bool = False) -> Iterator[None]:
         """Put a sample of q into the parameters; on leaving, they are what they were, bit for bit.
 
         Args:
-            train: collect the gradient of the block for :meth:`step`. Gradients from before the block are cleared when it is
-                entered, so nothing accumulates over blocks; several backward passes in one block do. A block that is left before
-                ``backward()`` collects nothing. Clip the gradient inside the block (or, of a step's only sample, before the step).
+            train: collect the gradient of the block for :meth:`step`. Gradients from before the block are cleared when
+                it is entered, so nothing accumulates over blocks; several backward passes in one block do. A block that
+                is left before ``backward()`` collects nothing. Clip the gradient inside the block (or, of a step's only
+                sample, before the step).
 
         Raises:
-            RuntimeError: the contexts are nested, or a parameter requires a gradient that did not when the optimizer was built.
-                After an exception in the block, everything collected since the last step is dropped.
+            RuntimeError: the contexts are nested, or a parameter requires a gradient that did not when the optimizer
+                was built. After an exception in the block, everything collected since the last step is dropped.
         """
         with self._block(lambda: self._draw(train), train):
             yield
@@ -175,10 +177,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._turned_down += 1
         if not self._warned and not hasattr(self, "found_inf"):  # GradScaler looks for the scale that way
             self._warned = True
-            warnings.warn(
-                f"{type(self).__name__} dropped a sample whose gradient is not finite (said once; `refused` counts them)",
-                stacklevel=2,
-            )
+            refusal = "dropped a sample whose gradient is not finite (said once; `refused` counts them)"
+            warnings.warn(f"{type(self).__name__} {refusal}", stacklevel=2)
 
     @property
     def refused(self) -> int:
@@ -196,8 +196,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.grad = None if set_to_none else p.grad.detach().zero_()
-
-    # -- the step ---------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -235,8 +233,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 f"no parameter got a gradient: call loss.backward() inside sampled_params(train=True) ({COPIED})"
             )
         raise RuntimeError(
-            "step() must follow a completed `with optimizer.sampled_params(train=True):` block (torch.distributed.checkpoint "
-            "steps without one: save optimizer.state_dict() itself)"
+            "step() must follow a completed `with optimizer.sampled_params(train=True):` block "
+            "(torch.distributed.checkpoint steps without one: save optimizer.state_dict() itself)"
         )
 
     def _evaluate(self, closure: Callable[[], Tensor]) -> Tensor | None:
@@ -256,15 +254,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if scale is None:
             if self._samples:
                 raise RuntimeError(
-                    "scaler.unscale_() reaches the last sample only: with several samples in a step leave it out, scaler.step() does it"
+                    "scaler.unscale_() reaches the last sample only: with several samples in a step leave it out, "
+                    "scaler.step() does it"
                 )
             return
         inverse = scale.double().reciprocal().float() if scale.device.type != "mps" else scale.reciprocal()
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         for value in [*gradients, *(self._statistics() if self._samples else [])]:
             value.mul_(inverse.to(value.device))
-
-    # -- copies -----------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but samples of an unfinished step; copies and pickles go with those of the parameters."""
@@ -288,8 +285,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """
         if key not in state_dict:
             raise ValueError(
-                f"a state of another optimizer than {type(self).__name__} (or one through torch.distributed.checkpoint, which "
-                "drops what it does not know)"
+                f"a state of another optimizer than {type(self).__name__} (or one through "
+                "torch.distributed.checkpoint, which drops what it does not know)"
             )
         return state_dict[key]
 

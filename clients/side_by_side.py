@@ -1,8 +1,8 @@
 """Many small clients side by side on one device: one row of state per client, one forward and backward pass for all.
 
 Below some ten thousand parameters a training step costs dispatch, not arithmetic, and C clients cost C times that.
-Here their parameters are the rows of one matrix (C, P) and ``torch.vmap`` runs the model on all rows at once. Every client sees
-the mini-batches, the noise and the number of steps it would see alone, so the results agree to rounding.
+Here their parameters are the rows of one matrix (C, P) and ``torch.vmap`` runs the model on all rows at once. Every
+client sees the mini-batches, the noise and the number of steps it would see alone, so the results agree to rounding.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what :func:`
 def can_batch(problems: Sequence[LocalProblem]) -> bool:
     """Whether these problems can be solved side by side.
 
-    They must share model, likelihood, data arrays and family (not the full Gaussian, whose precision is a matrix for each client),
-    and the model must treat examples separately, without state or randomness of its own (see :func:`separable`).
+    They must share model, likelihood, data arrays and family (not the full Gaussian, whose precision is a matrix for
+    each client), and the model must treat examples separately, without state or randomness of its own (see
+    :func:`separable`).
     """
     if len(problems) < 2:
         return False
@@ -62,8 +63,8 @@ def can_batch(problems: Sequence[LocalProblem]) -> bool:
 def separable(problem: LocalProblem) -> bool:
     """Whether ``torch.vmap`` can run the model in training mode, and an example's output depends on that example alone.
 
-    Tried once per model on two examples, which finds dropout (vmap refuses to draw), batch statistics (padding would count) and
-    what vmap has no rule for. Buffers rule it out too: the module might write to them.
+    Tried once per model on two examples, which finds dropout (vmap refuses to draw), batch statistics (padding would
+    count) and what vmap has no rule for. Buffers rule it out too: the module might write to them.
     """
     module = problem.model.module
     if module not in _KNOWN:
@@ -98,8 +99,8 @@ def stacked(model: FlatModel) -> Callable[[dict[str, Tensor], Inputs], Tensor]:
 def loners(steps: Sequence[int]) -> int:
     """How many clients, of those with the most steps, are better trained alone (``steps`` descending).
 
-    A step of any number of clients costs about as much as three of one client, so the last ones at work should not be few: leaving
-    out the first j saves ``3 (steps[0] - steps[j])`` and costs the sum of their steps.
+    A step of any number of clients costs about as much as three of one client, so the last ones at work should not be
+    few: leaving out the first j saves ``3 (steps[0] - steps[j])`` and costs the sum of their steps.
     """
     ends = [*steps, 0]
     saved = [OVERHEAD * (ends[0] - end) - alone for end, alone in zip(ends, accumulate(ends, initial=0), strict=False)]

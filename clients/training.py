@@ -20,14 +20,16 @@ from bayesfed.schedule import Schedule
 class GradientSolver(Solver):
     """A solver by mini-batch gradients: a keyword-only dataclass whose fields are its settings, the keys of its YAML.
 
-    ``solve`` puts the model at the start (:func:`begin`), builds an optimizer on the local problem and runs :meth:`train`.
+    ``solve`` puts the model at the start (:func:`begin`), builds an optimizer on the local problem and runs
+    :meth:`train`.
 
     Args:
         lr: learning rate.
         epochs: passes over the client's data in a round.
         batch_size: examples per step.
         local_schedule: learning rate over the steps of a round.
-        amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``); ``none``.
+        amp: ``bfloat16`` runs the model in mixed precision (parameters, gradients and update stay in ``dtype``);
+            ``none``.
 
     Raises:
         InputError: a value out of range.
@@ -55,8 +57,9 @@ class GradientSolver(Solver):
         """Run the steps of a round.
 
         Args:
-            optimizer: built at the round's learning rate. One with ``sampled_params`` (:mod:`clients.optimizer`) gets ``mc_samples``
-                gradients a step, each at a sample of its posterior; any other gets one, at the parameters.
+            optimizer: built at the round's learning rate. One with ``sampled_params`` (:mod:`clients.optimizer`) gets
+                ``mc_samples`` gradients a step, each at a sample of its posterior; any other gets one, at the
+                parameters.
 
         Returns:
             ``loss``, the mean over the round's gradients, and ``gradient-evaluations``.

@@ -37,3 +37,10 @@ def test_what_only_answers_imports_neither_torch_nor_hydra(args):
     code += "print(*({'torch', 'hydra', 'flwr', 'ray'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_a_wrong_key_is_answered_without_torch():
+    code = "import sys; from bayesfed.cli import main\ntry: main(['strategi=fedavg'])\nexcept SystemExit: pass\n"
+    code += "print(*({'torch', 'flwr', 'ray'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, "did you mean 'strategy'" in done.stderr) == ("\n", True)

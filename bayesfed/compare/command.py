@@ -27,8 +27,9 @@ from bayesfed.foreign import plain_text
 from bayesfed.lock import alone, check_folder
 from bayesfed.runs.directory import provenance, write_text
 from bayesfed.runs.display import Fitted, console
+from bayesfed.scores import score
 
-TERMINAL = ("method", *tables.HEADERS.values(), "MB sent", "seeds")
+TERMINAL = {"method", "MB sent", "seeds"}
 MARK = "compare.json"  # says that a folder is a comparison's
 
 
@@ -157,7 +158,8 @@ def _shown(setting: str, part: Sequence[tables.Row], baseline: str) -> Fitted:
     header, body = tables.cells(
         part, baseline, bold=lambda text: f"[bold]{text}[/bold]", escape=lambda text: _plain(plain_text(text))
     )
-    wanted = [i for i, name in enumerate(header) if name in TERMINAL]  # what fits 80 columns; the files have the rest
+    narrow = TERMINAL | {score(metric).header for row in part for metric in row.metrics}
+    wanted = [i for i, name in enumerate(header) if name in narrow]  # what fits 80 columns; the files have the rest
     tests = tables.below(header)
     caption = f"p: {tables.test_of(baseline)}" if tests else None
     shown = Table(

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bayesfed.compare.picture import Picture, save
-from bayesfed.compare.results import HIGHER_IS_BETTER, Group
+from bayesfed.compare.results import Group, ordered
 from bayesfed.compare.sensitivity import sensitivities, shade
 from bayesfed.compare.table import Row, by_setting
 from bayesfed.runs.labels import label
+from bayesfed.scores import NLL, OF_TARGET, score
 
 # Okabe and Ito's palette without black and yellow, told apart with any colour vision on light and on dark ground
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
@@ -32,8 +33,6 @@ AXES = {
 }
 TARGET = {"rounds": "rounds", "bytes": "MB sent", "gradients": "gradient evaluations", "seconds": "seconds"}
 SCALE = {"bytes": 1e-6}  # of the numbers on an axis
-NAMES = {"accuracy": "accuracy (%)", "nll": "NLL (nats per example)", "ece": "ECE (%)", "rmse": "RMSE"}
-TITLES = {"accuracy": "Accuracy", "nll": "NLL", "rmse": "RMSE"}
 Styles = dict[str, dict[str, Any]]
 
 
@@ -63,11 +62,10 @@ def make_figures(table: Sequence[Row], folder: Path, target: float | None = None
         for name, setting, title, figure in sensitivities(table):
             pictures.append(save(figure, folder, name, setting, title))
         if len(settings) > 1:
-            for metric in ("accuracy", "nll"):
-                if any(metric in row.metrics for row in table):
-                    figure = heat_map(table, metric)
-                    title = f"{TITLES[metric]} by method and setting"
-                    pictures.append(save(figure, folder, f"heat_map_{metric}", "", title))
+            for metric in _metrics(table, "main"):
+                if score(metric).unit != OF_TARGET:
+                    title = f"{_title(metric)} by method and setting"
+                    pictures.append(save(heat_map(table, metric), folder, f"heat_map_{metric}", "", title))
     return pictures
 
 
@@ -89,7 +87,7 @@ def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> F
             axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
     if not drawn:
         return None
-    axis.set(xlabel=AXES[cost][1], ylabel=NAMES[metric])
+    axis.set(xlabel=AXES[cost][1], ylabel=score(metric).axis)
     if cost == "rounds":
         axis.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
     else:
@@ -97,7 +95,7 @@ def curves(groups: Sequence[Group], metric: str, cost: str, styles: Styles) -> F
             axis.set_xscale("log")
         if cost == "gradients":
             axis.xaxis.set_major_formatter(EngFormatter())
-    if metric in ("nll", "rmse") and _wide([line.get_ydata() for line in axis.get_lines()], 10):
+    if not score(metric).higher_is_better and _wide([line.get_ydata() for line in axis.get_lines()], 10):
         axis.set_yscale("log")
     _legend(figure, axis, drawn)
     return figure
@@ -136,7 +134,7 @@ def dots(part: Sequence[Row], metric: str, styles: Styles) -> Figure | None:
             statistic.mean, place, xerr=error, fmt="|", color=style["color"], markersize=15, capsize=4, linewidth=1.6
         )
     _methods(axis, shown)
-    axis.set_xlabel(NAMES[metric])
+    axis.set_xlabel(score(metric).axis)
     return figure
 
 
@@ -153,8 +151,8 @@ def clients_apart(part: Sequence[Row], styles: Styles) -> Figure | None:
         axis.plot(mean, place, "|", color=colour, markersize=15, markeredgewidth=2)
         axis.plot(worst, place, "o", color=colour, markersize=6)
     _methods(axis, shown)
-    metric = "accuracy" if any("accuracy" in row.metrics for row in shown) else "rmse"
-    axis.set_xlabel(f"{NAMES[metric]}: client mean (bar),\nworst 10 % of clients (dot)")
+    metric = next((m for m in _metrics(shown, "main") if m != NLL.name), NLL.name)
+    axis.set_xlabel(f"{score(metric).axis}: client mean (bar),\nworst 10 % of clients (dot)")
     return figure
 
 
@@ -194,30 +192,40 @@ def heat_map(table: Sequence[Row], metric: str) -> Figure:
     figure = Figure(figsize=(2.6 + 1.15 * len(settings), 1.7 + 0.36 * len(methods)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    up = metric in HIGHER_IS_BETTER
+    up = score(metric).higher_is_better
     best = np.array([[getattr(statistics.get((m, s)), "best", False) for s in settings] for m in methods])
     shade(axis, values, up, best)
     axis.set_yticks(range(len(methods)), [label(method, width=18) for method in methods])
     axis.set_xticks(range(len(settings)), [_wrapped(s) for s in settings], size=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{NAMES[metric]},\nbest of a setting in bold", size=9.5)
+    axis.set_title(f"{score(metric).axis},\nbest of a setting in bold", size=9.5)
     return figure
 
 
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
+def _metrics(table: Sequence[Row], role: str) -> list[str]:
+    return [m for m in ordered(m for row in table for m in row.metrics) if score(m).role == role]
+
+
+def _title(metric: str) -> str:
+    label = score(metric).label
+    return label[:1].upper() + label[1:]
+
+
 def _of_setting(part: Sequence[Row], styles: Styles, target: float | None) -> Iterator[tuple[str, str, Figure]]:
     groups = [row.group for row in part]
-    for metric in ("accuracy", "rmse", "nll"):
+    for metric in _metrics(part, "main"):
         for cost in AXES:
             figure = curves(groups, metric, cost, styles)
             if figure is not None:
-                yield f"{metric}_{cost}", f"{TITLES[metric]} against {TARGET[cost]}", figure
-    figure = dots(part, "ece", styles)
-    if figure is not None:
-        yield "ece", "Calibration error after the last round, every seed", figure
+                yield f"{metric}_{cost}", f"{_title(metric)} against {TARGET[cost]}", figure
+    for metric in _metrics(part, "shown"):
+        figure = dots(part, metric, styles)
+        if figure is not None:
+            yield metric, f"{_title(metric)} after the last round, every seed", figure
     figure = clients_apart(part, styles)
     if figure is not None:
         yield "clients", "Fairness: each client on its own test distribution, mean over seeds", figure

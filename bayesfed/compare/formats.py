@@ -7,14 +7,14 @@ import io
 import math
 from collections.abc import Sequence
 
-from bayesfed.compare.results import CLIENTS, COSTS
+from bayesfed.compare.results import CLIENTS, COLUMNS, COSTS, ordered
 from bayesfed.compare.table import Row, Statistic, by_setting, caption, cells, decimal
 from bayesfed.foreign import plain_text
 
 
 def to_csv(table: Sequence[Row], target: float | None = None) -> str:
     """``table.csv``; an empty cell is a number there is not. Byte-identical for equal results but for seconds."""
-    extra = [m for m in ("rmse",) if any(m in row.metrics for row in table)]
+    extra = [m for m in ordered(m for row in table for m in row.metrics) if m not in COLUMNS]
     header = [
         "experiment", "method", "seeds", "accuracy_mean", "accuracy_std", "nll_mean", "nll_std", "ece_mean", "ece_std",
         "bytes_total", "gradient_evaluations", "seconds_mean", "accuracy_p", "nll_p", "ece_p",
@@ -40,7 +40,7 @@ def to_csv(table: Sequence[Row], target: float | None = None) -> str:
             "seed_list": " ".join(str(trace.seed) for trace in group.traces),
             "status": plain_text(group.status, 2000),
         }
-        for metric in ("accuracy", "nll", "ece", *extra):
+        for metric in (*COLUMNS, *extra):
             statistic = row.metrics.get(metric, Statistic(math.nan, math.nan, math.nan, False))
             for part in ("mean", "std", "p"):
                 cells[f"{metric}_{part}"] = decimal(getattr(statistic, part))

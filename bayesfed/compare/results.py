@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,9 @@ from bayesfed.compare.runner import Outcome
 from bayesfed.errors import InputError
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.reading import damaged
-from bayesfed.scores import learned_precision, prediction
+from bayesfed.scores import learned_precision, prediction, present
 
-METRICS = ("accuracy", "nll", "ece", "rmse")
-HIGHER_IS_BETTER = frozenset({"accuracy"})
+COLUMNS = ("accuracy", "nll", "ece")  # of every table; other scores follow where a run has them
 CLIENTS = ("mean", "worst10", "spread")  # of a metric over clients, each on its own test distribution
 COSTS = {"rounds": "round", "bytes": "bytes", "gradients": "gradients", "seconds": "seconds"}
 
@@ -51,7 +50,8 @@ class Trace:
             InputError: it is damaged.
         """
         records = _records(directory)
-        metrics = {m: _column(records, f"{prediction(records, m)}/{m}") for m in METRICS}
+        names = [score.name for score in present(records)]
+        metrics = {m: _column(records, f"{prediction(records, m)}/{m}") for m in names}
         sent = _column(records, "bytes/down", 0.0) + _column(records, "bytes/up", 0.0)
         costs = {
             "round": _column(records, "round"),
@@ -65,7 +65,7 @@ class Trace:
             costs["round"],
             costs,
             {m: values for m, values in metrics.items() if np.isfinite(values).any()},
-            {m: float(last[f"mean/{m}"]) for m in METRICS if last.get(f"mean/{m}") is not None},
+            {m: float(last[f"mean/{m}"]) for m in names if last.get(f"mean/{m}") is not None},
             _over_clients(last, learned_precision(records)),
         )
 
@@ -114,6 +114,11 @@ class Group:
         return f"failed {len(self.failed)} of {len(self.failed) + len(self.traces)}: {reasons}"
 
 
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """Names of metrics, each once, in the order of a table."""
+    return sorted(dict.fromkeys(metrics), key=lambda m: COLUMNS.index(m) if m in COLUMNS else len(COLUMNS))
+
+
 def collect(outcomes: Sequence[Outcome]) -> list[Group]:
     """Groups, setting after setting, methods in the order they were given."""
     groups: dict[tuple[str, str], Group] = {}
@@ -159,7 +164,7 @@ def _records(directory: RunDirectory) -> list[dict[str, Any]]:
 
 def _over_clients(last: dict[str, Any], averaged: bool) -> dict[str, float]:
     """:attr:`Trace.clients` from the last line of ``rounds.jsonl``; point estimates record one kind, at the mean."""
-    metric = "rmse" if last.get("clients/rmse_mean") is not None else "accuracy"
+    metric = next((s.name for s in present([last]) if last.get(f"clients/{s.name}_mean") is not None), "")
     at_mean = not averaged and last.get(f"clients/at_mean/{metric}_mean") is not None
     name = f"clients/at_mean/{metric}" if at_mean else f"clients/{metric}"
     return {part: float(v) for part in CLIENTS if (v := last.get(f"{name}_{part}")) is not None}

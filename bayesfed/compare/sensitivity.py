@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bayesfed.compare.results import HIGHER_IS_BETTER
+from bayesfed.compare.results import ordered
 from bayesfed.compare.table import Row, by_setting
 from bayesfed.runs.display import fixed
 from bayesfed.runs.labels import label
-
-LABELS = {"accuracy": "accuracy (%)", "nll": "NLL", "rmse": "RMSE"}
+from bayesfed.scores import score
 
 
 def sensitivities(table: Sequence[Row]) -> Iterator[tuple[str, str, str, Figure]]:
@@ -36,11 +35,11 @@ def sensitivities(table: Sequence[Row]) -> Iterator[tuple[str, str, str, Figure]
             axes = _axes([values for values, _ in rows])
             if axes is None:
                 continue
-            for metric in LABELS:
+            for metric in ordered(m for _, row in rows for m in row.metrics if score(m).role == "main"):
                 if any(metric in row.metrics and math.isfinite(row.metrics[metric].mean) for _, row in rows):
                     stem = "_".join(["sensitivity", re.sub(r"[^\w.=-]+", "_", name)[:60], metric])
                     stem = f"{number:02d}_{stem}" if len(settings) > 1 else stem
-                    title = f"{name}: {LABELS[metric]} by {' and '.join(axes)}"
+                    title = f"{name}: {score(metric).header} by {' and '.join(axes)}"
                     yield stem, setting, title, _map(rows, axes, metric)
 
 
@@ -75,7 +74,7 @@ def _map(rows: Sequence[tuple[dict[str, str], Row]], axes: tuple[str, str], metr
     for pairs, row in rows:
         if metric in row.metrics:
             values[down.index(pairs[axes[0]]), across.index(pairs[axes[1]])] = row.metrics[metric].mean
-    up = metric in HIGHER_IS_BETTER
+    up = score(metric).higher_is_better
     best = values == (np.nanmax(values) if up else np.nanmin(values))
     figure = Figure(figsize=(max(1.9 + 0.85 * len(across), 4.0), 1.5 + 0.42 * len(down)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -87,7 +86,7 @@ def _map(rows: Sequence[tuple[dict[str, str], Row]], axes: tuple[str, str], metr
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     failed = any(not row.group.traces for _, row in rows)
-    axis.set_title(f"{LABELS[metric]}, best in bold" + (", blank: failed" if failed else ""), size=9.5)
+    axis.set_title(f"{score(metric).header}, best in bold" + (", blank: failed" if failed else ""), size=9.5)
     return figure
 
 

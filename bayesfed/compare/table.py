@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from bayesfed.compare.results import CLIENTS, COSTS, HIGHER_IS_BETTER, METRICS, Group
+from bayesfed.compare.results import CLIENTS, COSTS, Group, ordered
 from bayesfed.runs.display import fixed
+from bayesfed.scores import score
 
-HEADERS = {"accuracy": "accuracy (%)", "nll": "NLL", "ece": "ECE (%)", "rmse": "RMSE"}
 CLIENT_HEADERS = {"mean": "client mean", "worst10": "worst 10 %", "spread": "client spread"}
-DIGITS = {"accuracy": 2, "nll": 3, "ece": 2, "rmse": 4}
+DIGITS = 4  # of a score that has no number of its own
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def rows(groups: Sequence[Group], baseline: str, target: float | None = None) ->
         baseline: method of the paired tests.
         target: accuracy in percent.
     """
-    metrics = [m for m in METRICS if any(group.finals(m) for group in groups)]
+    names = ordered(m for group in groups for trace in group.traces for m in trace.metrics)
+    metrics = [m for m in names if any(group.finals(m) for group in groups)]
     table = []
     for group in groups:
         peers = [other for other in groups if other.setting == group.setting]
@@ -123,11 +124,11 @@ def cells(
         plus_minus: between mean and standard deviation.
         escape: for all other text.
     """
-    metrics = [m for m in METRICS if any(m in row.metrics for row in part)]
+    metrics = ordered(m for row in part for m in row.metrics)
     tested = [m for m in metrics if any(math.isfinite(row.metrics[m].p) for row in part)]
     costs = [name for name in COSTS if any(name in row.to_target for row in part)]
     clients = [name for name in CLIENTS if any(math.isfinite(row.clients.get(name, math.nan)) for row in part)]
-    header = ["method", *(HEADERS[m] for m in metrics), *(p_header(HEADERS[m]) for m in tested)]
+    header = ["method", *(score(m).header for m in metrics), *(p_header(score(m).header) for m in tested)]
     header += [CLIENT_HEADERS[name] for name in clients]
     header += ["MB sent", "gradients", "seconds", *(f"{_unit(name)} to target" for name in costs), "seeds"]
     body = []
@@ -182,7 +183,8 @@ def spread(metric: str, statistic: Statistic, plus_minus: str = " ± ") -> str:
     """``91.20 ± 0.31``; ``1.717e+11 ± 2.3e+10`` where decimals say nothing."""
     if not math.isfinite(statistic.mean):
         return "–"
-    text = fixed(statistic.mean, digits := DIGITS[metric])
+    digits = score(metric).digits or DIGITS
+    text = fixed(statistic.mean, digits)
     if not math.isfinite(statistic.std):
         return text
     plain = text == f"{statistic.mean:.{digits}f}"
@@ -228,7 +230,7 @@ def _mean_std(values: list[float]) -> tuple[float, float]:
 def _is_best(metric: str, mean: float, peers: Sequence[Group]) -> bool:
     means = [_mean_std(list(peer.finals(metric).values()))[0] for peer in peers]
     means = [value for value in means if math.isfinite(value)]
-    return bool(means) and mean == (max if metric in HIGHER_IS_BETTER else min)(means)
+    return bool(means) and mean == (max if score(metric).higher_is_better else min)(means)
 
 
 def decimal(value: float, digits: int = 8) -> str:

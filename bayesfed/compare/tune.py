@@ -11,10 +11,10 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 from omegaconf import OmegaConf
 
-from bayesfed import seeding
+from bayesfed import scores, seeding
 from bayesfed.compare.grid import Run
 from bayesfed.compare.options import Options
-from bayesfed.compare.results import HIGHER_IS_BETTER, Trace
+from bayesfed.compare.results import Trace
 from bayesfed.compare.runner import Outcome, Runner
 from bayesfed.composing import conf_dirs
 from bayesfed.config import compose_config
@@ -149,8 +149,8 @@ def score(outcome: Outcome, metric: str) -> float:
         trace = Trace.read(RunDirectory(outcome.directory), outcome.run.seed)
     except InputError:  # damaged
         return math.nan
-    metric = metric if metric in trace.metrics else "rmse"
-    return trace.final(metric) * (1 if metric in HIGHER_IS_BETTER else -1)
+    metric = metric if metric in trace.metrics else next(iter(trace.metrics), metric)
+    return trace.final(metric) * (1 if scores.score(metric).higher_is_better else -1)
 
 
 def _sampler(key: tuple[str, str], options: Options) -> Any:

@@ -165,7 +165,7 @@ class ExponentialFamily(ABC):
     @property
     @abstractmethod
     def expectation(self) -> tuple[Tensor, Tensor]:
-        """The expectation parameters ``mu = E[T]``: the coordinates' first moments, and second ones in S's structure."""
+        """The expectation parameters ``mu = E[T]``: the coordinates' first moments, and second ones as S has them."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -202,7 +202,7 @@ class ExponentialFamily(ABC):
     def _require_same(self, other: ExponentialFamily) -> None:
         if type(other) is not type(self) or other.dim != self.dim:
             raise ValueError(
-                f"KL needs two {self.name} posteriors of one dimension, got {other.name} in {other.dim} (here {self.dim})"
+                f"KL needs two {self.name} posteriors of one dimension, got {other.name} in {other.dim} ({self.dim})"
             )
 
 

@@ -26,10 +26,11 @@ def split_mean(mean: Tensor, offset: Tensor | float, variance: Tensor | float) -
 class LogNormal(ElementwisePrecision):
     r"""``w = u - v`` with ``(log u, log v) ~ N(log_median, I/S)``: the family of LMD, with one ``sigma^2 = 1/S``.
 
-    The parts ``x = (u, v)``, 2P positive numbers, are log-normal with ``T(x) = (log x, |log x|^2)`` and ``lambda = (S log m, -S/2)``: an isotropic
-    Gaussian of the logarithms. A combination of natural parameters is therefore a weighted geometric mean of the
-    medians. Of the weights, ``E[w] = (m+ - m-) e^(1/2S)`` and ``Var[w] = (m+^2 + m-^2) k (k - 1)``, ``k = e^(1/S)``;
-    they have no density in closed form, so :meth:`log_prob`, :meth:`kl` and :attr:`expectation` are those of the parts.
+    The parts ``x = (u, v)``, 2P positive numbers, are log-normal with ``T(x) = (log x, |log x|^2)`` and
+    ``lambda = (S log m, -S/2)``: an isotropic Gaussian of the logarithms. A combination of natural parameters is
+    therefore a weighted geometric mean of the medians. Of the weights, ``E[w] = (m+ - m-) e^(1/2S)`` and ``Var[w] =
+    (m+^2 + m-^2) k (k - 1)``, ``k = e^(1/S)``; they have no density in closed form, so :meth:`log_prob`, :meth:`kl` and
+    :attr:`expectation` are those of the parts.
 
     Attributes:
         log_median: (2P,) the parts u of all weights, then the parts v.
@@ -59,7 +60,7 @@ class LogNormal(ElementwisePrecision):
 
     @classmethod
     def from_mean_precision(cls, mean: Tensor, precision: Tensor, offset: Tensor | float | None = None) -> Self:
-        """The member with ``E[w] = mean`` (P,) whose smaller parts have the mean ``offset`` > 0 (None: half mean's rms)."""
+        """The member with ``E[w] = mean`` (P,) whose smaller parts have the mean ``offset`` > 0 (half its rms)."""
         offset = _offset(mean) if offset is None else offset
         return cls.from_log_median(split_mean(mean, offset, precision.to(mean).reciprocal()).flatten(), precision)
 

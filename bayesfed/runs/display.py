@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bayesfed.output import Output
+from bayesfed.scores import NLL, Score, present
 
 VISIBLE_ROUNDS = 10
 UNLIMITED = 10_000  # columns
@@ -29,25 +30,7 @@ LARGE = 1e5  # from here on decimals of a number say nothing
 SMOOTHING = 0.2  # weight of the newest round in the estimate of the time left
 
 
-class Metric(NamedTuple):
-    """How a metric of ``rounds.jsonl`` is shown: with ``digits`` decimals, None = four significant digits."""
-
-    key: str
-    header: str
-    unit: str
-    digits: int | None
-
-    def text(self, value: float) -> str:
-        """``value`` without its unit."""
-        return f"{value:.4g}" if self.digits is None else fixed(value, self.digits)
-
-
-METRICS = (
-    Metric("accuracy", "acc. %", " %", 1),
-    Metric("rmse", "RMSE", "", None),
-    Metric("nll", "NLL", "", 3),
-    Metric("ece", "ECE %", " %", 1),
-)
+DECIMALS = {"%": 1}  # by unit; else those of a table
 
 
 class Display:
@@ -80,7 +63,8 @@ class Display:
         self._evaluating = ""
         self._round, self._sampled, self._done, self._failed = start_round, clients, 0, 0
         self._records: tuple[dict[str, Any], ...] = ()  # replaced, never changed: another thread draws them
-        self._metrics: tuple[Metric, ...] = ()
+        self._keys: set[str] = set()  # of all records
+        self._scores: tuple[Score, ...] = ()
         self._seconds: float | None = None
         self._since = self._spoke = clock()
         self._live: Live | None = None
@@ -137,9 +121,8 @@ class Display:
         self._finished = record.get("round", self._finished)
         self._done, self._failed, self._evaluating = 0, 0, ""
         self._round = self._finished + 1
-        self._metrics = tuple(
-            m for m in METRICS if m in self._metrics or any(f"{kind}/{m.key}" in record for kind in ("mean", "bayes"))
-        )
+        self._keys |= record.keys()
+        self._scores = tuple(present([dict.fromkeys(sorted(self._keys))]))
         self._records = (*self._records, record)[-VISIBLE_ROUNDS:]
         if self._live is None and self._enabled:  # the live table draws itself
             self._print(plain_line(record, self._rounds, self._kinds))
@@ -159,19 +142,20 @@ class Display:
     def render(self) -> RenderableType:
         """The table of the last rounds and the progress bar."""
         parts: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
-        records, metrics = self._records, self._metrics
+        records, scores = self._records, self._scores
         if records:
             table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
             table.add_column("round", justify="right")
-            for metric in metrics:
+            for score in scores:
                 averaged = "bayes" in self._kinds
-                table.add_column(metric.header + averaged * "\nmean", justify="right", no_wrap=True)
+                header = f"{score.short} %" if score.percent else score.short
+                table.add_column(header + averaged * "\nmean", justify="right", no_wrap=True)
                 if averaged:
                     table.add_column("\nBayes", justify="right", no_wrap=True, style="cyan")
             table.add_column("clients", justify="right", no_wrap=True)
             table.add_column("time", justify="right", style="dim", no_wrap=True)
             for record in records:
-                cells = [_cell(record, f"{kind}/{m.key}", m) for m in metrics for kind in self._kinds]
+                cells = [_cell(record, f"{kind}/{s.name}", s) for s in scores for kind in self._kinds]
                 replies, _, failed = _clients(record).partition(" ")
                 clients = Text(replies, style="yellow" if failed else "")
                 table.add_row(str(record.get("round", "")), *cells, clients, _seconds(record.get("seconds/round")))
@@ -260,11 +244,11 @@ def is_interactive() -> bool:
 def plain_line(record: dict[str, Any], rounds: int, kinds: Sequence[str] = ("mean", "bayes")) -> str:
     """``round 3/20  accuracy 91.2 %  nll 0.312  ece 2.1 %  bayes nll 0.301  clients 10/10  0.41 s``."""
     parts = [f"round {record.get('round', '?')}/{rounds}"]
-    shown = [(f"mean/{m.key}", m.key, m) for m in METRICS]
-    shown += [("bayes/nll", "bayes nll", METRICS[2])] if "bayes" in kinds else []
-    for key, name, metric in shown:
+    shown = [(f"mean/{score.name}", score.name, score) for score in present([record])]
+    shown += [("bayes/nll", "bayes nll", NLL)] if "bayes" in kinds else []
+    for key, name, score in shown:
         if record.get(key) is not None:
-            parts.append(f"{name} {metric.text(record[key])}{metric.unit}")
+            parts.append(f"{name} {_number(record[key], score)}{' %' if score.percent else ''}")
     if _clients(record):
         parts.append(f"clients {_clients(record)}")
     if record.get("seconds/round") is not None:
@@ -287,9 +271,15 @@ def _seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value < 120 else duration(value)
 
 
-def _cell(record: dict[str, Any], key: str, metric: Metric) -> str:
+def _number(value: float, score: Score) -> str:
+    """``value`` without its unit."""
+    digits = DECIMALS.get(score.unit, score.digits)
+    return f"{value:.4g}" if digits is None else fixed(value, digits)
+
+
+def _cell(record: dict[str, Any], key: str, score: Score) -> str:
     value = record.get(key)
-    return "" if value is None else metric.text(value)
+    return "" if value is None else _number(value, score)
 
 
 def _clients(record: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from bayesfed.runs.directory import RunDirectory
 from bayesfed.runs.labels import name_ticks
 from bayesfed.runs.posterior_file import FILE_NAME, load_posterior
+from bayesfed.scores import present
 
 # Okabe and Ito's palette, told apart with any colour vision; mean and Bayes also differ in line style
 COLOURS = {"mean": "#0072B2", "bayes": "#D55E00"}
@@ -73,29 +74,23 @@ def make_figures(
 
 def learning_curves(rounds: Sequence[dict[str, Any]]) -> Figure | None:
     """Test metrics against rounds, one panel a metric; None if nothing was evaluated."""
-    panels = [
-        ("accuracy", "accuracy (%)"),
-        ("rmse", "RMSE (units of the target)"),
-        ("nll", "NLL (nats per example)"),
-        ("ece", "ECE (%)"),
-    ]
-    panels = [(key, label) for key, label in panels if any(len(series(rounds, f"{k}/{key}")[0]) for k in NAMES)]
+    panels = [s for s in present(rounds) if any(len(series(rounds, f"{kind}/{s.name}")[0]) for kind in NAMES)]
     if not panels:
         return None
-    curves = {(key, kind): series(rounds, f"{kind}/{key}") for key, _ in panels for kind in NAMES}
+    curves = {(s.name, kind): series(rounds, f"{kind}/{s.name}") for s in panels for kind in NAMES}
     # under a point mass both predictives are the same: one line says it all
-    same = all(np.array_equal(curves[key, "mean"], curves[key, "bayes"]) for key, _ in panels)
+    same = all(np.array_equal(curves[s.name, "mean"], curves[s.name, "bayes"]) for s in panels)
     figure, axes = _figure(len(panels))
-    for axis, (key, label) in zip(axes, panels, strict=True):
+    for axis, score in zip(axes, panels, strict=True):
         for kind in ("mean",) if same else NAMES:
-            x, y = curves[key, kind]
+            x, y = curves[score.name, kind]
             if len(x):
                 marker = "o" if len(x) <= MARKERS_UP_TO else None
                 line = "-" if same else LINES[kind]
                 axis.plot(x, y, line, color=COLOURS[kind], label=NAMES[kind], marker=marker, markersize=3.5)
-        axis.set(xlabel="round", ylabel=label)
+        axis.set(xlabel="round", ylabel=score.axis)
         axis.xaxis.set_major_locator(_whole_numbers())
-        if key in ("nll", "rmse"):
+        if score.role == "main" and not score.higher_is_better:
             _log_if_wide(axis)
     if not same:
         _legend_above(figure, axes)

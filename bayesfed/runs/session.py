@@ -16,7 +16,7 @@ from bayesfed import accelerate
 from bayesfed.app import Plain, client_app, device_of, note_unused_partition, plain, problem_of
 from bayesfed.configured import build, own_code
 from bayesfed.errors import InputError, RunFailed, reason_of
-from bayesfed.federation.server.personalize import personalize
+from bayesfed.federation.server.ask import ask
 from bayesfed.foreign import plain_text
 from bayesfed.problem.flat import FlatModel
 from bayesfed.problem.model_check import check_forward
@@ -165,7 +165,7 @@ class Session:
                 )
                 self.at_end = self.recorder.evaluator.at_end(
                     self.round, self.recorder.posterior,
-                    lambda samples: personalize(self.strategy, grid, self.round, samples),
+                    lambda samples: ask(self.strategy, grid, self.round, "personalize", {"samples": samples}),
                 )  # fmt: skip
                 if worse := worse_than_start(self.directory.rounds()):
                     log.warning(worse)

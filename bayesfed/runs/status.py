@@ -14,6 +14,7 @@ from bayesfed.errors import InputError
 from bayesfed.foreign import plain_text
 from bayesfed.lock import NAME, holder, reason
 from bayesfed.runs.directory import RunDirectory
+from bayesfed.scores import OF_TARGET, present
 
 MARKS = {
     "config.yaml",
@@ -24,14 +25,6 @@ MARKS = {
     NAME,
 }  # two make a run directory
 LONG = 8192  # characters of a path or command that are shown: it is to be used as it stands
-METRICS = {  # of rounds.jsonl, as shown for posteriors; point estimates have those at the mean only
-    "mean/accuracy": ("accuracy at the mean", "{:.2f} %"),
-    "mean/rmse": ("RMSE at the mean", "{:.4g}"),
-    "mean/nll": ("NLL at the mean", "{:.4g} nats per example"),
-    "bayes/accuracy": ("accuracy, model-averaged", "{:.2f} %"),
-    "bayes/rmse": ("RMSE, model-averaged", "{:.4g}"),
-    "bayes/nll": ("NLL, model-averaged", "{:.4g} nats per example"),
-}
 
 
 @dataclass
@@ -159,9 +152,12 @@ def _facts(run: RunState) -> list[tuple[str, str]]:
     facts.append(("rounds finished", done + f"; {run.begun} replies of round {run.round + 1} so far" * bool(run.begun)))
     facts.append(("checkpoint", "none" if run.checkpoint is None else f"after round {run.checkpoint}"))
     averaged = "posterior/precision_mean" in run.latest
-    for key, (name, text) in METRICS.items():
-        if run.latest.get(key) is not None and (averaged or not key.startswith("bayes/")):
-            facts.append((name if averaged else name.removesuffix(" at the mean"), text.format(run.latest[key])))
+    for kind, where in {"mean": " at the mean", "bayes": ", model-averaged"}.items() if averaged else [("mean", "")]:
+        for score in present([run.latest]):
+            value = run.latest.get(f"{kind}/{score.name}")
+            unit = f" {score.unit}" if score.unit != OF_TARGET else ""
+            if value is not None and score.role == "main":
+                facts.append((score.label + where, f"{value:.2f} %" if score.percent else f"{value:.4g}{unit}"))
     if run.latest.get("clients/sampled"):
         replied, sampled, failed = (
             int(run.latest.get(f"clients/{key}") or 0) for key in ("replied", "sampled", "failed")

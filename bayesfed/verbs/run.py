@@ -75,15 +75,15 @@ def how_to_resume(where: str | None) -> str:
 
 def _outcome(summary: dict) -> str:
     from bayesfed.runs.display import fixed
+    from bayesfed.scores import present
 
-    names = {"accuracy": ("accuracy", 2, " %"), "rmse": ("RMSE", 4, ""), "nll": ("NLL", 4, ""), "ece": ("ECE", 2, " %")}
     parts = []
     kinds = [("mean", "at the mean"), ("bayes", "model-averaged")]
-    for kind, label in [("mean", "point estimate")] if summary.get("family") == "point" else kinds:
+    for kind, label in kinds if "posterior/precision_mean" in summary else [("mean", "point estimate")]:
         values = [
-            f"{name} {fixed(summary[f'{kind}/{k}'], digits)}{unit}"
-            for k, (name, digits, unit) in names.items()
-            if summary.get(f"{kind}/{k}") is not None
+            f"{score.label} {fixed(value, 2 if score.percent else 4)}{' %' if score.percent else ''}"
+            for score in present([summary])
+            if (value := summary.get(f"{kind}/{score.name}")) is not None
         ]
         if values:
             parts.append(f"{label}: " + ", ".join(values))

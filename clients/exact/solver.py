@@ -49,7 +49,7 @@ class ExactSolver(Solver):
 
 
 def _point(dense: DenseProblem, curvature: Tensor, pull: Tensor) -> PointMass:
-    """The minimum of ``l_k/N_k + (v_k^T w + proximal/2 ||w - w_g||^2)/loss_scale``, of least norm if there are several."""
+    """The minimum of ``l_k/N_k + (v_k^T w + proximal/2 ||w - w_g||^2)/loss_scale``, of least norm."""
     problem, size, scale = dense.problem, dense.problem.num_examples, dense.problem.loss_scale
     right = pull / size + problem.proximal / scale * dense.server.mean - dense.linear / scale
     left = curvature / size + problem.proximal / scale * torch.eye(len(pull), dtype=pull.dtype)

@@ -1,6 +1,7 @@
 """IVON's step as two C functions (``bayesfed/accelerate/ivon.c``): the fast twin of :mod:`clients.ivon.step`.
 
-A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each once.
+A chain of torch operations reads and writes a vector some thirty times a step; these functions read and write each
+once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """IVON: a variational Newton optimizer that learns a diagonal (or isotropic) Gaussian posterior.
 
-Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv 2402.17641,
-Algorithm 1), with the prior and site terms of arXiv 2506.13150. All operations are elementwise, on one vector per group.
+Written from the equations of Shen et al., "Variational Learning is Effective for Large Deep Networks" (arXiv
+2402.17641, Algorithm 1), with the prior and site terms of arXiv 2506.13150: :mod:`clients.ivon.step`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class IVON(IVONPosterior):
             loss.backward()
         optimizer.step()
 
-    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. Outside the context the parameters are the mean m.
-    One step, with ``g`` and ``z`` the gradient and the standard normal noise of the sample::
+    or ``optimizer.step(closure)``, which draws ``mc_samples`` samples. Outside the context the parameters are the mean
+    m. One step, with ``g`` and ``z`` the gradient and the standard normal noise of the sample::
 
         hhat = sqrt(ess (h + delta)) z g - V                                                   averaged over samples
         mom  = beta1 mom + (1 - beta1) g
@@ -45,8 +45,8 @@ class IVON(IVONPosterior):
         m    = m - lr * clip(u, -clip_radius, clip_radius)
 
     Args:
-        params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius`` and
-            vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
+        params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius``
+            and vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
             per group (see :class:`clients.flat.FlatParameters`), so build the optimizer after ``model.to()``, and
             ``clone()`` what you save of a part of the model.
         lr: learning rate, > 0 (0 allowed).
@@ -58,8 +58,8 @@ class IVON(IVONPosterior):
         mc_samples: samples per step of the closure form.
         hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
         clip_radius: bound on each entry of u.
-        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise, and its own gradient:
-            no DistributedDataParallel, or ``no_sync()`` (the first step raises RuntimeError otherwise).
+        sync: average the statistics over the ranks of torch.distributed; every rank needs its own noise, and its own
+            gradient: no DistributedDataParallel, or ``no_sync()`` (the first step raises RuntimeError otherwise).
         debias: divide the momentum by 1 - beta1^t. (h is never debiased.)
         rescale_lr: multiply lr by hess_init + delta, elementwise if delta is a vector.
         prior_mean: a number, a vector over all parameters, or a list of these per group; default 0.
@@ -71,12 +71,12 @@ class IVON(IVONPosterior):
         hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
         hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
             is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
-        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1). Sites, and
-            expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink towards 0
-            without end, and noise and steps grow. :meth:`floored` counts the entries held there.
+        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1). Sites,
+            and expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink
+            towards 0 without end, and noise and steps grow. :meth:`floored` counts the entries held there.
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.noise`.
-        antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws of
-            noise are halved, and terms of odd order in z cancel over the two samples of a pair.
+        antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws
+            of noise are halved, and terms of odd order in z cancel over the two samples of a pair.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:

@@ -30,8 +30,8 @@ def sum_ranks(statistics: Sequence[tuple[Tensor, Tensor]], samples: int, check: 
         gradients, products = torch.stack(every).T.tolist()
         if gradients[0] and len(set(gradients)) == 1 < len(set(products)):
             raise RuntimeError(
-                "the gradients are averaged over the ranks already, which makes the curvature too small by their number: "
-                "use sync=True without DistributedDataParallel, or leave the blocks under model.no_sync()"
+                "the gradients are averaged over the ranks already, which makes the curvature too small by their "
+                "number: use sync=True without DistributedDataParallel, or leave the blocks under model.no_sync()"
             )
     count = torch.tensor(samples, device=statistics[0][0].device)
     torch.distributed.all_reduce(count)

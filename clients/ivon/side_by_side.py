@@ -41,7 +41,7 @@ class State:
 
     @classmethod
     def start(cls, solver: IVONSolver, clients: SideBySide) -> State:
-        """The state before the first step: at the network initialisation with ``h = hess_init``, later at the server's posterior."""
+        """At the network initialisation with ``h = hess_init``, from round 2 at the server's posterior."""
         problems = clients.problems
         ess = clients.column([p.data_weight / p.rho for p in problems])
         delta = clients.matrix([p.server.precision for p in problems]) / ess

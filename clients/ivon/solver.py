@@ -25,22 +25,25 @@ from clients.training import begin
 class IVONSolver(BatchingSolver):
     """Solve the local variational problem with IVON (arXiv 2506.13150, IVON-ADMM; docs/method.md 7).
 
-    IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms. Its fixed
-    point is ``S_k = S_g + (N_k/tau E[hess lbar_k] - V_k)/rho``: ``h`` is the curvature *in excess of* the server's precision.
-    In round 1 it starts at the network initialisation with ``h = hess_init``, later at ``(m_g, h = 0)``.
+    IVON runs with effective sample size ``N_k/(tau rho)``, prior ``q_g`` and the site as linear and quadratic terms.
+    Its fixed point is ``S_k = S_g + (N_k/tau E[hess lbar_k] - V_k)/rho``: ``h`` is the curvature *in excess of* the
+    server's precision. In round 1 it starts at the network initialisation with ``h = hess_init``, later at ``(m_g, h =
+    0)``.
 
-    The curvature is estimated from samples of the posterior, so IVON can't keep the server's precision: such problems are refused.
+    The curvature is estimated from samples of the posterior, so IVON can't keep the server's precision: such problems
+    are refused.
 
     Uploads mean and precision (2P numbers; P + 1 for the isotropic family).
 
     Args:
         lr: multiplies the Newton direction (``rescale_lr=False``, as the federated settings assume).
-        beta1, beta2: decay of momentum and of the curvature estimate. A round of T steps learns a fraction ``1 - beta2**T``.
+        beta1, beta2: decay of momentum and of the curvature estimate. A round of T steps learns a fraction ``1 -
+            beta2**T``.
         hess_init: curvature ``h`` at the start of round 1, in mean-loss units.
         mc_samples: posterior samples (gradients) per step.
-        min_precision: smallest precision a client may reach, relative to the server's. Where the local problem asks for less
-            (expected Hessians are indefinite, and the site can exceed the curvature), the precision is held there and
-            counted (``guard/clients``).
+        min_precision: smallest precision a client may reach, relative to the server's. Where the local problem asks for
+            less (expected Hessians are indefinite, and the site can exceed the curvature), the precision is held there
+            and counted (``guard/clients``).
         clip_radius: elementwise bound on the preconditioned step, before ``lr``.
         clip_norm: bound on the norm of each sampled gradient; null for none.
         noise: ``quantile`` (fast on CPUs) or ``normal``, see :mod:`clients.noise`.

@@ -95,8 +95,8 @@ def objective(
     """What prior and sites (v, V) contribute to a step (:mod:`clients.ivon.step`), in dtype and place of ``like``.
 
     Returns:
-        slope ``delta - V``, offset ``delta prior_mean - v``, and the smallest ``h + delta``: ``min_precision`` of ``damping``, or
-        what rounding leaves of it.
+        slope ``delta - V``, offset ``delta prior_mean - v``, and the smallest ``h + delta``: ``min_precision`` of
+        ``damping``, or what rounding leaves of it.
     """
     lowest = max(min_precision, torch.finfo(like.dtype).eps)
     terms = delta - quadratic, delta * prior_mean - linear, damping * lowest

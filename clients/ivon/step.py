@@ -1,7 +1,8 @@
 r"""IVON's equations as functions on tensors, in place.
 
-Everything broadcasts against the parameters (..., P): (P,) for one client, (C, P) for clients side by side. ``D`` entries of the
-curvature are P, or 1 (shape () or (C, 1)) for the isotropic family; numbers that differ between clients are (C, 1).
+Everything broadcasts against the parameters (..., P): (P,) for one client, (C, P) for clients side by side. ``D``
+entries of the curvature are P, or 1 (shape () or (C, 1)) for the isotropic family; numbers that differ between clients
+are (C, 1).
 
 Kept is :math:`D = h + \delta` with its root :math:`1/\sqrt D`, rather than :math:`h`.
 """
@@ -40,12 +41,13 @@ def hess_step(
 
     .. math:: h \leftarrow \beta_2 h + (1 - \beta_2) \hat h + \tfrac12 (1 - \beta_2)^2 (h - \hat h)^2 / (h + \delta)
 
-    In D this is :math:`D \leftarrow D (1 + w^2)/2` with :math:`w = 1 + (1 - \beta_2)(\hat h - h)/D`: it stays positive whatever
-    the gradient is.
+    In D this is :math:`D \leftarrow D (1 + w^2)/2` with :math:`w = 1 + (1 - \beta_2)(\hat h - h)/D`: it stays positive
+    whatever the gradient is.
 
     Args:
         total, root: (..., D) D and :math:`1/\sqrt D`; overwritten.
-        product: (..., D) :math:`z \hat g / \sqrt D`, averaged over samples (and over parameters in the isotropic family).
+        product: (..., D) :math:`z \hat g / \sqrt D`, averaged over samples (and over parameters in the isotropic
+            family).
         slope: :math:`\delta - V`.
         bound: smallest D.
         scale: :math:`\sqrt\lambda`.
@@ -84,7 +86,8 @@ def mean_step(
         mean, momentum: (..., P) m and g; overwritten.
         gradient: (..., P) :math:`\hat g`, averaged over samples.
         total: (..., D) D.
-        slope, offset: :math:`\delta - V` and :math:`\delta m_0 - v`: prior and sites have the gradient slope m - offset.
+        slope, offset: :math:`\delta - V` and :math:`\delta m_0 - v`: prior and sites have the gradient slope m -
+            offset.
         share: :math:`1 - \beta_1`.
         debias: :math:`1 - \beta_1^t`. (u is kept multiplied by it; the rate divides it out.)
         rate: :math:`-\alpha` over ``debias``; 0 changes nothing.

@@ -1,4 +1,4 @@
-"""Laplace's approximation as a client solver: the mode by Adam, the precision by the diagonal Gauss-Newton matrix there."""
+"""Laplace's approximation: the mode by Adam, the precision by the diagonal Gauss-Newton matrix there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from clients.point.solver import PointSolver
 
 
 class LaplaceSolver(PointSolver):
-    """Minimise as :class:`PointSolver` does, then set ``S_k = S_g + (H_k/tau - V_k)/rho``, ``H_k`` the GGN diagonal of ``l_k`` at the mode.
+    """Minimise as :class:`PointSolver` does, then set ``S_k = S_g + (H_k/tau - V_k)/rho``, ``H_k`` the GGN diagonal of
+    ``l_k`` at the mode.
 
-    That is the stationarity condition of the client's problem with its expectations taken at the mode (delta method). With
-    ``learn_precision`` off the precision stays the server's. Uploads mean and precision. Costs one gradient per output and example
-    more than the steps.
+    That is the stationarity condition of the client's problem with its expectations taken at the mode (delta method).
+    With ``learn_precision`` off the precision stays the server's. Uploads mean and precision. Costs one gradient per
+    output and example more than the steps.
 
     Args and errors are those of :class:`PointSolver`.
     """

@@ -253,7 +253,7 @@ class LMD(PosteriorOptimizer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def set_log_median(self, log_median: Tensor, reset: bool = True) -> None:
-        """Continue from other medians, (2, P) or (2P,) over all multiplicative parameters; ``reset`` forgets the momentum."""
+        """Continue from medians, (2, P) or (2P,) over all multiplicative parameters; ``reset``: forget momenta."""
         groups = [g for g in self._groups if isinstance(g, Multiplicative)]
         sizes = [g.flat.vector.numel() for g in groups]
         for g, columns in zip(groups, log_median.view(2, -1).split(sizes, 1), strict=True):

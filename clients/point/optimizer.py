@@ -11,7 +11,8 @@ from bayesfed.federation.local import LocalProblem
 
 
 class LocalOptimizer:
-    """An optimizer on the client's whole objective: ``step`` adds site, linear and proximal terms to the loss's gradient first.
+    """An optimizer on the client's whole objective: ``step`` adds site, linear and proximal terms to the loss's
+    gradient first.
 
     Args:
         problem: the objective; its path's ``observer`` is called after every step.
@@ -48,9 +49,11 @@ class LocalOptimizer:
 
 
 def quadratic_terms(problem: LocalProblem) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient of site, linear and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if there are none.
+    """The gradient of site, linear and proximal terms is ``slope m + offset``, in mean-loss units; (None, None) if
+    there are none.
 
-    ``slope = (rho S_g - V)/(N_k/tau)`` has the shape of the precision, ``offset = (v - rho S_g m_g)/(N_k/tau)`` shape (P,).
+    ``slope = (rho S_g - V)/(N_k/tau)`` has the shape of the precision, ``offset = (v - rho S_g m_g)/(N_k/tau)`` shape
+    (P,).
     """
     server, linear = problem.server, problem.path.linear
     if isinstance(server, PointMass):

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from bayesfed.federation.local import LocalProblem, LocalSolution
 from clients.point.optimizer import quadratic_terms
+from clients.point.step import adam_step, sgd_step
 from clients.side_by_side import Gradients, SideBySide
 
 if TYPE_CHECKING:
     from clients.point.solver import PointSolver
-
-EPS = 1e-8  # of torch's Adam
 
 
 class State:
@@ -38,40 +37,33 @@ class State:
         if solver.optimizer == "sgd":
             self.names = ["momentum_buffer"] if solver.momentum else []
         tensors = [clients.remembered(name) for name in self.names]
-        self.linear: Tensor | None = tensors[0] if tensors else None
-        self.quadratic: Tensor | None = tensors[1] if len(tensors) > 1 else None
+        self.first: Tensor | None = tensors[0] if tensors else None
+        self.second: Tensor | None = tensors[1] if len(tensors) > 1 else None
         self.steps = [float(p.memory.get("step", 0.0)) for p in clients.problems]
 
     def step(self, weights: Tensor, gradient: Tensor, rates: list[float], step: int) -> None:
-        """Update ``weights`` (A, P); ``gradient`` is overwritten. ``rates`` holds A learning rates, ``step`` counts from 1."""
+        """Update ``weights`` (A, P) at A learning rates; ``gradient`` is overwritten, ``step`` counts from 1."""
         solver, column, active = self.solver, self._column, len(weights)
         if solver.weight_decay and solver.optimizer == "adamw":
             weights.mul_(column([1 - rate * solver.weight_decay for rate in rates]))
         elif solver.weight_decay:
             gradient.add_(weights, alpha=solver.weight_decay)
-        if self.linear is None:
-            weights.addcmul_(gradient, column(rates), value=-1)
+        first = None if self.first is None else self.first[:active]
+        if first is None or self.second is None:
+            sgd_step(weights, gradient, first, rate=column(rates), momentum=solver.momentum)
             return
-        first = self.linear[:active]
-        if self.quadratic is None:
-            first.mul_(solver.momentum).add_(gradient)
-            weights.addcmul_(first, column(rates), value=-1)
-            return
-        second = self.quadratic[:active]
-        first.lerp_(gradient, 1 - solver.beta1)
-        second.mul_(solver.beta2).addcmul_(gradient, gradient, value=1 - solver.beta2)
         seen = [before + step for before in self.steps[:active]]
-        debiased = [rate / (1 - solver.beta1**t) for rate, t in zip(rates, seen, strict=True)]
+        rate = column([rate / (1 - solver.beta1**t) for rate, t in zip(rates, seen, strict=True)])
         root = column([(1 - solver.beta2**t) ** -0.5 for t in seen])
-        denominator = torch.sqrt(second, out=gradient).mul_(root).add_(EPS)
-        weights.addcdiv_(first * column(debiased), denominator, value=-1)
+        betas = {"beta1": solver.beta1, "beta2": solver.beta2}
+        adam_step(weights, gradient, first, self.second[:active], rate=rate, root=root, **betas)
 
     def memory(self, row: int, steps: int) -> dict[str, Tensor]:
         """What one client's torch optimizer would hold after ``steps`` steps of this round."""
-        tensors = (t for t in (self.linear, self.quadratic) if t is not None)
+        tensors = (t for t in (self.first, self.second) if t is not None)
         kept = {name: tensor[row].clone() for name, tensor in zip(self.names, tensors, strict=True)}
-        if self.quadratic is not None:
-            kept["step"] = torch.tensor(self.steps[row] + steps, dtype=torch.float32, device=self.quadratic.device)
+        if self.second is not None:
+            kept["step"] = torch.tensor(self.steps[row] + steps, dtype=torch.float32, device=self.second.device)
         return kept
 
 

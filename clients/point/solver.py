@@ -26,9 +26,9 @@ from clients.training import begin
 class PointSolver(BatchingSolver):
     """Minimise ``l_k(m)/tau + <eta_k, T(m)> + rho/2 (m - m_g)^T S_g (m - m_g)`` in units of the mean loss.
 
-    This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's (federated ADMM,
-    docs/method.md 5). For point-estimate strategies it is ``loss_scale l_k(w)/N_k + v_k^T w + proximal/2 ||w - w_g||^2``, divided
-    by ``loss_scale`` (docs/method.md 6).
+    This is the local problem under the delta method ``E_q[f] = f(m)`` with the precision held at the server's
+    (federated ADMM, docs/method.md 5). For point-estimate strategies it is ``loss_scale l_k(w)/N_k + v_k^T w +
+    proximal/2 ||w - w_g||^2``, divided by ``loss_scale`` (docs/method.md 6).
 
     Uploads the mean, and the server's precision unchanged.
 
@@ -107,10 +107,11 @@ class PointSolver(BatchingSolver):
 
 
 def local_progress(rates: Schedule, momentum: float) -> float:
-    """How often a gradient of the local path counts in the change of the weights, summed over gradients: FedNova's ``||a_k||_1``.
+    """How often a gradient of the local path counts in the change of the weights, summed over gradients: FedNova's
+    ``||a_k||_1``.
 
-    In units of the round's learning rate. The number of steps for SGD and Adam with a constant rate; heavy-ball momentum beta makes
-    a gradient count ``1 + beta + beta^2 + ...`` times as far as the path goes.
+    In units of the round's learning rate. The number of steps for SGD and Adam with a constant rate; heavy-ball
+    momentum beta makes a gradient count ``1 + beta + beta^2 + ...`` times as far as the path goes.
     """
     weight = total = 0.0
     for step in range(rates.horizon):

@@ -179,7 +179,7 @@ class SRVN(PosteriorOptimizer):
         flat = self._flat
         if flat.frozen and (self.factor.ndim == 2 or self.curvature == "hessian"):
             raise RuntimeError(
-                "a parameter was frozen: covariance=full and curvature=hessian need all that the optimizer was built with"
+                "a parameter was frozen: covariance=full and curvature=hessian need all it was built with"
             )
         if noise is not None:
             for part in flat.frozen:

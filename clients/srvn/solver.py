@@ -96,7 +96,7 @@ class SRVNSolver(GradientSolver):
         number("min_precision", self.min_precision, at_least=0, at_most=0.99)
 
     def solve(self, problem: LocalProblem) -> LocalSolution:
-        """Steps over all of the data by exact derivatives, or over mini-batches by gradients alone, see ``curvature``."""
+        """Steps over all of the data by exact derivatives, or over mini-batches by gradients: ``curvature``."""
         self.require(problem)
         by_hessians = problem.server.name == "full" or not problem.learn_precision
         curvature = self.curvature or ("hessian" if by_hessians else "stein")

@@ -93,7 +93,7 @@ def step_limit(curvature: Tensor, temperature: float = 1.0, max_change: float = 
 
 
 def overshoot(steps: Tensor) -> float:
-    """By how much a step along correlated entries is too long: the largest eigenvalue of ``steps`` (P, P) from 2 on, else 1."""
+    """By how much a step along correlated entries is too long, ``steps``' (P, P) top eigenvalue from 2 on, else 1."""
     if float(torch.linalg.vector_norm(steps, 1, dim=1).max()) < 2:
         return 1.0
     vector = torch.empty_like(steps[0]).normal_(generator=torch_generator(0, "overshoot", device=steps.device))

@@ -83,7 +83,7 @@ def test_one_client_fails_and_the_others_do_not(trainer, context, where, caplog)
             return super().solve_together(problems)
 
     sites = MemorySites()
-    solver = Failing(algorithm="sgd", lr=0.1, epochs=1, batch_size=8)
+    solver = Failing(optimizer="sgd", lr=0.1, epochs=1, batch_size=8)
     client = trainer(sites, solver=solver)
     bad = {2: {"name": "other"}} if where != "solver" else {}
     replies = client.train_many([message(c, **bad.get(c, {})) for c in range(5)], [context(c) for c in range(5)])

@@ -15,7 +15,7 @@ from bayesfed.config import compose_config
 from bayesfed.engine.inline import InlineGrid
 from bayesfed.federation.client.handler import Trainer
 from bayesfed.federation.client.sites import MemorySites
-from bayesfed.federation.server.personalize import personalize
+from bayesfed.federation.server.ask import ask
 from bayesfed.runs.directory import read_jsonl
 from clients.exact import ExactSolver
 from strategies import BayesADMM, FedAvg
@@ -64,7 +64,7 @@ def federation(problem, strategy, rounds: int):
 def test_fedavg_personalised_is_each_clients_own_least_squares(problem):
     strategy = FedAvg()
     grid, _ = federation(problem, strategy, 2)
-    answers = personalize(strategy, grid, 2, samples=3)
+    answers = ask(strategy, grid, 2, "personalize", {"samples": 3})
     for k, client in enumerate(problem.clients):
         weights = np.linalg.lstsq(*design(problem, client), rcond=None)[0]
         assert answers[k]["mean/rmse"] == pytest.approx(rmse(problem, problem.client_tests[k], weights), rel=1e-9)
@@ -76,7 +76,7 @@ def test_without_duals_the_local_posterior_counts_the_clients_data_twice(problem
     strategy = BayesADMM(family="full", rho=0.5, damping=0.0, prior_precision=1.0, temperature=1.0)
     grid, _ = federation(problem, strategy, 2)
     server = strategy.posterior
-    answers = personalize(strategy, grid, 2, samples=2)
+    answers = ask(strategy, grid, 2, "personalize", {"samples": 2})
     for k, client in enumerate(problem.clients):
         x, y = design(problem, client)
         precision = server.precision.numpy() + PRECISION * x.T @ x / 0.5
@@ -88,7 +88,7 @@ def test_at_the_fixed_point_the_local_posterior_is_the_servers(problem):
     """rho = 1/K, gamma = 1, full covariance: the pooled posterior after a round, and every dual its client's share of it."""
     strategy = BayesADMM(family="full", rho=1 / len(problem.clients), damping=1.0, prior_precision=1.0, temperature=1.0)
     grid, _ = federation(problem, strategy, 1)
-    answers = personalize(strategy, grid, 1, samples=2)
+    answers = ask(strategy, grid, 1, "personalize", {"samples": 2})
     x, y = (np.concatenate(parts) for parts in zip(*(design(problem, c) for c in problem.clients), strict=True))
     pooled = np.linalg.solve(np.eye(x.shape[1]) + PRECISION * x.T @ x, PRECISION * x.T @ y)
     for k in range(len(problem.clients)):
@@ -106,7 +106,7 @@ def test_nothing_changes(problem):
     values = {name: value.clone() for name, value in values.items()}
     kept = {(k, strategy.ledger.accepted[k]) for k in strategy.ledger.accepted}  # older records go with any message
     sites = {key: trainer.sites.read(*key) for key in kept}
-    answers = personalize(strategy, grid, 2, samples=2)
+    answers = ask(strategy, grid, 2, "personalize", {"samples": 2})
     assert sorted(answers) == list(range(5))  # all, whatever the fraction
     assert all(vars(strategy)[name] is value for name, value in before.items() if name not in ("fraction",))
     for name, value in {**strategy.posterior.arrays(), **strategy.tensors()}.items():
@@ -128,7 +128,7 @@ def test_a_strategy_that_keeps_count_in_configure_train_is_left_alone(problem):
     strategy = Counting()
     strategy.asked = []
     grid, _ = federation(problem, strategy, 2)
-    personalize(strategy, grid, 2, samples=1)
+    ask(strategy, grid, 2, "personalize", {"samples": 1})
     assert strategy.asked == [1, 2]
 
 
@@ -143,9 +143,9 @@ def test_a_client_without_tests_or_with_an_error_is_named(problem, caplog, monke
         return solve(self, local)
 
     monkeypatch.setattr(ExactSolver, "solve", fail)
-    answers = personalize(strategy, grid, 1, samples=1)
+    answers = ask(strategy, grid, 1, "personalize", {"samples": 1})
     assert sorted(answers) == [0, 1, 2, 4]
-    assert "client 3 was not personalized: RuntimeError: no power" in caplog.text
+    assert "client 3 did not answer 'personalize': RuntimeError: no power" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""LMD against the closed forms of spec/lmd_srvn_nva.md a.3 and a.7."""
+"""LMD against closed forms (docs/learners_lmd.md)."""
 
 import math
 
@@ -28,7 +28,7 @@ def flat_step(optimizer, steps):
 
 @pytest.mark.parametrize(("delta", "plus", "minus"), [(0.0, 1.4445664, 1.0077085), (0.7, 0.7217075, 0.3981090)])
 def test_posterior_on_a_quadratic(delta, plus, minus):
-    """a.7 1: exact expectations of h/2 (w - w*)^2, entropy weight tau, L2 on each part."""
+    """Exact expectations of h/2 (w - w*)^2, entropy weight tau, L2 on each part."""
     h, target, tau, variance = 2.0, 0.5, 0.3, 0.09
     k = math.exp(variance)
     z, momentum = torch.zeros(2, 1, **F64), torch.zeros(2, 1, **F64)
@@ -82,7 +82,7 @@ def _backward(loss):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 def test_lognormal_target(sigma):
-    """a.7 2: with a log-normal prior alone, the median's log error contracts by 1 - lr/b^2 a step, for any sigma."""
+    """With a log-normal prior alone, the median's log error contracts by 1 - lr/b^2 a step, for any sigma."""
     a, b2, lr = 0.7, 2.0, 0.1
     optimizer = LMD(
         [leaf(0.0, 3.0, -2.0)],
@@ -111,7 +111,7 @@ def test_lognormal_target(sigma):
 )
 @pytest.mark.parametrize("signed", [True, False])
 def test_fixed_points_without_data(regulariser, fixed_point, signed):
-    """a.7 3; without data the sign is 0, so both variants have them."""
+    """Without data the sign is 0, so both variants have them."""
     tau, decay, sigma = 0.2, 0.8, 0.4
     optimizer = LMD(
         [leaf(0.5, -2.0)],
@@ -183,7 +183,7 @@ def push(optimizer, p, steps):
 @pytest.mark.parametrize(("regulariser", "cap"), [("l1", 1 / 0.4), ("l2", 0.4**-0.5)])
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_decay_caps_the_medians(regulariser, cap, sigma):
-    """a.7 4: under a persistent sign, m rises to where R = 1: 1/decay or decay^-1/2 (of E[u], of E[u^2]^1/2 with noise)."""
+    """Under a persistent sign, m rises to where R = 1: 1/decay or decay^-1/2 (of E[u], of E[u^2]^1/2 with noise)."""
     p = leaf(0.1, 1.0)
     optimizer = LMD([p], lr=0.05, sigma=sigma, decay=0.4, regulariser=regulariser)
     push(optimizer, p, 800)
@@ -203,7 +203,7 @@ def test_without_decay_medians_grow_exponentially():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.6])
 def test_product_of_the_medians_is_kept(sigma):
-    """a.7 5: no decay, no momentum, one sample: m+ m- is constant and log(m+/m-)/2 moves by lr."""
+    """No decay, no momentum, one sample: m+ m- is constant and log(m+/m-)/2 moves by lr."""
     p = leaf(0.3, -0.2, 1.5, 0.0)
     optimizer = LMD([p], lr=0.03, sigma=sigma, beta1=0.0, decay=0.0, generator=torch.Generator().manual_seed(3))
     target = torch.tensor([1.0, 0.4, -0.3, -2.0], **F64)
@@ -219,7 +219,7 @@ def test_product_of_the_medians_is_kept(sigma):
 
 
 def test_without_noise_and_sign_it_is_eg_with_scaled_gradients():
-    """a.7 5: sigma = 0, unsigned, no momentum: m+- <- m+- exp(-+ lr m+- g)."""
+    """sigma = 0, unsigned, no momentum: m+- <- m+- exp(-+ lr m+- g)."""
     p = leaf(0.3, -0.2, 1.5)
     optimizer = LMD([p], lr=0.1, sigma=0.0, beta1=0.0, beta2=0.0, decay=0.0, signed=False, offset=0.2)
     plus, minus = p.detach().clamp(min=0) + 0.2, p.detach().neg().clamp(min=0) + 0.2
@@ -231,7 +231,7 @@ def test_without_noise_and_sign_it_is_eg_with_scaled_gradients():
 
 
 def test_a_step_is_bounded():
-    """a.7 7: |change of log m| <= lr (1 + max R), and exactly lr |sign + R|."""
+    """|change of log m| <= lr (1 + max R), and exactly lr |sign + R|."""
     torch.manual_seed(0)
     p = torch.randn(200, **F64).requires_grad_()
     optimizer = LMD([p], lr=0.02, decay=0.3, sigma=0.2)
@@ -248,7 +248,7 @@ def test_a_step_is_bounded():
 
 
 def test_moments_of_the_weights():
-    """a.7 6: E and Var of w over 20,000 draws; and the mean at the start is the parameter's value."""
+    """E and Var of w over 20,000 draws; and the mean at the start is the parameter's value."""
     values = torch.tensor([0.5, -1.0, 0.0, 2.0], **F64)
     p = values.clone().requires_grad_()
     optimizer = LMD([p], sigma=0.3, offset=0.4, noise="normal", generator=torch.Generator().manual_seed(1))
@@ -287,7 +287,7 @@ def test_a_constant_tensor_has_movable_parts(value):
 
 
 def test_swapping_the_parts_mirrors_the_run():
-    """a.7 6: (m+, m-) -> (m-, m+) and w -> -w with the same noise."""
+    """(m+, m-) -> (m-, m+) and w -> -w with the same noise."""
 
     def run(sign):
         p = leaf(0.3, -0.2, 1.5)

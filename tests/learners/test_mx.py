@@ -1,4 +1,4 @@
-"""MX formats: the vectors, algebra and error sizes of spec/lmd_srvn_nva.md a.5."""
+"""MX formats: the vectors, algebra and error sizes of the OCP specification."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""NVA: the checks of spec/lmd_srvn_nva.md c.5, and federated search."""
+"""NVA (arXiv 2501.04667): targets, fixed points, estimators, and federated search."""
 
 import math
 
@@ -36,7 +36,7 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
 
 
-# -- the targets (c.5.3) --------------------------------------------------------------------------------------------------
+# -- the targets ------------------------------------------------------------------------------------------------------
 
 
 def test_the_target_has_the_four_modes(triangle):
@@ -76,46 +76,32 @@ def test_mixture_derivatives_against_autograd(mixture):
         torch.testing.assert_close(h, torch.func.hessian(single)(point))
 
 
-# -- search (c.5.4, c.5.5) ------------------------------------------------------------------------------------------------
+# -- search -----------------------------------------------------------------------------------------------------------
 
 
+# more seeds and components: benchmarks/nva_modes.py
+
+
+@pytest.mark.slow
 def test_eight_components_find_all_four_modes(triangle):
-    assert hits(MODES, nva.maximize(triangle, 2, 8, 3000, 0).means) == 4
+    """The median distance of a component to its mode is 0.013 to 0.025 in the paper."""
+    means = nva.maximize(triangle, 2, 8, 3000, 0).means
+    assert hits(MODES, means) == 4
+    assert float(torch.cdist(means, MODES).amin(1).median()) < 0.03
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("components", [8, 16])
-def test_twenty_of_twenty_seeds(triangle, components):
-    """4 of 4 modes in all 20 seeds; median distance of a component to its mode 0.013 to 0.025 (spec), here below 0.03."""
-    found = [nva.maximize(triangle, 2, components, 3000, seed).means for seed in range(20)]
-    assert [hits(MODES, means) for means in found] == [4] * 20
-    distances = torch.stack([torch.cdist(means, MODES).amin(1) for means in found])
-    assert float(distances.median()) < 0.03
+def test_without_fitness_shaping_the_black_box_fails_at_this_schedule(triangle):
+    assert hits(MODES, nva.maximize(triangle, 2, 4, 3000, 0, "stein").means) <= 1
 
 
 @pytest.mark.slow
-def test_three_of_four_modes_with_four_components(triangle):
-    """Between 2.8 and 3.8 on average (spec: 3.35)."""
-    few = [hits(MODES, nva.maximize(triangle, 2, 4, 3000, seed).means) for seed in range(20)]
-    assert 2.8 < sum(few) / 20 < 3.8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("samples", "seeds"), [(16, 3), (200, 1)])
-def test_without_fitness_shaping_the_black_box_fails_at_this_schedule(triangle, samples, seeds):
-    for seed in range(seeds):
-        assert hits(MODES, nva.maximize(triangle, 2, 4, 3000, seed, "stein", samples=samples).means) <= 1
-
-
-@pytest.mark.slow
-def test_himmelblau_and_camel_in_five_seeds():
-    """K = 12: at least 3 of 4 maxima each time and 18 of 20 in all; camel with K = 8: both, always."""
-    found = [hits(HIMMELBLAU, nva.maximize(himmelblau, 2, 12, 3000, seed, init_range=5.0).means) for seed in range(5)]
-    assert min(found) >= 3
-    assert sum(found) >= 16
+def test_himmelblau_and_camel():
+    """At least 3 of 4 maxima with K = 12; both of camel with K = 8."""
     means = nva.maximize(himmelblau, 2, 12, 3000, 1, init_range=5.0).means
+    assert hits(HIMMELBLAU, means) >= 3
     assert float(torch.cdist(means, HIMMELBLAU).amin(1).median()) < 1e-3
-    assert [hits(CAMEL, nva.maximize(camel, 2, 8, 3000, seed).means) for seed in range(5)] == [2] * 5
+    assert hits(CAMEL, nva.maximize(camel, 2, 8, 3000, 0).means) == 2
 
 
 def test_derivatives_find_all_maxima_of_himmelblau_in_200_steps():
@@ -145,7 +131,7 @@ def test_cma_es_finds_one_maximum_a_run():
     )
 
 
-# -- fixed points (c.5.1, c.5.2) ------------------------------------------------------------------------------------------
+# -- fixed points -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("omega", [1.0, 2.0])
@@ -194,7 +180,7 @@ def test_weights_of_separated_modes_at_fixed_temperature(mixture):
     torch.testing.assert_close(found.weights, expected / expected.sum(), rtol=1e-6, atol=0)
 
 
-# -- components among themselves (c.5.9) ----------------------------------------------------------------------------------
+# -- components among themselves --------------------------------------------------------------------------------------
 
 
 def two_wells(x):
@@ -241,7 +227,7 @@ def test_seeds_are_keyed_and_global_random_state_means_nothing(triangle):
     assert not torch.equal(one.means, nva.maximize(triangle, 2, 3, 5, 4).means)
 
 
-# -- estimators (c.5.7, c.5.8) --------------------------------------------------------------------------------------------
+# -- estimators -------------------------------------------------------------------------------------------------------
 
 
 def test_a_flat_objective_gives_no_drift():

@@ -1,4 +1,4 @@
-"""NVA changes nothing where nothing should: constants, scales, ranks, translations, rotations (spec c.5.6)."""
+"""NVA changes nothing where nothing should: constants, scales, ranks, translations, rotations."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""SR-VN's flow, energy and gradient, and its competitors: spec/lmd_srvn_nva.md b.3, b.4 and b.6 (5, 6, 7, 9)."""
+"""SR-VN's flow, energy and gradient, and its competitors (arXiv 2507.07853)."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def optimum(target):
     return mean, factor, values[-1]
 
 
-# -- gradients and energy (b.6.7, b.4) ------------------------------------------------------------------------------------
+# -- gradients and energy ---------------------------------------------------------------------------------------------
 
 
 def test_natural_gradient_times_gradient(target):
@@ -125,7 +125,7 @@ def test_the_flow_is_of_fourth_order_and_says_when_it_breaks_down():
         srvn_flow(zero, torch.ones(1, 1, dtype=DTYPE), lambda m, c: (zero, 1e4 * h), 1.0, 1)
 
 
-# -- equivariance (b.6.6) -------------------------------------------------------------------------------------------------
+# -- equivariance -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("triangular", [True, False])
@@ -159,7 +159,7 @@ def test_the_flow_is_equivariant_the_iterates_only_under_triangular_maps(target,
     assert error < 1e-11 if triangular else error > 1e-4
 
 
-# -- competitors (b.3, b.6.5) ---------------------------------------------------------------------------------------------
+# -- competitors ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -237,7 +237,7 @@ def test_factor_and_precision_invert_each_other():
         factor_from_precision(-precision)
 
 
-# -- logistic regression (b.6.9) ------------------------------------------------------------------------------------------
+# -- logistic regression ----------------------------------------------------------------------------------------------
 
 
 def test_quadrature_against_sampling(target, optimum):

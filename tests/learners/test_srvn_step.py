@@ -1,4 +1,4 @@
-"""The SR-VN step: the checks of spec/lmd_srvn_nva.md b.6 on Gaussian targets N(mu, H^-1)."""
+"""The SR-VN step (arXiv 2507.07853) on Gaussian targets N(mu, H^-1)."""
 
 import itertools
 

@@ -1,11 +1,15 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from bayesfed.configured import build
 from bayesfed.errors import InputError
 from bayesfed.problem import Categorical, Gaussian, Likelihood
+from bayesfed.scores import score
 
 
 def test_categorical_loss_is_the_mean_negative_log_probability():
@@ -85,3 +89,37 @@ def test_gaussian_refuses_labels_and_keeps_float_precision():
         Gaussian().targets(np.zeros((2, 2, 2)))
     assert Gaussian().targets(np.zeros(2, dtype=">f8")).dtype == np.float64
     assert Gaussian().targets(np.zeros(2, dtype=np.float16)).dtype == np.float32
+
+
+# -- what every likelihood has -------------------------------------------------------------------------------------------
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "likelihood"
+TARGETS = {"categorical": np.arange(40) % 3, "gaussian": np.random.default_rng(0).normal(size=(40, 2))}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_likelihood_predicts_scores_and_answers(name):
+    likelihood = build(OmegaConf.load(CONF / f"{name}.yaml"), "likelihood")
+    assert likelihood.name == name
+    y = torch.from_numpy(likelihood.targets(TARGETS[name]))
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(5, 40, likelihood.num_outputs(y), generator=generator, dtype=torch.float64)
+    predictive = likelihood.predictive(iter([likelihood.transform(draw) for draw in draws]), y)
+    assert {len(values) for values in predictive.values()} == {40}
+    assert ("log_probabilities" in predictive) == likelihood.classes
+    found = likelihood.scores(predictive, y)
+    assert list(found) == [measure.name for measure in likelihood.measures]
+    assert all(score(measure.name) is measure for measure in likelihood.measures)
+    assert likelihood.measures[0].role == "main"
+    rows = torch.tensor([3, 1, 30])
+    some = likelihood.predictive([likelihood.transform(draw[rows]) for draw in draws], y[rows])
+    part = {key: values[rows] for key, values in predictive.items()}
+    assert likelihood.scores(part, y[rows]) == pytest.approx(likelihood.scores(some, y[rows]), rel=1e-12)
+    answer = likelihood.answer(likelihood.predictive([likelihood.transform(draw) for draw in draws]))
+    for array in [answer] if isinstance(answer, torch.Tensor) else answer:
+        assert len(array) == 40
+        assert bool(array.isfinite().all())
+    alone = likelihood.predictive([likelihood.transform(draws[0])], y)
+    assert likelihood.scores(alone, y)["nll"] == pytest.approx(likelihood.loss(draws[0], y).item(), rel=1e-12)
+    with pytest.raises(ValueError, match="no parameters"):
+        likelihood.predictive([])

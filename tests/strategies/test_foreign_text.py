@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from bayesfed import wire
 from bayesfed.deployment import command
-from bayesfed.federation.server.personalize import personalize
+from bayesfed.federation.server.ask import ask
 from bayesfed.runs.json_log import JsonLog
 from bayesfed.wire import size as message_size
 from bayesfed.wire.flower_version import CLIENT_RAISED, raised, reason, set_identity
@@ -84,7 +84,7 @@ def test_error_replies(posterior, strategy, scripted, callbacks, kept, text: str
     made.start(grid, num_rounds=1, callbacks=callbacks)
     assert callbacks.metrics[1]["clients/replied"] == 4
     assert sorted(callbacks.reasons(1)) == [2]
-    assert personalize(made, grid, 1, 2) == {}
+    assert ask(made, grid, 1, "personalize", {"samples": 2}) == {}
     check(kept, callbacks)
 
 

@@ -86,7 +86,7 @@ class Probe:
             round: the last one.
             posterior: the server's.
             ask: lets every client solve its local problem once more and test the result with so many posterior samples, see
-                :func:`bayesfed.federation.server.personalize.personalize`.
+                the question `personalize` of :func:`bayesfed.federation.server.ask.ask`.
         """
         return {}
 

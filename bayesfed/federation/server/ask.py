@@ -1,8 +1,9 @@
-"""Personalised evaluation: every client's local posterior, started from the server's, on its own test distribution."""
+"""Questions to all clients: each starts from the server's posterior, answers in numbers, and nothing changes."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
@@ -18,10 +19,14 @@ from bayesfed.wire.flower_version import reason
 log = getLogger("bayesfed")
 
 
-def personalize(
-    strategy: FederatedStrategy[Any], grid: Grid, server_round: int, samples: int
+def ask(
+    strategy: FederatedStrategy[Any],
+    grid: Grid,
+    server_round: int,
+    question: str,
+    parameters: Mapping[str, int | float],
 ) -> dict[int, dict[str, float]]:
-    """Let every client solve its local problem once more, keep nothing of it, and test the result.
+    """Ask every client a question of :mod:`bayesfed.federation.client.questions`, by its name.
 
     The messages are those of round ``server_round + 1`` with all clients taking part and all of their steps, at the
     learning rate of ``server_round``, but of type EVALUATE: clients reply with numbers only and change no state. Here
@@ -32,11 +37,11 @@ def personalize(
         strategy: after its last round.
         grid: reaches the clients.
         server_round: the last round.
-        samples: posterior samples of a model-averaged prediction.
+        question: its name.
+        parameters: of the question.
 
     Returns:
-        Per client that answered, its scores as :func:`bayesfed.federation.client.questions.personalize` gives them;
-        the others are named in the log.
+        Per client that answered, its numbers; the others are named in the log.
     """
     strategy.connect(grid)
     asking = copy.copy(strategy)
@@ -45,20 +50,21 @@ def personalize(
     asking.lr_factor = lambda round: factor
     asking = copy.deepcopy(asking)
     arrays = wire.pack(asking.posterior.arrays())
+    asked = ConfigRecord({"name": question, **parameters})
     messages = [
         Message(
-            RecordDict({**dict(m.content.items()), "question": ConfigRecord({"name": "personalize", "samples": samples})}),
+            RecordDict({**dict(m.content.items()), "question": asked}),
             m.metadata.dst_node_id, MessageType.EVALUATE, group_id=m.metadata.group_id,
         )
         for m in asking.configure_train(server_round + 1, arrays, ConfigRecord(), grid)
     ]  # fmt: skip
-    scores: dict[int, dict[str, float]] = {}
+    answers: dict[int, dict[str, float]] = {}
     for client, reply in in_order(asking.round.sampled, grid.send_and_receive(messages, timeout=strategy.timeout)):
         try:
             record = None if reply is None or reply.has_error() else reply.content.get("metrics")
             if not isinstance(record, MetricRecord):
                 raise wire.BadMessage(reason(reply) if reply is not None and reply.has_error() else "no reply")
-            scores[client] = {k: v for k, v in numbers(record).items() if k != "round"}
+            answers[client] = {k: v for k, v in numbers(record).items() if k != "round"}
         except wire.BadMessage as error:
-            log.warning("client %d was not personalized: %s", client, error)
-    return scores
+            log.warning("client %d did not answer '%s': %s", client, question, error)
+    return answers
