@@ -19,6 +19,7 @@ from bayesfed.families import DiagonalGaussian, PointMass
 from bayesfed.problem import Categorical, Gaussian
 from bayesfed.problem.build import build_problem
 from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.scaling import Scaling
 from bayesfed.runs.posterior_file import save_posterior
 from bayesfed.seeding import torch_generator
 from bayesfed.uses.trained import load
@@ -31,7 +32,7 @@ def make_run(tmp_path, monkeypatch):
     def restore(description, seed):
         module = nn.Linear(2, description["outputs"], bias=False)
         likelihood = Gaussian(4.0) if description["likelihood"] == "gaussian" else Categorical()
-        return module, lambda x, dtype: (x.to(dtype) - 1) * 0.5, likelihood
+        return module, Scaling(torch.tensor(1.0), torch.tensor(0.5)), likelihood
 
     monkeypatch.setattr("bayesfed.problem.restore_model", restore, raising=False)
 
