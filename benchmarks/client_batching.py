@@ -3,9 +3,10 @@
     python benchmarks/client_batching.py --json
     python benchmarks/client_batching.py --client adam --clients 8 16 32 --batch-size 10 --params 1000 10000
 
-Both solve the same local problems, in turns, on one thread; each time is the median over turns of a round of all clients, in
-seconds (of processor time on a CPU). Clients hold unequal numbers of examples (half to one and a half times ``--examples``); the model is a perceptron with one
-hidden layer, 64 inputs and 10 classes, of about ``--params`` parameters. Messages and sites are not part of it.
+Both solve the same local problems, in turns, on one thread; each time is the median over turns of a round of all
+clients, in seconds (of processor time on a CPU). Clients hold unequal numbers of examples (half to one and a half times
+``--examples``); the model is a perceptron with one hidden layer, 64 inputs and 10 classes, of about ``--params``
+parameters. Messages and sites are not part of it.
 """
 
 from __future__ import annotations

@@ -2,17 +2,19 @@
 
     BAYESFED_DATA=... python benchmarks/end_to_end.py --json --rounds 50
 
-The experiment is ``fmnist_het10``: Bayesian ADMM, diagonal Gaussians, IVON on 10 clients, 10 % of Fashion-MNIST, evaluation every round at the
-mean and every fifth round by model averaging.
+The experiment is ``fmnist_het10``: Bayesian ADMM, diagonal Gaussians, IVON on 10 clients, 10 % of Fashion-MNIST,
+evaluation every round at the mean and every fifth round by model averaging.
 
-- ``ours``: ``bayesfed.run`` as the experiment is configured (``engine=ray``), its whole wall-clock: data, Ray's start, training,
-  evaluation, checkpoints, logs, figures.
-- ``loop``: the same algorithm in one process with one thread: clients one after the other, plain torch operations, the parameters
-  gathered and scattered around a flat IVON step as ivon-opt does; the same data, split and evaluations; nothing is written.
+- ``ours``: ``bayesfed.run`` as the experiment is configured (``engine=ray``), its whole wall-clock: data, Ray's start,
+  training, evaluation, checkpoints, logs, figures.
+- ``loop``: the same algorithm in one process with one thread: clients one after the other, plain torch operations, the
+  parameters gathered and scattered around a flat IVON step as ivon-opt does; the same data, split and evaluations;
+  nothing is written.
 
-Each runs in a process of its own, timed after ``import torch``. They take turns of ``--turn`` rounds, so that the machine's better and
-worse minutes fall to both; a process's clock stands while it is the other's turn. Accuracies (%) are those of the last round on the test set; the two
-draw different random numbers, so they agree as two seeds do. ``speedup`` is loop_s / ours_s.
+Each runs in a process of its own, timed after ``import torch``. They take turns of ``--turn`` rounds, so that the
+machine's better and worse minutes fall to both; a process's clock stands while it is the other's turn. Accuracies (%)
+are those of the last round on the test set; the two draw different random numbers, so they agree as two seeds do.
+``speedup`` is loop_s / ours_s.
 """
 
 from __future__ import annotations
@@ -84,8 +86,8 @@ def ours(turns: Turns, workers: int, folder: Path) -> dict[str, float]:
 class Loop:
     """Bayesian ADMM with a diagonal Gaussian and IVON clients (arXiv 2506.13150), sequentially.
 
-    The server keeps lambda_g = (r, S) with r = S m, and the sum of the duals; client k keeps its dual (v, V), in float64. IVON runs in
-    float32 with h the curvature beyond the server's precision.
+    The server keeps lambda_g = (r, S) with r = S m, and the sum of the duals; client k keeps its dual (v, V), in
+    float64. IVON runs in float32 with h the curvature beyond the server's precision.
     """
 
     def __init__(self, cfg: DictConfig):

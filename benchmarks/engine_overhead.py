@@ -2,10 +2,11 @@
 
     python benchmarks/engine_overhead.py --json --clients 10 --params 178110
 
-Inline and Ray alternate round by round in this process; Flower's runtime, which ends with ``ray.shutdown()``, runs in a child
-process right after. Each figure is the median over rounds, after some to warm up (Ray's own processes take a while to settle).
-A round is that of a training run: messages with the posterior (mean and precision, float32) for every client, until the arrays
-of every reply can be read; what a strategy does with them is the same on every engine and left out.
+Inline and Ray alternate round by round in this process; Flower's runtime, which ends with ``ray.shutdown()``, runs in a
+child process right after. Each figure is the median over rounds, after some to warm up (Ray's own processes take a
+while to settle). A round is that of a training run: messages with the posterior (mean and precision, float32) for every
+client, until the arrays of every reply can be read; what a strategy does with them is the same on every engine and left
+out.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What bayesfed does on a GPU: is it right, does it wait for the device, and how long does it take?
 
-``python benchmarks/gpu_check.py --out gpu.json`` from a checkout, on a machine with Python 3.12, torch and NumPy (no Flower, Hydra
-or Ray); under eight minutes on one GPU. ``--tiny`` runs small sizes, as a test on a CPU does. Prints a table, and JSON as its last line.
+``python benchmarks/gpu_check.py --out gpu.json`` from a checkout, on a machine with Python 3.12, torch and NumPy (no
+Flower, Hydra or Ray); under eight minutes on one GPU. ``--tiny`` runs small sizes, as a test on a CPU does. Prints a
+table, and JSON as its last line.
 
-- ``error``: three steps of a learner in float32 on the device against float64 on the CPU with the same noise, relative to the change.
-- ``waits``: whether a step of it waits for the device (``torch.cuda.set_sync_debug_mode("error")``); null on a CPU.
-- ``ms``, ``over_adamw``, ``peak_mb``: a step at each size, its ratio to torch's fused AdamW, and the device's memory.
-- ``compiled_ms``: the same with ``torch.compile`` around IVON's update; null where it can't be compiled.
-- ``clients``, ``samples``: C clients side by side (``torch.vmap``) and S posterior samples at once, over one after the other.
+- ``error``: three steps of a learner in float32 on the device against float64 on the CPU with the same noise, relative
+to the change. - ``waits``: whether a step of it waits for the device (``torch.cuda.set_sync_debug_mode("error")``);
+null on a CPU. - ``ms``, ``over_adamw``, ``peak_mb``: a step at each size, its ratio to torch's fused AdamW, and the
+device's memory. - ``compiled_ms``: the same with ``torch.compile`` around IVON's update; null where it can't be
+compiled. - ``clients``, ``samples``: C clients side by side (``torch.vmap``) and S posterior samples at once, over one
+after the other.
 """
 
 from __future__ import annotations

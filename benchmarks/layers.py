@@ -2,9 +2,9 @@
 
     python benchmarks/layers.py --json
 
-``ratio`` is the median time with the layers of ``bayesfed/accelerate/layers.py`` over the median with torch's; ``low`` and ``high`` are the
-smallest and largest of the ratios of ``--blocks`` blocks of steps. ``linear`` is the median with all of these layers over that with all but large
-linear ones, null where the model has none.
+``ratio`` is the median time with the layers of ``bayesfed/accelerate/layers.py`` over the median with torch's; ``low``
+and ``high`` are the smallest and largest of the ratios of ``--blocks`` blocks of steps. ``linear`` is the median with
+all of these layers over that with all but large linear ones, null where the model has none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a training step of each learner costs beside fused AdamW's, and SR-VN's pure step beside VON's by dimension.
 
-``python benchmarks/learner_step.py --json``. CPU time, medians over alternating turns in one process, one thread. Steps include forward and
-backward of a 784-200-100-10 network, batch 32; the pure steps are given gradient and Hessian.
+``python benchmarks/learner_step.py --json``. CPU time, medians over alternating turns in one process, one thread. Steps
+include forward and backward of a 784-200-100-10 network, batch 32; the pure steps are given gradient and Hessian.
 """
 
 from __future__ import annotations

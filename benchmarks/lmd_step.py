@@ -1,7 +1,8 @@
 """Time of one training step of LMD against torch's fused AdamW, measured alternately in one run.
 
-``python benchmarks/lmd_step.py [--model mlp|cnn|cnn_zenke|cnn_acar] [--json]``: zero_grad, sample, forward, backward and update, batch 32 (medians in
-milliseconds of processor time, which other jobs disturb less). ``lmd_no_noise`` has sigma = 0.
+``python benchmarks/lmd_step.py [--model mlp|cnn|cnn_zenke|cnn_acar] [--json]``: zero_grad, sample, forward, backward
+and update, batch 32 (medians in milliseconds of processor time, which other jobs disturb less). ``lmd_no_noise`` has
+sigma = 0.
 """
 
 from __future__ import annotations

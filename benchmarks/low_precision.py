@@ -1,13 +1,15 @@
-"""Training with a low-precision forward pass: LMD, AdamW and Madam on a small character model, in fp32, MXFP6 and MXFP4.
+"""Training with a low-precision forward pass: LMD, AdamW and Madam on a small character model, in fp32, MXFP6 and
+MXFP4.
 
     python benchmarks/low_precision.py run --out docs/results/low_precision     # one process, goes on where it was stopped
     python benchmarks/low_precision.py run --out DIR --seconds 200              # stop after the run that is under way then
     python benchmarks/low_precision.py report --out DIR [--json]                # table, DIR.png
 
-The model is GPT-2's in small (two layers, 64 wide, 4 heads, 32 characters of context, no biases), on the English captions of Multi30k in lower
-case. Operands of all products (linear layers and attention) are rounded in the forward pass, backward is exact (`bayesfed.lowprecision`). Every
-optimizer has one learning rate (and LMD one decay), chosen in fp32 on seed 0 (`tune`), and a cosine to 0. LMD is evaluated at its mean weights; "LMD,
-no decay" is the control, the same without its weight-scaled decay. Each run is one line in DIR.jsonl.
+The model is GPT-2's in small (two layers, 64 wide, 4 heads, 32 characters of context, no biases), on the English
+captions of Multi30k in lower case. Operands of all products (linear layers and attention) are rounded in the forward
+pass, backward is exact (`bayesfed.lowprecision`). Every optimizer has one learning rate (and LMD one decay), chosen in
+fp32 on seed 0 (`tune`), and a cosine to 0. LMD is evaluated at its mean weights; "LMD, no decay" is the control, the
+same without its weight-scaled decay. Each run is one line in DIR.jsonl.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class CharacterModel(nn.Module):
 
 
 class Madam(torch.optim.Optimizer):
-    """Multiplicative Adam (Bernstein et al. 2020): ``w <- w exp(-lr sign(w) g/rms(g))``, |w| at most ``scale`` times its initial rms."""
+    """Multiplicative Adam (Bernstein et al. 2020): ``w <- w exp(-lr sign(w) g/rms(g))``, |w| at most ``scale`` times
+    its initial rms.
+    """
 
     def __init__(self, params: Any, lr: float = 0.01, scale: float = 3.0, bound: float = 10.0, beta: float = 0.999):
         super().__init__(params, {"lr": lr, "scale": scale, "bound": bound, "beta": beta})
@@ -133,7 +137,9 @@ def optimizer_of(name: str, model: nn.Module, lr: float, decay: float | None, se
 
 
 def train(name: str, fmt: str | None, seed: int, steps: int, lr: float, decay: float | None = None) -> dict[str, Any]:
-    """One run: validation loss (nats per character) and next-character accuracy over training, at the mean weights, in the run's format."""
+    """One run: validation loss (nats per character) and next-character accuracy over training, at the mean weights, in
+    the run's format.
+    """
     stream, held, vocabulary = text()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,7 +1,8 @@
 """How many maxima are found: NVA against CMA-ES restarts and multi-start gradient ascent, on three functions.
 
-``python benchmarks/nva_modes.py --json --out nva.png``. Every method gets K starts in the same box (NVA: K components); an
-evaluation is one value of the function (a gradient counts as one more, a Hessian as d more). CMA-ES needs `pip install cma`.
+``python benchmarks/nva_modes.py --json --out nva.png``. Every method gets K starts in the same box (NVA: K components);
+an evaluation is one value of the function (a gradient counts as one more, a Hessian as d more). CMA-ES needs `pip
+install cma`.
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ METHODS: dict[str, Callable[[Case, int], tuple[Tensor, int]]] = {
 
 
 def measure(seeds: int, only: list[str], results: dict[str, Any], save: Path | None) -> None:
-    """Add to ``results``, by function and method: maxima found (mean over seeds and each), distance, evaluations, seconds."""
+    """Add to ``results``, by function and method: maxima found (mean over seeds and each), distance, evaluations,
+    seconds.
+    """
     for title, (name, method) in ((title, item) for title in only for item in METHODS.items()):
         rows, case = results.setdefault(title, {}), CASES[title]
         if name in rows:

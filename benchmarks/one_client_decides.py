@@ -1,9 +1,11 @@
-"""What one of ten clients can do that sends its mean negated and claims a large weight: ``digits_het10``, accuracy after the last round.
+"""What one of ten clients can do that sends its mean negated and claims a large weight: ``digits_het10``, accuracy
+after the last round.
 
-``python benchmarks/one_client_decides.py --save docs/results/one_client_decides.json``. The client of median size claims so many times its true
-precision (BayesADMM) or number of examples (FedAvg; also when it connects), in the first round or in all, with the limits of ``limits.relative_*`` off
-(1e300) and at their defaults, over a grid that, like a SuperLink's, vouches for nobody. ``honest``: the largest mean precision for as many
-examples of an honest client, or number of examples, in multiples of the median's.
+``python benchmarks/one_client_decides.py --save docs/results/one_client_decides.json``. The client of median size
+claims so many times its true precision (BayesADMM) or number of examples (FedAvg; also when it connects), in the first
+round or in all, with the limits of ``limits.relative_*`` off (1e300) and at their defaults, over a grid that, like a
+SuperLink's, vouches for nobody. ``honest``: the largest mean precision for as many examples of an honest client, or
+number of examples, in multiples of the median's.
 """
 
 from __future__ import annotations

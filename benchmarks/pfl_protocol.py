@@ -1,25 +1,29 @@
-"""pfl-research's CIFAR10 protocol: seconds a round of bayesfed, pfl, Flower and a plain loop, measured in turns on one machine.
+"""pfl-research's CIFAR10 protocol: seconds a round of bayesfed, pfl, Flower and a plain loop, measured in turns on one
+machine.
 
     python benchmarks/pfl_protocol.py --json --pfl-python PFL_ENVIRONMENT/bin/python
 
-A convolutional net of 1,626,442 parameters, 1,000 clients of 50 images each (random, of CIFAR10's shape), 50 of them a round, batches of
-10, one epoch of SGD, federated averaging; no evaluation. Every process computes with one thread and at the same priority (Ray's workers
-would run at nice 15 and so suffer more than the others from whatever else the machine does).
+A convolutional net of 1,626,442 parameters, 1,000 clients of 50 images each (random, of CIFAR10's shape), 50 of them a
+round, batches of 10, one epoch of SGD, federated averaging; no evaluation. Every process computes with one thread and
+at the same priority (Ray's workers would run at nice 15 and so suffer more than the others from whatever else the
+machine does).
 
-- ``ours``: bayesfed's FedAvg on its Ray engine, ``client=sgd``; two workers.
-- ``pfl``: pfl-research's FederatedAveraging and SimulatedBackend, two processes under torchrun. It needs an environment of its own
+- ``ours``: bayesfed's FedAvg on its Ray engine, ``client=sgd``; two workers. - ``pfl``: pfl-research's
+FederatedAveraging and SimulatedBackend, two processes under torchrun. It needs an environment of its own
   (``pip install "pfl[pytorch]==0.6.0"``); left out (null) without ``--pfl-python``.
-- ``flower``: Flower's own FedAvg on its simulation runtime, two actors.
-- ``loop``: a plain torch loop in one process (``benchmarks/pfl_contestants/plain_loop.py``).
-- ``floor``: two such loops at once, each with half of every cohort and without averaging between them: what two processes can do
+- ``flower``: Flower's own FedAvg on its simulation runtime, two actors. - ``loop``: a plain torch loop in one process
+(``benchmarks/pfl_contestants/plain_loop.py``). - ``floor``: two such loops at once, each with half of every cohort and
+without averaging between them: what two processes can do
   on this machine. Two busy cores are often slower than one busy core, so ``floor_s`` is more than half of ``loop_s``.
 
-All are started first and then train ``--rounds`` rounds each in turn, ``--turns`` times, the others idle. ``..._s`` is the median over
-all rounds, after ``--warm-up`` rounds; ``startup_s`` goes until the end of the first round. ``parallel_efficiency`` is
-loop_s / (ours_s * workers) and ``floor_efficiency`` floor_s / ours_s. ``cpu_s`` is the processor time of a round, of all processes together:
-what a contestant spends beyond the loop's is its overhead, and it suffers less than the rest from other load on the machine. Nothing else should run meanwhile: ``busy_before`` is the share of
-the machine (%) that was in use when the script started. Ours and the loop draw the same cohorts and batches; a second loop, not timed,
-also has bayesfed's layers and so the same dropout: its average after the first round must agree with ours, or the script fails.
+All are started first and then train ``--rounds`` rounds each in turn, ``--turns`` times, the others idle. ``..._s`` is
+the median over all rounds, after ``--warm-up`` rounds; ``startup_s`` goes until the end of the first round.
+``parallel_efficiency`` is loop_s / (ours_s * workers) and ``floor_efficiency`` floor_s / ours_s. ``cpu_s`` is the
+processor time of a round, of all processes together: what a contestant spends beyond the loop's is its overhead, and it
+suffers less than the rest from other load on the machine. Nothing else should run meanwhile: ``busy_before`` is the
+share of the machine (%) that was in use when the script started. Ours and the loop draw the same cohorts and batches; a
+second loop, not timed, also has bayesfed's layers and so the same dropout: its average after the first round must agree
+with ours, or the script fails.
 """
 
 from __future__ import annotations

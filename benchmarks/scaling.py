@@ -2,15 +2,18 @@
 
     python benchmarks/scaling.py --json --cases a,b,c
 
-Bayesian ADMM with diagonal Gaussians, IVON on the clients, all clients every round, one epoch; ``engine=ray``: strategy, messages, clients and
-sites (on disk) as in a run, without evaluation, checkpoints and logs. Each row is measured in a process of its own.
+Bayesian ADMM with diagonal Gaussians, IVON on the clients, all clients every round, one epoch; ``engine=ray``:
+strategy, messages, clients and sites (on disk) as in a run, without evaluation, checkpoints and logs. Each row is
+measured in a process of its own.
 
-- ``a``: 10 to 10,000 clients that share 20,000 examples; 1,002 parameters. What a client costs, whatever it computes.
-- ``b``: 10 to 1,000 clients with 4 examples each; 178,110 parameters. The server's memory must not grow with the clients.
-- ``c``: 0.1 to 25 million parameters; 10 clients with 4 examples each. (The last row's sites take 8 GB of disk in the temporary folder.)
+- ``a``: 10 to 10,000 clients that share 20,000 examples; 1,002 parameters. What a client costs, whatever it computes. -
+``b``: 10 to 1,000 clients with 4 examples each; 178,110 parameters. The server's memory must not grow with the clients.
+- ``c``: 0.1 to 25 million parameters; 10 clients with 4 examples each. (The last row's sites take 8 GB of disk in the
+temporary folder.)
 
-``seconds_per_round`` is the median over ``--rounds`` after one to warm up; ``server_rss_mb`` the peak resident memory of the server's process;
-``server_private_mb`` the largest private share of it (without pages of Ray's object store and of files), looked at with every reply.
+``seconds_per_round`` is the median over ``--rounds`` after one to warm up; ``server_rss_mb`` the peak resident memory
+of the server's process; ``server_private_mb`` the largest private share of it (without pages of Ray's object store and
+of files), looked at with every reply.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Rounds and seconds to the pooled posterior: client=srvon against client=von, full covariance, side by side in one process.
+"""Rounds and seconds to the pooled posterior: client=srvon against client=von, full covariance, side by side in one
+process.
 
-``python benchmarks/srvn_federation.py --save docs/results/srvn_federation.json``. BayesADMM (rho = 1/K and no damping; "damped": rho = 1, damping 0.3; prior N(0, I)) in float64 on
-linear-Gaussian clients and on logistic ones (scikit-learn's data, standardised, with a bias, two outputs), delta method, so that the
-pooled Laplace posterior is the fixed point. The learners take turns, round by round. Errors are the largest deviation of mean or
-precision, relative to the largest entry. Seconds are processor time of whole rounds (clients, server and messages).
+``python benchmarks/srvn_federation.py --save docs/results/srvn_federation.json``. BayesADMM (rho = 1/K and no damping;
+"damped": rho = 1, damping 0.3; prior N(0, I)) in float64 on linear-Gaussian clients and on logistic ones
+(scikit-learn's data, standardised, with a bias, two outputs), delta method, so that the pooled Laplace posterior is the
+fixed point. The learners take turns, round by round. Errors are the largest deviation of mean or precision, relative to
+the largest entry. Seconds are processor time of whole rounds (clients, server and messages).
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ SOLVERS: dict[str, Callable[[int, float], Solver]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A federation: inputs (N_k, d) and targets of every client, the likelihood, and BayesADMM's rho (None: 1/K) and damping."""
+    """A federation: inputs (N_k, d) and targets of every client, the likelihood, and BayesADMM's rho (None: 1/K) and
+    damping.
+    """
 
     inputs: list[Tensor]
     targets: list[Tensor]

@@ -1,9 +1,10 @@
 """Bayesian logistic regression: SR-VN against other geometries on the same exact gradients, scikit-learn's real data.
 
-``python benchmarks/srvn_logistic.py --json --out srvn.png``. All methods start at N(0, c^2 I) with c^2 the inverse of a bound on the
-curvature, get expectations by quadrature, and the step size from 2^-k, k = 0 ... 12, that is best after ``--steps`` steps; those
-that break down drop out. "SR-VN, controlled" has step size 1, 1/2 or 1/4, shortened by the control that the optimizer and client=srvon have.
-A gap is KL(q || posterior) less that of the best Gaussian (SR-VN after 200 steps of 1/4), in nats.
+``python benchmarks/srvn_logistic.py --json --out srvn.png``. All methods start at N(0, c^2 I) with c^2 the inverse of a
+bound on the curvature, get expectations by quadrature, and the step size from 2^-k, k = 0 ... 12, that is best after
+``--steps`` steps; those that break down drop out. "SR-VN, controlled" has step size 1, 1/2 or 1/4, shortened by the
+control that the optimizer and client=srvon have. A gap is KL(q || posterior) less that of the best Gaussian (SR-VN
+after 200 steps of 1/4), in nats.
 """
 
 from __future__ import annotations

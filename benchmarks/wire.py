@@ -2,10 +2,11 @@
 
     python benchmarks/wire.py --seeds 1 2 3 --json
 
-Runs ``digits_het10`` in process with ``bayes_admm`` (diagonal, ``ivon``) and ``fedavg`` (``adam``) in every wire format, with their tuned
-values. Bytes are those of Flower's messages down and up (``bytes/down`` + ``bytes/up``); accuracy and NLL are those of the server's posterior
-after the last round, model-averaged (for ``fedavg`` that is the mean), as mean +- standard deviation over the seeds. Training is chaotic: one
-bit that differs in round 1 gives another run. So the last column is the NLL less that of ``wire=full`` with the same seed, +- standard error.
+Runs ``digits_het10`` in process with ``bayes_admm`` (diagonal, ``ivon``) and ``fedavg`` (``adam``) in every wire
+format, with their tuned values. Bytes are those of Flower's messages down and up (``bytes/down`` + ``bytes/up``);
+accuracy and NLL are those of the server's posterior after the last round, model-averaged (for ``fedavg`` that is the
+mean), as mean +- standard deviation over the seeds. Training is chaotic: one bit that differs in round 1 gives another
+run. So the last column is the NLL less that of ``wire=full`` with the same seed, +- standard error.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ QUIET = ["display=false", "figures=false"]
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Commands configure logging for a process of their own (Hydra does, and the server app); here later tests live in it."""
+    """Commands configure logging for a process of their own (Hydra does, and the server app); here later tests live in
+    it.
+    """
     loggers = [logging.getLogger(name) for name in (None, "bayesfed", "flwr")]
     before = [(list(logger.handlers), logger.level) for logger in loggers]
     yield

@@ -151,7 +151,14 @@ def test_full_covariance_in_16_bits(refused, wire):
 def test_large_fmnist_model_is_refused_the_same_way(refused, tmp_path):
     x = np.random.default_rng(0).random((40, 784), dtype=np.float32)
     path = save(tmp_path, x=x, y=np.arange(40) % 10, x_test=x[:10], y_test=np.arange(10))
-    line = refused("data=npz", f"data.path={path}", "partition=iid", "partition.num_clients=2", "strategy.family=full", "model.hidden=[200,100]")  # fmt: skip
+    line = refused(
+        "data=npz",
+        f"data.path={path}",
+        "partition=iid",
+        "partition.num_clients=2",
+        "strategy.family=full",
+        "model.hidden=[200,100]",
+    )
     assert "178,110 parameters" in line
     assert "253.8 GB" in line
 
@@ -169,7 +176,7 @@ def test_used_run_directory(refused, tmp_path):
     assert "resume=" in line
 
 
-# -- the user's own arrays -------------------------------------------------------------------------------------------------
+# -- the user's own arrays ---------------------------------------------------------------------------------------------
 
 
 def save(tmp_path, **arrays) -> str:
@@ -234,7 +241,7 @@ def test_another_number_of_clients_than_the_client_column(refused, tmp_path):
     assert "4" in line
 
 
-# -- other ways in -----------------------------------------------------------------------------------------------------------
+# -- other ways in -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["frobnicate", "runn"])

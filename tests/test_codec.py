@@ -75,7 +75,9 @@ def test_both_sides_get_the_same_numbers(format: str, family: str, dtype: torch.
 @pytest.mark.parametrize("family", PRECISIONS)
 @pytest.mark.parametrize("format", HALF_ULP)
 def test_errors_are_those_of_rounding(format: str, family: str) -> None:
-    """Down: relative to the mean, and to the precision's distance (in logarithms) from the scale. Up: relative to the change."""
+    """Down: relative to the mean, and to the precision's distance (in logarithms) from the scale. Up: relative to the
+    change.
+    """
     server, made, ulp = arrays(family, 1, torch.float64), codec(format, family, torch.float64), HALF_ULP[format]
     record, received = made.encode(server)
     assert bool(((received["mean"] - server["mean"]).abs() <= ulp * server["mean"].abs() + TINY).all())

@@ -18,7 +18,9 @@ from bayesfed.config import compose_config
 
 @pytest.fixture
 def local(tmp_path, monkeypatch):
-    """``local("strategy/fedavg", fraction=0.25)``: the built-in file with other values, in ``conf`` of the working directory."""
+    """``local("strategy/fedavg", fraction=0.25)``: the built-in file with other values, in ``conf`` of the working
+    directory.
+    """
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, **changes: object) -> None:

@@ -1,4 +1,6 @@
-"""Users of the library and of the command line get the same method: the defaults of classes are those of the YAML files."""
+"""Users of the library and of the command line get the same method: the defaults of classes are those of the YAML
+files.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_one_ray_worker_for_an_allowed_core(tmp_path):
     assert "slots 1" in done.stdout
 
 
-# -- packages ---------------------------------------------------------------------------------------------------------------
+# -- packages ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["strategies", "clients"])
@@ -101,7 +101,7 @@ def test_workers_take_the_packages_that_the_server_takes(tmp_path, engine):
     assert '"accepted": false' not in lines
 
 
-# -- the process ------------------------------------------------------------------------------------------------------------
+# -- the process -------------------------------------------------------------------------------------------------------
 
 
 def state() -> dict[str, object]:
@@ -154,7 +154,7 @@ def test_importing_and_running_draw_no_random_number_of_the_users():
     assert float(done.stdout) == random.Random(3).random()
 
 
-# -- no home folder -----------------------------------------------------------------------------------------------------------
+# -- no home folder ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

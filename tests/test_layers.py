@@ -62,7 +62,9 @@ def arrows() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """``bayesfed.wire.codec`` is in ``wire``; modules directly in bayesfed, and the other packages, are rooms of their own."""
+    """``bayesfed.wire.codec`` is in ``wire``; modules directly in bayesfed, and the other packages, are rooms of their
+    own.
+    """
     package, _, rest = module.partition(".")
     return rest.partition(".")[0] if package == "bayesfed" and rest else package
 

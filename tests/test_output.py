@@ -104,7 +104,7 @@ def test_a_full_disk_below_the_run_directory_stays_an_error(tmp_path):
     assert b"Traceback" not in done.stdout
 
 
-# -- the pieces -----------------------------------------------------------------------------------------------------------
+# -- the pieces --------------------------------------------------------------------------------------------------------
 
 ERRORS = [OSError(errno.EPIPE, "x"), OSError(errno.ENOSPC, "x"), OSError(errno.EIO, "x"), ValueError("closed file")]
 

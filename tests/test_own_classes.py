@@ -1,4 +1,6 @@
-"""A user's own classes and YAML files: what is wrong with them is one line and exit code 2, before a run directory exists."""
+"""A user's own classes and YAML files: what is wrong with them is one line and exit code 2, before a run directory
+exists.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,16 @@ from bayesfed.app import client_app, plain, problem_of
 from bayesfed.config import compose_config
 from bayesfed.problem.data import Source
 
-BASE = ["model=linear", "strategy=fedavg", "rounds=3", "client.lr=0.3", "engine=inline", "display=false", "figures=false", "eval.samples=2"]  # fmt: skip
+BASE = [
+    "model=linear",
+    "strategy=fedavg",
+    "rounds=3",
+    "client.lr=0.3",
+    "engine=inline",
+    "display=false",
+    "figures=false",
+    "eval.samples=2",
+]
 X = np.random.default_rng(0).normal(size=(200, 3))
 Y = (X[:, 0] > 0).astype(int)
 

@@ -1,4 +1,6 @@
-"""Simulated stragglers, dropouts and arrival times: keyed draws, budgets that the methods' own step counts follow, bookkeeping."""
+"""Simulated stragglers, dropouts and arrival times: keyed draws, budgets that the methods' own step counts follow,
+bookkeeping.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def fates(clients: int = 200, rounds: int = 20, seed: int = 1, **settings) -> li
     return [system.fate(seed, client, round) for round in range(1, rounds + 1) for client in range(clients)]
 
 
-# -- draws ------------------------------------------------------------------------------------------------------------------
+# -- draws -------------------------------------------------------------------------------------------------------------
 
 
 def test_frequencies():
@@ -115,7 +117,7 @@ def test_a_client_without_steps_cannot_straggle(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-# -- rounds -------------------------------------------------------------------------------------------------------------------
+# -- rounds ------------------------------------------------------------------------------------------------------------
 
 
 def test_lost_clients_are_not_asked_but_counted_and_their_download_too(tmp_path):
@@ -150,7 +152,7 @@ def test_a_round_nobody_answers_is_a_failure_that_says_why(tmp_path):
         bayesfed.run([*LINREG, "system.dropout=0.5", "strategy.min_replies=5", f"hydra.run.dir={tmp_path}/m"])
 
 
-# -- budgets: the steps really taken -----------------------------------------------------------------------------------------
+# -- budgets: the steps really taken -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

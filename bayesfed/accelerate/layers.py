@@ -1,8 +1,9 @@
-"""Linear layers, convolution, max-pooling and dropout that compute what torch's do, in less time on a CPU (docs/performance.md).
+"""Linear layers, convolution, max-pooling and dropout that compute what torch's do, in less time on a CPU
+(docs/performance.md).
 
-Convolutions are fastest when the channels of a pixel lie next to each other in memory, but torch keeps images the way they come; it copies the
-gradient of a max-pooling in that layout twice; it draws the masks of dropout one float at a time; and it multiplies small batches by large
-matrices with MKL, which copies the matrix first.
+Convolutions are fastest when the channels of a pixel lie next to each other in memory, but torch keeps images the way
+they come; it copies the gradient of a max-pooling in that layout twice; it draws the masks of dropout one float at a
+time; and it multiplies small batches by large matrices with MKL, which copies the matrix first.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ LARGE = 2**20  # weights; smaller matrices stay in the cache, where MKL is as fa
 
 
 def quicken(module: nn.Module) -> None:
-    """Swap the classes of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.Dropout`` and large ``nn.Linear`` layers; parameters, names, hooks and options stay.
+    """Swap the classes of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.Dropout`` and large ``nn.Linear`` layers; parameters,
+    names, hooks and options stay.
 
-    Subclasses are left alone, and so are convolutions in a model whose first one sees a single channel: there changing the layout
-    can cost more than it wins. On other devices, in float64, under ``torch.func`` and in forward mode the new layers do what torch's do.
+    Subclasses are left alone, and so are convolutions in a model whose first one sees a single channel: there changing
+    the layout can cost more than it wins. On other devices, in float64, under ``torch.func`` and in forward mode the
+    new layers do what torch's do.
     """
     layers = list(module.modules())
     first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
@@ -50,7 +53,9 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 
 def watched() -> bool:
-    """Whether somebody looks for torch's own operations: modes (the emulation of low precision is one), autocast, anomaly detection, hooks on all modules."""
+    """Whether somebody looks for torch's own operations: modes (the emulation of low precision is one), autocast,
+    anomaly detection, hooks on all modules.
+    """
     modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
     noticed = torch.is_autocast_enabled("cpu") or torch.is_anomaly_enabled()
     return modes > 0 or noticed or nn.modules.module._has_any_global_hook()
@@ -144,7 +149,8 @@ class QuickMaxPool2d(nn.MaxPool2d):
 
 
 class QuickDropout(nn.Dropout):
-    """``nn.Dropout`` that draws 16 random bits an element, from torch's global generator: ``p`` is rounded to a multiple of 2^-16.
+    """``nn.Dropout`` that draws 16 random bits an element, from torch's global generator: ``p`` is rounded to a
+    multiple of 2^-16.
 
     Its masks are other draws than torch's.
     """

@@ -1,8 +1,9 @@
 """The C functions (``*.c`` beside this file): compiled once, as one library, with the system's C compiler.
 
-They take less than a second to compile at their first use on a machine and lie in the cache folder (``$BAYESFED_CACHE``,
-else ``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results agree to rounding. So it is
-in an app that Flower bundled: 1.39 takes no ``.c`` files (``FAB_INCLUDE_PATTERNS``, which an app can't extend).
+They take less than a second to compile at their first use on a machine and lie in the cache folder
+(``$BAYESFED_CACHE``, else ``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results
+agree to rounding. So it is in an app that Flower bundled: 1.39 takes no ``.c`` files (``FAB_INCLUDE_PATTERNS``, which
+an app can't extend).
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ PLAIN = ("-O3", "-fPIC", "-shared")  # for compilers and processors that know no
 
 
 def suits(vector: Tensor) -> bool:
-    """Whether the functions can work on such vectors: float32 on a CPU, and no torch threads that they would leave idle."""
+    """Whether the functions can work on such vectors: float32 on a CPU, and no torch threads that they would leave
+    idle.
+    """
     return (vector.device.type, vector.dtype) == ("cpu", torch.float32) and torch.get_num_threads() == 1
 
 
 def functions() -> Any:
-    """The compiled functions; None with ``accelerate=off``, and (and one line in the log) without sources or a compiler."""
+    """The compiled functions; None with ``accelerate=off``, and (and one line in the log) without sources or a
+    compiler.
+    """
     return _compiled() if enabled() else None
 
 

@@ -1,8 +1,8 @@
 """Loss and gradient of a perceptron by one C function.
 
-Of a forward and backward pass of an MLP with 178,110 parameters on a batch of 32, torch spends 40 % between the matrix products: making the
-graph, walking it, and a dozen small operations. The C function (``perceptron.c``) makes the same products, with the same
-BLAS, and nothing but loops around them.
+Of a forward and backward pass of an MLP with 178,110 parameters on a batch of 32, torch spends 40 % between the matrix
+products: making the graph, walking it, and a dozen small operations. The C function (``perceptron.c``) makes the same
+products, with the same BLAS, and nothing but loops around them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ ACTIVATIONS = {nn.Sigmoid: 0, nn.ReLU: 1}  # as the C source numbers them
 class PerceptronGradient:
     """Does ``loss = cross_entropy(model(x), y); loss.backward()`` in one call; make it with :meth:`of`.
 
-    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (another loss, gradients
-    that add to others, frozen parameters, hooks, emulated low precision, labels out of range) it gives up, see :meth:`__call__`.
+    Values and gradients are torch's to rounding. Where torch's own pass means more than these numbers (another loss,
+    gradients that add to others, frozen parameters, hooks, emulated low precision, labels out of range) it gives up,
+    see :meth:`__call__`.
     """
 
     def __init__(self, model: Any, layers: Sequence[nn.Linear], activation: int):
@@ -59,7 +60,8 @@ class PerceptronGradient:
         return cls(model, linear, ACTIVATIONS[kinds.pop()])
 
     def __call__(self, loss_of: Any, x: Any, y: Tensor) -> Tensor | None:
-        """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing done, torch has to do it.
+        """The mean loss of a batch, (), with its gradient in the parameters' ``grad``; None: nothing done, torch has to
+        do it.
 
         Args:
             loss_of: the loss of outputs and targets.

@@ -15,12 +15,15 @@ _METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def use_large_pages() -> None:
-    """Let torch put tensors above 2 MB on large pages, 5 % of a step (docs/performance.md); it looks at its first tensor."""
+    """Let torch put tensors above 2 MB on large pages, 5 % of a step (docs/performance.md); it looks at its first
+    tensor.
+    """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and new ones cost a page fault per 4 KiB.
+    """Let glibc reuse freed vectors of up to 32 MiB: by default it returns them, and new ones cost a page fault per 4
+    KiB.
 
     A quarter of the processor time of a round with a million parameters. Can't be undone; does nothing without glibc.
     """
@@ -32,7 +35,8 @@ def keep_freed_memory() -> None:
 
 
 def spare_dynamo() -> list[Any]:
-    """Let the methods of ``torch.optim.Optimizer`` that first import ``torch._dynamo`` (1.5 s) do without; what was changed.
+    """Let the methods of ``torch.optim.Optimizer`` that first import ``torch._dynamo`` (1.5 s) do without; what was
+    changed.
 
     The import only keeps ``torch.compile`` from tracing these methods. Where it was made before, nothing is changed.
     """

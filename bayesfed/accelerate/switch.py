@@ -19,7 +19,8 @@ def enabled() -> bool:
 
 
 def start(mode: str) -> None:
-    """Choose for this process, which is bayesfed's own, and set it up: memory, optimizers, arithmetic. May be called again.
+    """Choose for this process, which is bayesfed's own, and set it up: memory, optimizers, arithmetic. May be called
+    again.
 
     Inside :func:`running`, as in another thread or at every message, it sets this thread's arithmetic.
     """
@@ -56,9 +57,9 @@ def running(mode: str) -> Iterator[None]:
 def _set_arithmetic() -> None:
     """One thread; and with fast paths numbers too small for full precision (below 1.2e-38 in float32) count as zero.
 
-    Two threads give other bits and cost more than they gain on small models. Saturated sigmoids make such numbers by the
-    thousand, and a processor takes many times as long over each: a forward and backward pass over raw pixels took twice as
-    long with them (docs/performance.md).
+    Two threads give other bits and cost more than they gain on small models. Saturated sigmoids make such numbers by
+    the thousand, and a processor takes many times as long over each: a forward and backward pass over raw pixels took
+    twice as long with them (docs/performance.md).
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(enabled())  # of this thread and those it starts

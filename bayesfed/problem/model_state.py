@@ -43,7 +43,8 @@ class Constants:
     """The buffers and frozen parameters of a model as it was built: what one client's training changes must not reach
     the next.
 
-    On two rows :func:`bayesfed.problem.model_check.check_forward` misses what changes later, such as in every tenth forward.
+    On two rows :func:`bayesfed.problem.model_check.check_forward` misses what changes later, such as in every tenth
+    forward.
     """
 
     def __init__(self, model: FlatModel, config: Mapping[str, Any]):

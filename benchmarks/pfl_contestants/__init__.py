@@ -1,1 +1,3 @@
-"""The contestants of ``pfl_protocol.py``, each a process of its own that trains a turn of rounds whenever a line says so."""
+"""The contestants of ``pfl_protocol.py``, each a process of its own that trains a turn of rounds whenever a line says
+so.
+"""

@@ -1,8 +1,8 @@
 """FedAvg as a plain torch loop: one process, one thread, clients one after the other, nothing but the arithmetic.
 
-With ``--part`` and ``--parts`` it trains its share of each cohort, and leaves the average of the shares out: two such loops at the same
-time show what two processes on this machine can do at best. With ``--check`` it has bayesfed's layers, whose dropout draws differently,
-trains one round and writes the weights: what bayesfed's must agree with.
+With ``--part`` and ``--parts`` it trains its share of each cohort, and leaves the average of the shares out: two such
+loops at the same time show what two processes on this machine can do at best. With ``--check`` it has bayesfed's
+layers, whose dropout draws differently, trains one round and writes the weights: what bayesfed's must agree with.
 """
 
 from __future__ import annotations

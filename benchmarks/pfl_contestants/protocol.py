@@ -1,4 +1,6 @@
-"""What all contestants share: the problem, and taking turns. No imports beyond NumPy: pfl's environment has no bayesfed."""
+"""What all contestants share: the problem, and taking turns. No imports beyond NumPy: pfl's environment has no
+bayesfed.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,9 @@ class Finished(Exception):
 class Turns:
     """Train only when it is one's turn, and keep the time.
 
-    ``next_round`` is called where a round begins (thus also where the last one ended). A turn is a line on stdin with its number of
-    rounds; when they are done, a line with their seconds, as a JSON list, goes to stdout. Everything else that is printed goes to
-    stderr.
+    ``next_round`` is called where a round begins (thus also where the last one ended). A turn is a line on stdin with
+    its number of rounds; when they are done, a line with their seconds, as a JSON list, goes to stdout. Everything else
+    that is printed goes to stderr.
     """
 
     def __init__(self) -> None:

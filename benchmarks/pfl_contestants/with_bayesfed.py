@@ -1,4 +1,6 @@
-"""FedAvg with bayesfed: its configuration, strategy, messages, clients and Ray engine; evaluation, checkpoints and logs left out."""
+"""FedAvg with bayesfed: its configuration, strategy, messages, clients and Ray engine; evaluation, checkpoints and logs
+left out.
+"""
 
 from __future__ import annotations
 

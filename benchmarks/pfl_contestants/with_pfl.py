@@ -1,4 +1,6 @@
-"""FedAvg with pfl-research: its algorithm, model and simulation backend, put together as in its benchmark; under torchrun."""
+"""FedAvg with pfl-research: its algorithm, model and simulation backend, put together as in its benchmark; under
+torchrun.
+"""
 
 from __future__ import annotations
 

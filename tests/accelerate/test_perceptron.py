@@ -123,7 +123,9 @@ def test_saturated_units_and_large_logits(activation: str) -> None:
 
 @needs_native
 def test_exponentials_are_exact_to_float32() -> None:
-    """Sigmoids read off the gradient of the output layer: probability - label = -1/2 of two equal logits, times the hidden unit."""
+    """Sigmoids read off the gradient of the output layer: probability - label = -1/2 of two equal logits, times the
+    hidden unit.
+    """
     torch.manual_seed(0)
     net = FlatModel(MLP((1,), 2, hidden=[1], activation="sigmoid"))
     with torch.no_grad():

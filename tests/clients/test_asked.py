@@ -1,4 +1,6 @@
-"""Every learner against every field of the local problem: it solves what it was asked, by a closed form on quadratics, or refuses."""
+"""Every learner against every field of the local problem: it solves what it was asked, by a closed form on quadratics,
+or refuses.
+"""
 
 from __future__ import annotations
 

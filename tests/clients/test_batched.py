@@ -109,7 +109,7 @@ def assert_same(found: list[LocalSolution], expected: list[LocalSolution], toler
                 torch.testing.assert_close(value, wanted[name], rtol=tolerance, atol=tolerance * scale)
 
 
-# -- equal to one by one ------------------------------------------------------------------------------------------------
+# -- equal to one by one -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -195,7 +195,7 @@ def test_who_is_better_trained_alone(steps, count):
     assert loners(steps) == count
 
 
-# -- mini-batches -------------------------------------------------------------------------------------------------------
+# -- mini-batches ------------------------------------------------------------------------------------------------------
 
 
 def test_mini_batches_are_those_of_each_client_alone():
@@ -224,7 +224,9 @@ def test_padding_does_not_spread_a_nan():
     assert all(bool(solution.posterior.mean.isfinite().all()) for solution in found[:-1])
 
 
-@pytest.mark.parametrize("solver", [point("momentum"), point("adamw"), ivon(noise="normal", mc_samples=2)], ids=["sgd", "adamw", "ivon"])  # fmt: skip
+@pytest.mark.parametrize(
+    "solver", [point("momentum"), point("adamw"), ivon(noise="normal", mc_samples=2)], ids=["sgd", "adamw", "ivon"]
+)
 def test_no_tensor_lands_on_the_default_device(solver):
     problems = ranked(pose("diagonal"))
     expected = solver.solve_together(problems)
@@ -233,7 +235,7 @@ def test_no_tensor_lands_on_the_default_device(solver):
     assert_same(found, expected, 0.0)
 
 
-# -- falling back -------------------------------------------------------------------------------------------------------
+# -- falling back ------------------------------------------------------------------------------------------------------
 
 
 class Mixing(nn.Module):
@@ -280,7 +282,14 @@ def test_models_that_do_not_batch_are_trained_one_by_one(name):
 
 
 def test_models_that_batch():
-    convolutional = nn.Sequential(nn.Unflatten(1, (1, INPUTS)), nn.Conv1d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))  # fmt: skip
+    convolutional = nn.Sequential(
+        nn.Unflatten(1, (1, INPUTS)),
+        nn.Conv1d(1, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    )
     frozen = nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Linear(5, CLASSES))
     frozen[0].weight.requires_grad_(False)
     for module in (convolutional, frozen, nn.Sequential(nn.Dropout(0.0), nn.Linear(INPUTS, CLASSES))):

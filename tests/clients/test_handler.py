@@ -1,4 +1,6 @@
-"""What a client does with a message, and that server and clients never disagree about ``sum_k eta_k``, whatever is lost."""
+"""What a client does with a message, and that server and clients never disagree about ``sum_k eta_k``, whatever is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def message(client: int = 0, posterior: ArrayRecord | None = None, **method) -> 
     return Message(RecordDict({"posterior": posterior, "method": ConfigRecord(values)}), client + 1, "train")
 
 
-# -- one message --------------------------------------------------------------------------------------------------------
+# -- one message -------------------------------------------------------------------------------------------------------
 
 
 def test_query_says_who_and_how_many(trainer, context):
@@ -208,7 +210,7 @@ def test_metrics_record_is_plain_numbers(trainer, context):
     assert {"loss", "dual-norm", "seconds", "num-examples", "round"} <= set(metrics)
 
 
-# -- contributions and questions ----------------------------------------------------------------------------------------
+# -- contributions and questions ---------------------------------------------------------------------------------------
 
 
 def test_the_dual_follows_what_the_transforms_let_through(trainer, context):

@@ -231,7 +231,9 @@ def test_records_with_another_checksum_are_not_read(tmp_path, caplog, metadata, 
 
 
 def test_the_checksum_of_a_record_is_xxh3(tmp_path):
-    """The number itself, so that a change of what is summed up, which would orphan the sites of running experiments, is noticed."""
+    """The number itself, so that a change of what is summed up, which would orphan the sites of running experiments, is
+    noticed.
+    """
     DiskSites(tmp_path).save(0, 1, record(1.0))
     with safe_open(tmp_path / "client-00000" / "round-000001.safetensors", framework="pt") as file:
         assert file.metadata() == {"bayesfed": '{"xxh3": "5797e16288f80f85"}'}

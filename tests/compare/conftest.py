@@ -11,7 +11,9 @@ QUICK = ["experiment=digits_het10", "model.hidden=[8]", "client.epochs=1", "eval
 
 
 def trace(seed: int, accuracies: list[float], size: float = 1e6) -> Trace:
-    """A run whose accuracy (percent) after rounds 0, 1, ... is given; NLL is (100 - accuracy)/50, ECE a tenth of 100 - accuracy."""
+    """A run whose accuracy (percent) after rounds 0, 1, ... is given; NLL is (100 - accuracy)/50, ECE a tenth of 100 -
+    accuracy.
+    """
     accuracy = np.array(accuracies, dtype=np.float64)
     rounds = np.arange(len(accuracy), dtype=np.float64)
     return Trace(

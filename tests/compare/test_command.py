@@ -113,7 +113,9 @@ def test_another_comparison_or_foreign_files_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_ended_half_way_and_started_again(how, tmp_path):
-    """Killed in the middle of runs: nothing outlives it, finished runs stay, and the table is that of an undisturbed one."""
+    """Killed in the middle of runs: nothing outlives it, finished runs stay, and the table is that of an undisturbed
+    one.
+    """
     args = [*QUICK, "rounds=6", "seed=1", "jobs=1"]
     code = "from bayesfed.cli import main; main()"
     command = [sys.executable, "-c", code, "compare", *args, f"out={tmp_path}/cut"]

@@ -79,7 +79,9 @@ def test_the_page_fits_phones_and_dark_screens(page):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_table_fits_a_desktop(groups, seeds):
-    """All columns there can be, in characters: at 7.5 pixels each and 18 of padding they must fit 1400 pixels less the margins."""
+    """All columns there can be, in characters: at 7.5 pixels each and 18 of padding they must fit 1400 pixels less the
+    margins.
+    """
     for group in groups:
         del group.traces[seeds:]
         for one in group.traces:
@@ -153,7 +155,7 @@ def test_fairness_is_drawn_where_clients_were_tested(groups, tmp_path):
     assert "clients" in {figure.name for figure in make_figures(rows(groups, "fedavg"), tmp_path)}
 
 
-# -- sensitivity ----------------------------------------------------------------------------------------------------------
+# -- sensitivity -------------------------------------------------------------------------------------------------------
 
 
 def swept(groups: list[Group], labels: list[str]) -> list:

@@ -58,7 +58,9 @@ def federate() -> Callable[..., Federation]:
 
 @pytest.fixture(scope="session")
 def convex() -> Callable[..., object]:
-    """``convex(seed, clients, dim)``: random clients of unequal sizes whose *mean* losses have curvatures in 1..3, so that rates don't hang on luck."""
+    """``convex(seed, clients, dim)``: random clients of unequal sizes whose *mean* losses have curvatures in 1..3, so
+    that rates don't hang on luck.
+    """
 
     def make(seed: int, clients: int, dim: int):
         g = torch.Generator().manual_seed(seed)

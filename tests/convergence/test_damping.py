@@ -1,8 +1,9 @@
 """When FedLap and PVI need damping.
 
-With ``alpha = rho = 1`` a client's new site is the exact maximum of the dual objective over that site, the others held. One client at a time
-is therefore ascent for any convex losses; p clients at once with ``gamma = 1/p`` are the mean of p ascents, so ascent by concavity. Undamped,
-clients of equal curvature a multiply the error of the sum of sites by ``(1 - K) a/(a + delta)`` in a round: divergence for ``a > delta/(K - 2)``.
+With ``alpha = rho = 1`` a client's new site is the exact maximum of the dual objective over that site, the others held.
+One client at a time is therefore ascent for any convex losses; p clients at once with ``gamma = 1/p`` are the mean of p
+ascents, so ascent by concavity. Undamped, clients of equal curvature a multiply the error of the sum of sites by ``(1 -
+K) a/(a + delta)`` in a round: divergence for ``a > delta/(K - 2)``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Clients that drop out or do part of their steps: duals stay those of accepted replies, and the fixed point stays the pooled optimum."""
+"""Clients that drop out or do part of their steps: duals stay those of accepted replies, and the fixed point stays the
+pooled optimum.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def smoothness(data) -> float:
 
 
 def test_scaffold_with_stragglers(data, federate, optimum, relative):
-    """Control variates by the steps really taken: the fixed point needs c_k = grad l_k/N_k whatever the number of steps."""
+    """Control variates by the steps really taken: the fixed point needs c_k = grad l_k/N_k whatever the number of
+    steps.
+    """
     lr = 0.2 / smoothness(data)
     strategy = under(Scaffold(), data, stragglers=0.7, least_work=0.2, dropout=0.2)
     run = federate(data, strategy, 300, solver=sgd(lr, 5))
@@ -77,7 +81,9 @@ def test_scaffold_with_stragglers(data, federate, optimum, relative):
 
 
 def fixed_point(data, steps: dict[int, int], lr: float, normalised: bool) -> torch.Tensor:
-    """Where sum_k N_k (w_k(w) - w)/a_k = 0 with w_k = w_k* + (I - lr H_k)^steps (w - w_k*), H_k of the mean loss; a_k = steps, or 1."""
+    """Where sum_k N_k (w_k(w) - w)/a_k = 0 with w_k = w_k* + (I - lr H_k)^steps (w - w_k*), H_k of the mean loss; a_k =
+    steps, or 1.
+    """
     left, right = torch.zeros(DIM, DIM).double(), torch.zeros(DIM).double()
     for k, count in steps.items():
         size = len(data.inputs[k])

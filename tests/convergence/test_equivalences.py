@@ -94,7 +94,9 @@ def test_feddyn_h_is_the_mean_of_the_duals(data, federate, relative) -> None:
 
 @pytest.mark.parametrize("wire", ["full", "float16"])
 def test_scaffold_control_variates_sum_to_the_servers(data, federate, relative, wire) -> None:
-    """c = sum_k N_k/N c_k under client sampling and lost replies, also as 16 bits carry them; c_k is the option-II estimate."""
+    """c = sum_k N_k/N c_k under client sampling and lost replies, also as 16 bits carry them; c_k is the option-II
+    estimate.
+    """
     lost = iter(range(1000))
     run = federate(
         data, Scaffold(fraction=0.6), 30, solver=sgd(5), wire=wire, dtype=torch.float64,
@@ -130,7 +132,9 @@ def test_scaffold_round_in_closed_form(data, federate, relative) -> None:
 
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 def test_pvi_damped_by_clients_is_natural_parameter_averaging(data, federate, relative, family) -> None:
-    """Its server step is the mean of what the clients send (FedGVI, Prop. 4.3); the first round is that of averaging without sites."""
+    """Its server step is the mean of what the clients send (FedGVI, Prop. 4.3); the first round is that of averaging
+    without sites.
+    """
     run = federate(data, PVI(family=family, prior_precision=4.0, temperature=1.0), 6)
     for round in range(1, 7):
         naturals = [run.uploaded(round, k).natural for k in range(CLIENTS)]
@@ -153,7 +157,9 @@ def test_natural_averaging_counts_the_data_again_every_round(data, federate, rel
 
 
 def test_bregman_admm_in_closed_form(quadratics, federate, relative) -> None:
-    """The duals of the store follow v += gamma rho (m_k - m_g), V -= 2 gamma rho (E_k[theta^2] - E_g[theta^2]); the server has their sum."""
+    """The duals of the store follow v += gamma rho (m_k - m_g), V -= 2 gamma rho (E_k[theta^2] - E_g[theta^2]); the
+    server has their sum.
+    """
     data, gamma, rho = quadratics.diagonal(52, 3, 2), 0.2, 1.0
     run = federate(
         data, BregmanADMM(family="diagonal", rho=rho, damping=gamma, prior_precision=2.0, temperature=1.0), 5
@@ -172,7 +178,9 @@ def test_bregman_admm_in_closed_form(quadratics, federate, relative) -> None:
 
 
 def test_bregman_never_meets_negative_precisions(quadratics, federate) -> None:
-    """Three scalar clients, nine settings of rho and gamma; with the sign of published code's second moments four and more do."""
+    """Three scalar clients, nine settings of rho and gamma; with the sign of published code's second moments four and
+    more do.
+    """
     one = torch.ones(1, 1).double()
     data = quadratics([one, one * 2, one * 3], [torch.tensor([v]).double() for v in (1.0, -2.0, 4.0)])
     for rho in (0.3, 1.0, 3.0):

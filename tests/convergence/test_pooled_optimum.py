@@ -1,4 +1,6 @@
-"""Methods that claim the pooled optimum reach it on random strongly convex quadratics; FedAvg and FedProx reach their bias."""
+"""Methods that claim the pooled optimum reach it on random strongly convex quadratics; FedAvg and FedProx reach their
+bias.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def damping(options: dict) -> float:
     ids=["fedlap", "pvi-full", "pvi-fixed", "bayes_admm-full", "bayes_admm-fixed"],
 )  # fmt: skip
 def test_methods_with_a_prior(data, federate, relative, make, fraction) -> None:
-    """The mean of the pooled posterior, damped by the number of participants (BayesADMM: undamped), with all clients or 30 % of them."""
+    """The mean of the pooled posterior, damped by the number of participants (BayesADMM: undamped), with all clients or
+    30 % of them.
+    """
     prior = 40.0  # first-order methods: about the curvature of a client, so that tens of rounds do
     run = federate(data, make(prior_precision=prior, fraction=fraction), 200 if fraction == 1 else 300)
     mean, precision = data.posterior(prior)
@@ -118,7 +122,9 @@ def test_fedlap_cov_with_its_own_client(quadratics, federate, relative) -> None:
 
 @pytest.mark.parametrize("mu", [0.0, 0.7])
 def test_fedavg_and_fedprox_keep_their_bias(data, federate, optimum, relative, mu) -> None:
-    """With local problems solved exactly the fixed point solves sum_k N_k (w_k(w) - w) = 0, which is not the pooled optimum."""
+    """With local problems solved exactly the fixed point solves sum_k N_k (w_k(w) - w) = 0, which is not the pooled
+    optimum.
+    """
     run = federate(data, FedProx(mu=mu) if mu else FedAvg(), 60 if mu else 1)
     left, right = torch.zeros(DIM, DIM).double(), torch.zeros(DIM).double()
     for k in range(CLIENTS):

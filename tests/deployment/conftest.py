@@ -23,7 +23,16 @@ import bayesfed
 from bayesfed.deployment.certificates import make
 from bayesfed.runs.directory import read_jsonl
 
-RUN = ["data=npz", "model=linear", "likelihood=categorical", "partition=iid", "client.epochs=1", "eval.samples=4", "device=cpu", "figures=false"]  # fmt: skip
+RUN = [
+    "data=npz",
+    "model=linear",
+    "likelihood=categorical",
+    "partition=iid",
+    "client.epochs=1",
+    "eval.samples=4",
+    "device=cpu",
+    "figures=false",
+]
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +54,8 @@ def wait(condition, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-# Flower's SuperNode with shorter waits. It looks for messages every 0.3 s instead of 3 s, and can come back after it was killed when
+# Flower's SuperNode with shorter waits. It looks for messages every 0.3 s instead of 3 s, and can come back after it
+# was killed when
 # the SuperLink has missed its heartbeats for 20 s instead of 60 s (Flower allows no less).
 QUICK_SUPERNODE = """
 import time
@@ -126,7 +136,9 @@ class Loopback:
         return self.start(f"supernode{node}", sys.executable, "-c", QUICK_SUPERNODE, *words)
 
     def restart(self, node: int) -> None:
-        """Start a killed SuperNode, as a service manager would: at once, and again when the SuperLink has missed it, until it is in."""
+        """Start a killed SuperNode, as a service manager would: at once, and again when the SuperLink has missed it,
+        until it is in.
+        """
 
         def accepted() -> bool:
             if self.processes[name].poll() is not None and self.online() < 3:
@@ -197,7 +209,9 @@ def write_data(folder) -> None:
 
 @pytest.fixture(scope="session")
 def nodes(tmp_path_factory):
-    """A SuperLink that knows the keys of nodes 1 to 4, and SuperNodes 1 to 3; one for all tests, as each process takes seconds to start."""
+    """A SuperLink that knows the keys of nodes 1 to 4, and SuperNodes 1 to 3; one for all tests, as each process takes
+    seconds to start.
+    """
     made = Loopback(tmp_path_factory.mktemp("loopback"))
     try:
         write_data(made.folder)

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.deployment, pytest.mark.faults]
 
 
 def test_a_slow_client_is_left_out_and_returns(nodes, deployed, wait_for, reached) -> None:
-    """Client 2's machine stops (SIGSTOP) with the message of round 1 in hand and wakes up when that round is over: its late reply does
-    not count, its reply to round 2 does, and the server's sum of sites is that of the clients'."""
+    """Client 2's machine stops (SIGSTOP) with the message of round 1 in hand and wakes up when that round is over: its
+    late reply does not count, its reply to round 2 does, and the server's sum of sites is that of the clients'."""
     run_dir = nodes.folder / "runs" / "slow"
     usual = max(r.get("seconds/train", 0) for r in read_jsonl(deployed / "rounds.jsonl"))
     deadline = round(min(100, max(15, 2 * usual)))  # for clients that do their best here; Flower gives a node up later

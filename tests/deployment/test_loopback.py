@@ -24,8 +24,8 @@ def test_same_bits_as_in_one_process(nodes, inline, deployed, digest) -> None:
 
 @pytest.mark.faults
 def test_killed_supernode_and_killed_superlink(nodes, inline, deployed, digest, wait_for, reached) -> None:
-    """A SuperNode dies (SIGKILL) with a message in hand and is started again; the SuperLink dies with its ServerApp and the run is
-    resumed: the same bits as if nothing had happened."""
+    """A SuperNode dies (SIGKILL) with a message in hand and is started again; the SuperLink dies with its ServerApp and
+    the run is resumed: the same bits as if nothing had happened."""
     overrides = [*nodes.run, "rounds=4", "resume=deployed"]
     first = nodes.deploying(*overrides)
     before = nodes.log("supernode2").count("Receiving: train message")

@@ -1,4 +1,6 @@
-"""``engine.clients_per_batch``: when clients are trained side by side, which ones, and that the run is the same to rounding."""
+"""``engine.clients_per_batch``: when clients are trained side by side, which ones, and that the run is the same to
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +148,9 @@ def test_engines_take_it(engine):
         assert engine(clients_per_batch=2).clients_per_batch == 2
 
 
-@pytest.mark.parametrize("method", [["strategy=bayes_admm"], ["strategy=fedavg", "client.keep_momentum=true"]], ids=["bayes_admm", "fedavg"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method", [["strategy=bayes_admm"], ["strategy=fedavg", "client.keep_momentum=true"]], ids=["bayes_admm", "fedavg"]
+)
 def test_a_run_is_the_same_to_rounding(tmp_path, digest, method):
     def digits(name: str, *overrides: str):
         quick = ["experiment=digits_het10", "partition.num_clients=70", "rounds=2", "client.epochs=1", "eval.samples=2"]

@@ -91,7 +91,7 @@ def test_a_diverged_model_has_no_score(case):
     assert math.isnan(found["mean"])
 
 
-# -- inputs of another kind ---------------------------------------------------------------------------------------------
+# -- inputs of another kind --------------------------------------------------------------------------------------------
 
 
 def digits():

@@ -85,7 +85,9 @@ def test_without_duals_the_local_posterior_counts_the_clients_data_twice(problem
 
 
 def test_at_the_fixed_point_the_local_posterior_is_the_servers(problem):
-    """rho = 1/K, gamma = 1, full covariance: the pooled posterior after a round, and every dual its client's share of it."""
+    """rho = 1/K, gamma = 1, full covariance: the pooled posterior after a round, and every dual its client's share of
+    it.
+    """
     strategy = BayesADMM(family="full", rho=1 / len(problem.clients), damping=1.0, prior_precision=1.0, temperature=1.0)
     grid, _ = federation(problem, strategy, 1)
     answers = ask(strategy, grid, 1, "personalize", {"samples": 2})

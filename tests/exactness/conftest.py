@@ -108,7 +108,9 @@ def make_problem(inputs: list[Tensor], targets: list[Tensor], likelihood: Likeli
 
 
 class CachedLoss(SummedLoss):
-    """The loss of a client with its derivatives remembered by position: runs on quadratics ask for the same ones each round."""
+    """The loss of a client with its derivatives remembered by position: runs on quadratics ask for the same ones each
+    round.
+    """
 
     _known: ClassVar[dict[int, tuple[SummedLoss, Examples]]] = {}
 
@@ -164,7 +166,8 @@ class RecordingGrid(InlineGrid):
 class Federation:
     """A strategy with its clients in this process.
 
-    ``posteriors[t]`` is the server's posterior after round t (0 = before training), ``metrics[t - 1]`` the round's numbers.
+    ``posteriors[t]`` is the server's posterior after round t (0 = before training), ``metrics[t - 1]`` the round's
+    numbers.
     """
 
     problem: Problem

@@ -42,7 +42,9 @@ def fit(ess: float, copies: int = COPIES, **options) -> tuple[Tensor, Tensor]:
 
 
 def test_posterior_mean_and_mean_field_precision() -> None:
-    """m* = S^-1 N b to 2e-4, precision S_ii = N (H_ii + delta) to 2 % (the recursion is biased upwards by O(1 - beta2))."""
+    """m* = S^-1 N b to 2e-4, precision S_ii = N (H_ii + delta) to 2 % (the recursion is biased upwards by O(1 -
+    beta2)).
+    """
     hessian, b = regression()
     assert (hessian - hessian.diagonal().diag()).abs().max() > 0.3 * hessian.diagonal().min()  # correlated
     prior = 3.0

@@ -73,7 +73,9 @@ HALVES = ("float16", "bfloat16")
 @pytest.mark.parametrize("wire", HALVES)
 @pytest.mark.parametrize("family", ["isotropic", "diagonal"])
 def test_server_sum_in_16_bits(quadratics, federation, tmp_path, family: str, wire: str, dtype: torch.dtype) -> None:
-    """60 rounds of sampled clients and lost replies: both sides add up what the 16 bits decode to, and so agree as ever."""
+    """60 rounds of sampled clients and lost replies: both sides add up what the 16 bits decode to, and so agree as
+    ever.
+    """
     data, count = quadratics.random(19, 6, 5), [0]
 
     def lose(reply):
@@ -100,7 +102,9 @@ def test_server_sum_in_16_bits_with_ivon(quadratics, federation, wire: str) -> N
 
 @pytest.mark.parametrize(("wire", "tolerance"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
 def test_16_bits_reach_the_same_posterior(quadratics, federation, wire: str, tolerance: float) -> None:
-    """Within the rounding of one message; not the many of it at which a server stalls that builds on rounded means only."""
+    """Within the rounding of one message; not the many of it at which a server stalls that builds on rounded means
+    only.
+    """
     data = quadratics.diagonal(20, 5, 6)
     ends = []
     for each in ("full", wire):
@@ -167,7 +171,8 @@ def test_moving_average_on_a_loss_that_is_not_quadratic(linear_problem, federati
 def test_curvature_form_of_the_dual(quadratics, federation, monkeypatch, dtype, tolerance: float) -> None:
     """V_k += gamma N/tau h_k; v_k += gamma rho S_g (m_k - m_g) + gamma N/tau h_k m_k (spec 1.6), from IVON's own h.
 
-    In float32 the handler's S_k - S_g cancels digits that h has: hence the wider tolerance, relative to the largest entry.
+    In float32 the handler's S_k - S_g cancels digits that h has: hence the wider tolerance, relative to the largest
+    entry.
     """
     optimizers = spy(monkeypatch)
     data, rho, gamma, tau = quadratics.random(16, 3, 5), 0.5, 0.3, 0.5

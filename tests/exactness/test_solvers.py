@@ -45,7 +45,9 @@ COPIES = 32  # of a 4-d problem side by side: averages over them need fewer step
 
 
 def diagonal_case(quadratics) -> tuple:
-    """Diagonal quadratic of 4 curvatures (A_k/tau 320 ... 1440), 128 parameters and examples; S_g about 100, sites of either sign."""
+    """Diagonal quadratic of 4 curvatures (A_k/tau 320 ... 1440), 128 parameters and examples; S_g about 100, sites of
+    either sign.
+    """
     columns = torch.tensor([6.0, 8.0, 10.0, 12.0], dtype=torch.float64).repeat(COPIES)
     targets = torch.tensor([5.0, -6.0, 18.0, 6.0], dtype=torch.float64).repeat(COPIES)
     server = DiagonalGaussian.from_mean_precision(

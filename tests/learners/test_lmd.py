@@ -23,7 +23,7 @@ def flat_step(optimizer, steps):
         optimizer.step()
 
 
-# -- closed forms of the unsigned rule ----------------------------------------------------------------------------------
+# -- closed forms of the unsigned rule ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("delta", "plus", "minus"), [(0.0, 1.4445664, 1.0077085), (0.7, 0.7217075, 0.3981090)])
@@ -156,7 +156,7 @@ def test_two_momenta(signed):
     torch.testing.assert_close(memory, momentum, rtol=1e-12, atol=1e-13)
 
 
-# -- terms of a federation ------------------------------------------------------------------------------------------------
+# -- terms of a federation ---------------------------------------------------------------------------------------------
 
 
 def test_federated_terms_enter_the_gradient():
@@ -169,7 +169,7 @@ def test_federated_terms_enter_the_gradient():
     torch.testing.assert_close(optimizer.log_median, (0.7 * z_g - v) / 0.5, rtol=1e-12, atol=1e-12)
 
 
-# -- the signed rule ------------------------------------------------------------------------------------------------------
+# -- the signed rule ---------------------------------------------------------------------------------------------------
 
 
 def push(optimizer, p, steps):
@@ -244,7 +244,7 @@ def test_a_step_is_bounded():
         torch.testing.assert_close((moved - reg).abs(), torch.ones_like(moved), rtol=0, atol=1e-10)
 
 
-# -- samples and initialisation ---------------------------------------------------------------------------------------------
+# -- samples and initialisation ----------------------------------------------------------------------------------------
 
 
 def test_moments_of_the_weights():

@@ -34,7 +34,9 @@ def pose(server, site=None, **options):
 
 @pytest.mark.parametrize(("signed", "lr"), [(True, 0.03), (False, 0.5)])
 def test_local_fixed_point(signed, lr):
-    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, to 0.02 in z (the slope changes by 240 a unit); G by 100,000 samples."""
+    """G/tau + v - V z + rho S (z - z_g) = 0 where it ends, to 0.02 in z (the slope changes by 240 a unit); G by 100,000
+    samples.
+    """
     z_g = torch.randn(6, generator=torch.Generator().manual_seed(3), **F64) * 0.3 - 0.5
     server = LogNormal.from_log_median(z_g, torch.tensor(25.0, **F64))
     v = torch.randn(6, generator=torch.Generator().manual_seed(4), **F64) * 5

@@ -56,7 +56,9 @@ def train(fmt=None, sigma=0.1, decay=0.1, lr=0.03, seed=0):
 
 @pytest.mark.slow
 def test_decay_keeps_low_precision_alive():
-    """With decay MXFP6 and MXFP4 forward passes cost little; without it weights grow to 1e5 and more, the NLL too, and MXFP4 collapses."""
+    """With decay MXFP6 and MXFP4 forward passes cost little; without it weights grow to 1e5 and more, the NLL too, and
+    MXFP4 collapses.
+    """
     full, six, four = (train(fmt) for fmt in (None, "e3m2", "e2m1"))
     assert full[0] > 0.85
     assert six[0] > full[0] - 0.03

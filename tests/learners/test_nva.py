@@ -202,7 +202,9 @@ def test_components_at_one_point_are_separated_by_sampling_alone(mixture, with_n
 
 
 def test_entropy_repels(mixture):
-    """At temperature 1 two components from one point end in different wells, for every seed; almost without entropy not always."""
+    """At temperature 1 two components from one point end in different wells, for every seed; almost without entropy not
+    always.
+    """
 
     def apart(temperature):
         return [bool(from_one_point(mixture, seed, temperature).means[:, 0].prod() < -1) for seed in range(8)]
@@ -291,7 +293,7 @@ def test_replies_with_derivatives_are_exact_and_differentiate_once():
     assert float(linear[2].abs().max()) == 0
 
 
-# -- federated search -----------------------------------------------------------------------------------------------------
+# -- federated search --------------------------------------------------------------------------------------------------
 
 FIRST = lambda x: -((x[:, 0] ** 2 + x[:, 1] - 11) ** 2)  # noqa: E731 - a curve of maxima each
 SECOND = lambda x: -((x[:, 0] + x[:, 1] ** 2 - 7) ** 2)  # noqa: E731

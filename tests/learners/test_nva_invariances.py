@@ -58,7 +58,9 @@ def mapped(q, change):
 def test_rotation_is_exact_where_the_factor_turns_with_the_covariance(
     triangle, mixture, with_noise, estimator, change, variances, steps
 ):
-    """Cholesky factors do so for multiples of the identity, and for reflections of the axes; then turned noise gives turned paths."""
+    """Cholesky factors do so for multiples of the identity, and for reflections of the axes; then turned noise gives
+    turned paths.
+    """
     start = mixture([[0.0, 1.0], [1.0, -0.5]], variances, [0.3, 0.7])
     one = nva.maximize(triangle, 2, 2, steps, 3, estimator, init=start, step_size=0.01)
     with_noise(lambda noise: noise @ change.T)
@@ -72,7 +74,9 @@ def test_rotation_is_exact_where_the_factor_turns_with_the_covariance(
 
 
 def test_rotation_in_law(mixture):
-    """300 components without entropy are as many independent runs: their first two moments turn with the target (5 standard errors)."""
+    """300 components without entropy are as many independent runs: their first two moments turn with the target (5
+    standard errors).
+    """
     change, slope = rotation(0.7), torch.tensor([[3.0, 1.0], [1.0, 0.5]], dtype=DTYPE)
     start = mixture([[1.0, -0.5]] * 300, [[0.3, 1.5]] * 300, [1 / 300] * 300)
     tilted = mapped(start, rotation(0.4))  # no axes to align with

@@ -92,7 +92,7 @@ def same(one, other) -> bool:
     return torch.equal(values(one[0]), values(other[0])) and torch.equal(spread_of(one[1]), spread_of(other[1]))
 
 
-# -- a bad batch ----------------------------------------------------------------------------------------------------------
+# -- a bad batch -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "deferred"), [case for case in CASES if case[0] != "ivon antithetic"])
@@ -218,7 +218,7 @@ def test_zero_grad_between_blocks_drops_samples_and_in_closures_it_does_not(name
     assert same((model, optimizer), (other, reference))
 
 
-# -- mixed precision, clipping, accumulation ------------------------------------------------------------------------------
+# -- mixed precision, clipping, accumulation ---------------------------------------------------------------------------
 
 
 @every
@@ -310,7 +310,7 @@ def test_closures_may_return_nothing(name, returned):
     assert not torch.equal(values(model), before)
 
 
-# -- freezing -------------------------------------------------------------------------------------------------------------
+# -- freezing ----------------------------------------------------------------------------------------------------------
 
 
 @every
@@ -377,7 +377,7 @@ def test_groups_may_be_frozen_and_parameters_empty(name):
         LEARNERS[name](model[0].parameters())
 
 
-# -- copies and states ----------------------------------------------------------------------------------------------------
+# -- copies and states -------------------------------------------------------------------------------------------------
 
 
 def _through_file(pair):
@@ -461,7 +461,7 @@ def test_distributed_checkpoints_say_what_to_do(name):
     assert torch.equal(values(model), before)
 
 
-# -- settings that change -------------------------------------------------------------------------------------------------
+# -- settings that change ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "scalar"])
@@ -586,7 +586,7 @@ def test_numbers_of_numpy_and_torch(name):
     assert same((model, optimizer), (other, reference))
 
 
-# -- modes and memory -----------------------------------------------------------------------------------------------------
+# -- modes and memory --------------------------------------------------------------------------------------------------
 
 
 @every
@@ -636,7 +636,7 @@ def test_channels_last_weights_are_refused(name):
     build(name, model.to(memory_format=torch.contiguous_format))
 
 
-# -- several processes ----------------------------------------------------------------------------------------------------
+# -- several processes -------------------------------------------------------------------------------------------------
 
 
 def _curvature(rank: int, folder: str) -> None:

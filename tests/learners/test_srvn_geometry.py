@@ -195,7 +195,9 @@ def test_discretisations_of_the_natural_flow_differ_by_rho_squared(step):
 
 @pytest.mark.parametrize("name", ["Euclidean", "Bures-Wasserstein", "forward-backward"])
 def test_the_other_geometries_follow_their_own_flow(name):
-    """One small step changes Sigma by -eta (H Sigma + Sigma H - 2 I) (Wasserstein), or C by -eta tril(H C - C^-T) (Euclidean)."""
+    """One small step changes Sigma by -eta (H Sigma + Sigma H - 2 I) (Wasserstein), or C by -eta tril(H C - C^-T)
+    (Euclidean).
+    """
     factor = 0.8 * torch.eye(3, dtype=DTYPE) + 0.2 * normal(3, 3, seed=14).tril(-1)
     root = normal(3, 3, seed=15)
     hessian, gradient, eta = root @ root.T + torch.eye(3), normal(3, seed=16), 1e-6
@@ -252,7 +254,9 @@ def test_quadrature_against_sampling(target, optimum):
 
 
 def test_srvn_on_logistic_regression(target, optimum):
-    """At convergence g = 0 and C^T H C = I; a small start takes rho = 1, a large one fails at rho = 0.1 and works at 0.03."""
+    """At convergence g = 0 and C^T H C = I; a small start takes rho = 1, a large one fails at rho = 0.1 and works at
+    0.03.
+    """
     mean, factor, best = optimum
     gradient, hessian = target.expectations(mean, factor)
     assert float(gradient.abs().max()) < 1e-9

@@ -74,7 +74,9 @@ def test_breakdown(diagonal):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_the_step_limit_bounds_every_direction(temperature):
-    """rho lambda_max(C^T H C - gamma I) <= 2 max_change; diagonal entries alone would allow more where coordinates are correlated."""
+    """rho lambda_max(C^T H C - gamma I) <= 2 max_change; diagonal entries alone would allow more where coordinates are
+    correlated.
+    """
     correlated = 0.9 * torch.ones(8, 8, dtype=DTYPE) + 0.1 * torch.eye(8, dtype=DTYPE)
     for curvature in (5 * correlated, whiten(lower(9), precision_of(lower(10))), 40 * torch.eye(8, dtype=DTYPE)):
         largest = float(torch.linalg.eigvalsh(curvature)[-1]) - temperature

@@ -45,7 +45,9 @@ def dense(model: FlatModel, likelihood: Likelihood, data: Examples, vector: Tens
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_against_dense_matrices(name: str) -> None:
-    """Products, diagonal and dense derivatives, also when the examples go through in pieces; the model is left as it was."""
+    """Products, diagonal and dense derivatives, also when the examples go through in pieces; the model is left as it
+    was.
+    """
     case = pose(name)
     model, vector = case[0], case[0].vector.clone()
     gauss_newton, newton = dense(*case, vector)

@@ -91,7 +91,7 @@ def test_gaussian_refuses_labels_and_keeps_float_precision():
     assert Gaussian().targets(np.zeros(2, dtype=np.float16)).dtype == np.float32
 
 
-# -- what every likelihood has -------------------------------------------------------------------------------------------
+# -- what every likelihood has -----------------------------------------------------------------------------------------
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "likelihood"
 TARGETS = {"categorical": np.arange(40) % 3, "gaussian": np.random.default_rng(0).normal(size=(40, 2))}

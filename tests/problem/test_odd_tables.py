@@ -63,7 +63,29 @@ def rows_of(problem) -> tuple[torch.Tensor, list]:
     return x[order], [names[int(c)] for c in y[order]] if problem.num_classes else y[order].tolist()
 
 
-DTYPES = ["bool", "u1", "i1", "<u2", ">i2", "i4", "<u4", ">i8", "u8", "f2", ">f2", "f4", ">f4", "f8", ">f8", "g", "c8", "M8[D]", "m8[s]", "U3", "S3"]  # fmt: skip
+DTYPES = [
+    "bool",
+    "u1",
+    "i1",
+    "<u2",
+    ">i2",
+    "i4",
+    "<u4",
+    ">i8",
+    "u8",
+    "f2",
+    ">f2",
+    "f4",
+    ">f4",
+    "f8",
+    ">f8",
+    "g",
+    "c8",
+    "M8[D]",
+    "m8[s]",
+    "U3",
+    "S3",
+]
 SHAPES = [(N,), (N, 1), (N, 3), (N, 4, 4), (N, 3, 4, 4), (N, 6, 6, 3), (N, 0), (0, 3), (), (N - 1, 3)]
 CLASSES = {
     "zero-based": LABELS, "one-based": LABELS + 1, "gaps": np.array([2, 5, 9])[LABELS], "negative": LABELS - 1,
@@ -255,7 +277,15 @@ COLUMNS = {
     "hollow bool": pa.array([None if k == 4 else k % 2 == 0 for k in range(N)]), "huge": pa.array([2**60 + 1] * N),
     "date": pa.array([datetime.date(2020, 1, 1)] * N), "word": pa.array(["a"] * N), "list": pa.array([[1.0]] * N), "null": pa.nulls(N),
 }  # fmt: skip
-REFUSED = {"hole": "column 'hole'", "hollow bool": "column 'hollow bool'", "huge": "huge", "date": "days since", "word": "must hold numbers", "list": "must hold numbers", "null": "must hold numbers"}  # fmt: skip
+REFUSED = {
+    "hole": "column 'hole'",
+    "hollow bool": "column 'hollow bool'",
+    "huge": "huge",
+    "date": "days since",
+    "word": "must hold numbers",
+    "list": "must hold numbers",
+    "null": "must hold numbers",
+}
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -1,4 +1,6 @@
-"""Every partitioner by its name in the configuration: a valid split, the property it is named for, and errors that say what to type."""
+"""Every partitioner by its name in the configuration: a valid split, the property it is named for, and errors that say
+what to type.
+"""
 
 from __future__ import annotations
 

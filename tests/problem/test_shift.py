@@ -36,7 +36,7 @@ def drawn(
     return Shift(**shift).draw(seed, clients, shape, classes, MAXIMUM)
 
 
-# -- what happens to an example -------------------------------------------------------------------------------------------
+# -- what happens to an example ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -66,7 +66,7 @@ def test_nothing_is_done_where_nothing_changes():
     assert one(labels=(1, 2, 0, 3)).targets(torch.tensor([0, 1, 2, 3, 0])).tolist() == [1, 2, 0, 3, 1]
 
 
-# -- what is drawn ----------------------------------------------------------------------------------------------------------
+# -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def test_draws_lie_in_their_ranges_and_spread_over_them():
@@ -113,7 +113,7 @@ def test_off_is_off():
     assert not Shift.of(None).on_features
 
 
-# -- in a problem -------------------------------------------------------------------------------------------------------------
+# -- in a problem ------------------------------------------------------------------------------------------------------
 
 
 def test_clients_train_and_are_tested_on_what_they_see_the_server_on_the_originals(config):

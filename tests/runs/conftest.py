@@ -18,7 +18,9 @@ def patches():
 
 @pytest.fixture
 def sabotage(patches) -> Callable[..., None]:
-    """``sabotage(act, client=2, round=3)``: ``act(solution)`` replaces the solution of these clients in these rounds (None: any)."""
+    """``sabotage(act, client=2, round=3)``: ``act(solution)`` replaces the solution of these clients in these rounds
+    (None: any).
+    """
     solve = ExactSolver.solve
 
     def install(act: Callable[[LocalSolution], LocalSolution], *, client: int | None = None, round: int | None = None):

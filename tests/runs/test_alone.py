@@ -19,7 +19,14 @@ from bayesfed.errors import InputError
 from bayesfed.lock import NAME, alone, holder, locked
 from bayesfed.runs.status import RunState, listing, status
 
-LINREG = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "display=false", "figures=false"]  # fmt: skip
+LINREG = [
+    "experiment=linreg",
+    "strategy.family=diagonal",
+    "strategy.damping=0.3",
+    "eval.samples=2",
+    "display=false",
+    "figures=false",
+]
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -28,7 +35,9 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @contextmanager
 def another_process(folder: Path, *, child: bool = False):
-    """A process that holds the folder's lock until it is killed; its pid. With ``child``, it dies at once and leaves a child."""
+    """A process that holds the folder's lock until it is killed; its pid. With ``child``, it dies at once and leaves a
+    child.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -175,7 +184,7 @@ def test_two_sweeps_in_one_second_have_their_own_folders() -> None:
     assert text.endswith("%S-%f}")
 
 
-# -- why a run ended ----------------------------------------------------------------------------------------------------------
+# -- why a run ended ---------------------------------------------------------------------------------------------------
 
 
 def test_a_crash_leaves_its_reason_and_goes_on(run, tmp_path, monkeypatch, digest) -> None:
@@ -227,7 +236,7 @@ def test_an_engine_that_cannot_start_is_a_reason_too(run, tmp_path, monkeypatch)
     assert len(bayesfed.run([f"resume={tmp_path / 'run'}"]).rounds) == 2
 
 
-# -- folders ------------------------------------------------------------------------------------------------------------------
+# -- folders -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["hydra.run.dir", "resume"])

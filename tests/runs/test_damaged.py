@@ -158,7 +158,9 @@ def write(file: Path, found: list) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "rounds.jsonl", "clients.jsonl", "client_tests.jsonl", "summary.json", "deployment.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "file", ["config.yaml", "rounds.jsonl", "clients.jsonl", "client_tests.jsonl", "summary.json", "deployment.json"]
+)
 def test_missing_keys_and_other_types(whole, asked, tmp_path, file) -> None:
     """Each key away, and as another type: an answer or one line, never a traceback."""
     path = tmp_path / "run"

@@ -198,7 +198,7 @@ def test_used_directory_is_refused(run):
     assert (first.run_dir / "rounds.jsonl").read_text() == before
 
 
-# -- writing ------------------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Run directories that an earlier version made (commit 90d44db, ``rounds=2``): they load, and they go on as they would have there."""
+"""Run directories that an earlier version made (commit 90d44db, ``rounds=2``): they load, and they go on as they would
+have there.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,14 @@ from bayesfed.runs.launch import RunResult, run_config
 pytestmark = pytest.mark.faults
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir")
 KILLS, POINTS = 50, 20  # by the clock, at file operations
-BASE = ("experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=4", "display=false", "figures=false")  # fmt: skip
+BASE = (
+    "experiment=linreg",
+    "strategy.family=diagonal",
+    "strategy.damping=0.3",
+    "eval.samples=4",
+    "display=false",
+    "figures=false",
+)
 KILLED = (*BASE, "rounds=6", "checkpoint.every=2")
 ROOMY = (*BASE[:2], "strategy.damping=0", *BASE[3:], "rounds=60")  # no sites: clients have disks of their own
 EACH_ROUND = (*BASE, "rounds=5")
@@ -37,7 +44,9 @@ EACH_ROUND = (*BASE, "rounds=5")
 
 @lru_cache
 def composed(*overrides: str) -> DictConfig:
-    """The configuration, before anything is written: half of such a short run's time, and nothing that a kill could harm."""
+    """The configuration, before anything is written: half of such a short run's time, and nothing that a kill could
+    harm.
+    """
     return compose_config(overrides)
 
 

@@ -1,4 +1,6 @@
-"""Somebody's own strategy, solver or client half that misbehaves: one line before the directory exists, or the reason in its summary."""
+"""Somebody's own strategy, solver or client half that misbehaves: one line before the directory exists, or the reason
+in its summary.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from clients.exact import ExactSolver
 DIGITS = ["rounds=2", "client.epochs=1", "eval.samples=2", "display=false", "figures=false"]
 
 
-# -- categories -----------------------------------------------------------------------------------------------------------
+# -- categories --------------------------------------------------------------------------------------------------------
 
 
 def test_own_time_belongs_to_the_nearest_known_span():
@@ -95,7 +95,7 @@ def test_durations(value, text):
     assert duration(value) == text
 
 
-# -- runs -----------------------------------------------------------------------------------------------------------------
+# -- runs --------------------------------------------------------------------------------------------------------------
 
 
 def shares(side: dict) -> dict[str, float]:
@@ -263,7 +263,7 @@ def test_other_processes_report_what_they_do_and_that_they_wait(inline, tmp_path
     assert "while the server works" in shown
 
 
-# -- the command ----------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def code(arguments: list[str]) -> int:

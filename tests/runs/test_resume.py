@@ -42,7 +42,9 @@ def uninterrupted(tmp_path_factory):
     [(1, 2, 1.0), (1, 5, 1.0), (2, 2, 1.0), (2, 4, 1.0), (2, 5, 1.0), (3, 3, 1.0), (3, 6, 1.0), (1, 3, 0.6), (2, 6, 0.6), (4, 3, 0.6)],
 )  # fmt: skip
 def test_interrupted_anywhere(uninterrupted, run, sabotage, mend, tmp_path, digest, every, at, fraction):
-    """Duals and ``checkpoint.every`` > 1: clients must still have the sites of the last checkpoint, not only the newest."""
+    """Duals and ``checkpoint.every`` > 1: clients must still have the sites of the last checkpoint, not only the
+    newest.
+    """
     whole = uninterrupted[fraction]
     sabotage(interrupt, client=None if fraction < 1 else 3, round=at)
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +138,9 @@ def test_what_may_not(run, override):
     assert {p: p.read_bytes() for p in first.run_dir.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("bad", ["rounds=1", "rounds=abc", "rounds=-1", "eval.samples=0", "eval.evry=1", "engine.workers=2", "engine=rayy"])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad", ["rounds=1", "rounds=abc", "rounds=-1", "eval.samples=0", "eval.evry=1", "engine.workers=2", "engine=rayy"]
+)
 def test_bad_values_on_resuming_change_nothing(run, bad):
     first = run("rounds=2")
     before = {p: p.read_bytes() for p in first.run_dir.rglob("*") if p.is_file()}
@@ -190,7 +194,7 @@ def test_lines_of_rounds_after_the_checkpoint_are_written_anew(run, sabotage, me
     assert lines == [(r, c) for r in (1, 2, 3, 4, 5) for c in range(5)]
 
 
-# -- paths ----------------------------------------------------------------------------------------------------------------------
+# -- paths -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,7 +268,17 @@ def test_tables_in_nested_folders_that_changed_are_refused(tmp_path, monkeypatch
 def test_the_home_folder_is_meant_by_its_sign(project, monkeypatch):
     """Nothing is called ``~``."""
     monkeypatch.setenv("HOME", str(project))
-    result = bayesfed.run(["data=npz", "data.path='~/d.npz'", "strategy=fedavg", "rounds=0", "display=false", "figures=false", "hydra.run.dir='~/r'"])  # fmt: skip
+    result = bayesfed.run(
+        [
+            "data=npz",
+            "data.path='~/d.npz'",
+            "strategy=fedavg",
+            "rounds=0",
+            "display=false",
+            "figures=false",
+            "hydra.run.dir='~/r'",
+        ]
+    )
     assert result.run_dir == project / "r"
     assert bayesfed.run(["resume='~/r'"]).run_dir == project / "r"
     assert bayesfed.load("~/r").rounds == result.rounds

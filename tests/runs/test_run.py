@@ -17,7 +17,14 @@ from bayesfed.federation.local import LocalSolution
 from bayesfed.runs import figures
 from bayesfed.runs.directory import read_jsonl
 
-LINREG = ["experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "figures=false", "display=false"]  # fmt: skip
+LINREG = [
+    "experiment=linreg",
+    "strategy.family=diagonal",
+    "strategy.damping=0.3",
+    "eval.samples=2",
+    "figures=false",
+    "display=false",
+]
 
 
 def raises(solution):
@@ -81,7 +88,7 @@ def test_too_few_replies(run, sabotage):
         run("rounds=1", "strategy.min_replies=5")
 
 
-# -- through the command ---------------------------------------------------------------------------------------------------
+# -- through the command -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -142,7 +149,7 @@ def test_used_directory(command):
     assert "resume=out" in err
 
 
-# -- what a run evaluates and draws --------------------------------------------------------------------------------------
+# -- what a run evaluates and draws ------------------------------------------------------------------------------------
 
 
 def test_tuning_never_sees_the_test_set(tmp_path):

@@ -21,8 +21,8 @@ Answer = Callable[[int, int], Any]
 
 
 class ScriptedGrid(LocalGrid):
-    """``answer(client, round)`` gives the arrays of a reply (dict), a whole ``RecordDict``, an exception to send as an error reply, or
-    None for silence; ``arrange`` reorders, adds or removes the replies of a round.
+    """``answer(client, round)`` gives the arrays of a reply (dict), a whole ``RecordDict``, an exception to send as an
+    error reply, or None for silence; ``arrange`` reorders, adds or removes the replies of a round.
 
     Attributes:
         methods: round -> client -> the plain values sent.

@@ -157,7 +157,7 @@ def test_no_reply_at_all_is_a_failure(strategy, scripted, kind: str) -> None:
         strategy(kind).start(scripted(6, lambda c, r: None), num_rounds=1)
 
 
-# -- replies that ran away, or came from elsewhere ----------------------------------------------------------------------
+# -- replies that ran away, or came from elsewhere ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["nan", "limit", "client"])

@@ -1,4 +1,6 @@
-"""Messages over a SuperLink that loses nodes: each is answered once, by the node it went to, as long as that node returns."""
+"""Messages over a SuperLink that loses nodes: each is answered once, by the node it went to, as long as that node
+returns.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ GONE = Error(5, "the node is not available")
 
 @dataclass
 class Node:
-    """``work`` seconds for a message; ``away`` are the times in which it is not there: it forgets what it had when they begin."""
+    """``work`` seconds for a message; ``away`` are the times in which it is not there: it forgets what it had when they
+    begin.
+    """
 
     work: float = 2.0
     away: tuple[tuple[float, float], ...] = ()
@@ -171,7 +175,7 @@ def test_messages_that_the_superlink_does_not_take(run) -> None:
     assert [(node, failed) for node, failed, _ in came] == [(10, True), (11, True)]
 
 
-# -- nodes that come later ------------------------------------------------------------------------------------------------
+# -- nodes that come later ---------------------------------------------------------------------------------------------
 
 
 class Asked(SuperLink):
@@ -232,7 +236,9 @@ def test_a_client_that_connects_late_is_taken_in(asked) -> None:
 
 
 def test_nobody_takes_the_place_of_a_client_that_is_there(asked) -> None:
-    """Nor with other data, or under an id that does not exist; a client that nobody else holds keeps its node while it is away."""
+    """Nor with other data, or under an id that does not exist; a client that nobody else holds keeps its node while it
+    is away.
+    """
     link, roster = asked({10: (0, 5), 11: (1, 7), 12: (0, 5), 13: (1, 8), 14: (2, 7)}, 10, 11)
     link.online(10, 12, 13, 14)
     for _ in range(2):

@@ -92,7 +92,10 @@ def test_error_replies(posterior, strategy, scripted, callbacks, kept, text: str
 def test_names_and_values(posterior, strategy, scripted, callbacks, kept, case: str) -> None:
     taken: list[dict[str, float]] = []
     done = callbacks.client_done
-    callbacks.client_done = lambda round, client, metrics, reason: (taken.append(metrics or {}), done(round, client, metrics, reason))  # fmt: skip
+    callbacks.client_done = lambda round, client, metrics, reason: (
+        taken.append(metrics or {}),
+        done(round, client, metrics, reason),
+    )
     made = strategy()
     made.reader.limits.__dict__["reply_bytes"] = 10**9  # or the longest are refused for their size
     made.start(

@@ -25,7 +25,7 @@ P = 5
 KINDS = ("point", "isotropic", "diagonal", "full")
 
 
-# -- participants -------------------------------------------------------------------------------------------------------
+# -- participants ------------------------------------------------------------------------------------------------------
 
 
 def test_participants_are_a_function_of_seed_and_round(strategy) -> None:
@@ -56,7 +56,7 @@ def test_only_participants_get_messages(posterior, strategy, scripted, callbacks
         assert callbacks.metrics[round]["clients/sampled"] == 3
 
 
-# -- order of arrival ---------------------------------------------------------------------------------------------------
+# -- order of arrival --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +103,7 @@ def test_replies_are_consumed_as_they_come(posterior, strategy, scripted) -> Non
     assert 0 < most[0] <= 2
 
 
-# -- bookkeeping --------------------------------------------------------------------------------------------------------
+# -- bookkeeping -------------------------------------------------------------------------------------------------------
 
 
 def test_accepted_and_durable_rounds_travel(posterior, strategy, scripted) -> None:
@@ -159,7 +159,7 @@ def test_state_for_checkpoints_is_complete(posterior, strategy, scripted, kind: 
     assert second.ledger.accepted == whole.ledger.accepted
 
 
-# -- 16-bit messages ------------------------------------------------------------------------------------------------------
+# -- 16-bit messages ---------------------------------------------------------------------------------------------------
 
 
 def in_16_bits(kind: str, format: str, **options):
@@ -177,7 +177,9 @@ def in_16_bits(kind: str, format: str, **options):
 def test_the_server_keeps_what_its_messages_leave_out(
     posterior, scripted, reply_content, kind: str, format: str
 ) -> None:
-    """What is evaluated and saved isn't rounded; clients that change nothing leave it where it is; answers are differences."""
+    """What is evaluated and saved isn't rounded; clients that change nothing leave it where it is; answers are
+    differences.
+    """
     made = in_16_bits(kind, format, **({} if kind == "point" else {"alpha": 1e-12}))
     made.posterior = type(made.posterior).from_arrays(posterior(kind, 0, 0))
     before = made.posterior
@@ -219,7 +221,7 @@ def test_a_server_mean_beyond_float16_stops_the_run(scripted) -> None:
         made.start(scripted(4, lambda c, r: None), num_rounds=1)
 
 
-# -- as a Flower strategy ---------------------------------------------------------------------------------------------------
+# -- as a Flower strategy ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_gaussian_families_by_name(strategy) -> None:
     assert kinds == {"isotropic": IsotropicGaussian, "diagonal": DiagonalGaussian, "full": FullGaussian}
 
 
-# -- groups ---------------------------------------------------------------------------------------------------------------
+# -- groups ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,9 @@ def test_a_folded_reply_that_diverged_says_so(strategy, scripted) -> None:
 
 
 class Nodes(list):
-    """A grid of nodes that answer the roster's question as listed: a partition id, or an error code; the last answer stays."""
+    """A grid of nodes that answer the roster's question as listed: a partition id, or an error code; the last answer
+    stays.
+    """
 
     def get_node_ids(self):
         return range(1, len(self) + 1)

@@ -1,4 +1,6 @@
-"""One client doesn't decide: what claims far more weight than the round's others is left out, and honest rounds keep their bits."""
+"""One client doesn't decide: what claims far more weight than the round's others is left out, and honest rounds keep
+their bits.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def test_no_more_examples_than_a_client_said_it_had(posterior, strategy, scripte
 
 
 def test_sizes_that_a_stranger_says_are_compared_with_the_others() -> None:
-    """Those of a simulation are its own and may differ as they like; a method may weigh by the size said at first, so it counts too."""
+    """Those of a simulation are its own and may differ as they like; a method may weigh by the size said at first, so
+    it counts too.
+    """
     sizes = {0: 10, 1: 1000, 2: 20, 3: 10**9}
     Outliers(20, 100, sizes, trusted=True).check_examples(3, 10**9)
     deployed = Outliers(20, 100, sizes, trusted=False)

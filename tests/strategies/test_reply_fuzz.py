@@ -1,4 +1,6 @@
-"""The reply parser on arbitrary content: a checked reply or ``BadMessage``, never anything else, and never a changed sum."""
+"""The reply parser on arbitrary content: a checked reply or ``BadMessage``, never anything else, and never a changed
+sum.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def gathered(link: Link, clients: int, timeout: float = 100.0) -> Roster:
 
 def test_a_stranger_with_a_taken_id_does_not_end_the_wait(link, caplog) -> None:
     """The fourth client connects after 40 s; two strangers claim client 1 from the start."""
-    grid = link(n1=Node((0, 5)), n2=Node((1, 6)), n3=Node((2, 7)), n4=Node((1, 6)), n5=Node((1, 9)), n9=Node((3, 8), at=40))  # fmt: skip
+    grid = link(
+        n1=Node((0, 5)), n2=Node((1, 6)), n3=Node((2, 7)), n4=Node((1, 6)), n5=Node((1, 9)), n9=Node((3, 8), at=40)
+    )
     roster = gathered(grid, 4)
     assert (roster.nodes, roster.sizes) == ({0: 1, 1: 2, 2: 3, 3: 9}, {0: 5, 1: 6, 2: 7, 3: 8})
     assert 40 <= grid.now < 43
