@@ -60,11 +60,22 @@ def problems_of(client: str, params: int, clients: int, examples: int, device: t
     site = server.zero(initial.double()) if isinstance(server, DiagonalGaussian) else None
     return [
         LocalProblem(
-            model=model, initial=initial, data=Examples(x, y, rows, scaling), likelihood=likelihood, server=server, site=site,
-            rho=0.5, temperature=1.0, proximal=0.0, learn_precision=True, round=2, client=k, seed=1,
+            model=model,
+            initial=initial,
+            data=Examples(x, y, rows, scaling),
+            likelihood=likelihood,
+            server=server,
+            site=site,
+            rho=0.5,
+            temperature=1.0,
+            proximal=0.0,
+            learn_precision=True,
+            round=2,
+            client=k,
+            seed=1,
         )
         for k, rows in enumerate(torch.arange(len(x)).split(sizes))
-    ]  # fmt: skip
+    ]
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -110,10 +121,17 @@ def main() -> None:
             for batch_size in args.batch_size:
                 problems = problems_of(args.client, params, clients, args.examples, device)
                 alone, together = compare(solver_of(args.client, batch_size), problems, args.repeats)
-                results.append({
-                    "client": args.client, "params": problems[0].model.dim, "clients": clients, "batch_size": batch_size,
-                    "one_by_one_s": round(alone, 6), "batched_s": round(together, 6), "speedup": round(alone / together, 2),
-                })  # fmt: skip
+                results.append(
+                    {
+                        "client": args.client,
+                        "params": problems[0].model.dim,
+                        "clients": clients,
+                        "batch_size": batch_size,
+                        "one_by_one_s": round(alone, 6),
+                        "batched_s": round(together, 6),
+                        "speedup": round(alone / together, 2),
+                    }
+                )
                 if not args.json:
                     row = results[-1]
                     print("  ".join(f"{key} {value:>9}" for key, value in row.items()), flush=True)

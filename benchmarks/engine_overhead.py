@@ -176,19 +176,25 @@ def main() -> None:
         "flower_over_inline": flowers and flowers / (result["inline_ms"] or math.nan),
     }
     result |= {
-        "clients": args.clients, "params": args.params, "workers": args.workers, "rounds": args.rounds, "cpu_count": cores,
-    }  # fmt: skip
+        "clients": args.clients,
+        "params": args.params,
+        "workers": args.workers,
+        "rounds": args.rounds,
+        "cpu_count": cores,
+    }
     if args.json:
         print(json.dumps(result))
         return
     print(
-        f"{args.clients} clients, {args.params:,} parameters, {args.workers} workers on {cores} cores, {args.rounds} rounds"
+        f"{args.clients} clients, {args.params:,} parameters, {args.workers} workers on {cores} cores, "
+        f"{args.rounds} rounds"
     )
     for name in ("inline", "ray", "flower"):
         milliseconds = result[f"{name}_ms"]
         if milliseconds is not None:
             print(
-                f"  {name:7} {milliseconds:8.3f} ms per client-round   {milliseconds * args.clients / 1e3:7.3f} s a round"
+                f"  {name:7} {milliseconds:8.3f} ms per client-round   "
+                f"{milliseconds * args.clients / 1e3:7.3f} s a round"
             )
     if flowers is not None:
         print(f"  Flower's runtime over ray: {result['flower_over_ray']:.1f}")

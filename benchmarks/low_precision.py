@@ -1,8 +1,8 @@
 """Training with a low-precision forward pass: LMD, AdamW and Madam on a small character model, in fp32, MXFP6 and
 MXFP4.
 
-    python benchmarks/low_precision.py run --out docs/results/low_precision     # one process, goes on where it was stopped
-    python benchmarks/low_precision.py run --out DIR --seconds 200              # stop after the run that is under way then
+    python benchmarks/low_precision.py run --out docs/results/low_precision   # goes on where it was stopped
+    python benchmarks/low_precision.py run --out DIR --seconds 200            # stop after the run under way then
     python benchmarks/low_precision.py report --out DIR [--json]                # table, DIR.png
 
 The model is GPT-2's in small (two layers, 64 wide, 4 heads, 32 characters of context, no biases), on the English
@@ -127,7 +127,7 @@ def batch(stream: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor
 
 
 def optimizer_of(name: str, model: nn.Module, lr: float, decay: float | None, seed: int) -> torch.optim.Optimizer:
-    """The contestant; betas of momentum 0.9 everywhere, other values its authors' defaults or those of spec a.4."""
+    """The contestant; betas of momentum 0.9 everywhere, other values its authors' defaults."""
     if name == "AdamW":
         return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.1)
     if name == "Madam":
@@ -177,9 +177,17 @@ def train(name: str, fmt: str | None, seed: int, steps: int, lr: float, decay: f
         if step % (steps // 10) == 0:
             evaluate(step)
     return {
-        "optimizer": name, "format": fmt or "fp32", "seed": seed, "steps": steps, "lr": lr, "loss": curve[-1][1], "accuracy": curve[-1][2],
-        "largest_weight": curve[-1][3], "curve": curve, "seconds": round(time.process_time() - started, 1),
-    }  # fmt: skip
+        "optimizer": name,
+        "format": fmt or "fp32",
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "loss": curve[-1][1],
+        "accuracy": curve[-1][2],
+        "largest_weight": curve[-1][3],
+        "curve": curve,
+        "seconds": round(time.process_time() - started, 1),
+    }
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -295,8 +303,8 @@ def main() -> None:
         print("| optimizer | forward | seeds | loss | accuracy % | largest weight |\n|---|---|---|---|---|---|")
         for r in rows:
             print(
-                f"| {r['optimizer']} | {r['format']} | {r['seeds']} | {spread(r, 'loss', 3)} | {spread(r, 'accuracy', 1)} "
-                f"| {r['largest_weight']:.3g} |"
+                f"| {r['optimizer']} | {r['format']} | {r['seeds']} | {spread(r, 'loss', 3)} "
+                f"| {spread(r, 'accuracy', 1)} | {r['largest_weight']:.3g} |"
             )
 
 

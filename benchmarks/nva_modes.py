@@ -68,17 +68,33 @@ class Case:
 
 CASES = {
     "triangle": Case(
-        triangle, [[0, 0.5109], [0.4424, -0.2554], [-0.4424, -0.2554], [0, 0]], 2.0, 8, 3000,
-        {"step_size": 0.02, "temperature": 1.0}, 1500,
+        triangle,
+        [[0, 0.5109], [0.4424, -0.2554], [-0.4424, -0.2554], [0, 0]],
+        2.0,
+        8,
+        3000,
+        {"step_size": 0.02, "temperature": 1.0},
+        1500,
     ),
     "Himmelblau": Case(
-        himmelblau, [[3, 2], [-2.805118, 3.131312], [-3.779310, -3.283186], [3.584428, -1.848126]], 5.0, 12, 3000,
-        {"step_size": 0.01, "temperature": 100.0}, 300,
+        himmelblau,
+        [[3, 2], [-2.805118, 3.131312], [-3.779310, -3.283186], [3.584428, -1.848126]],
+        5.0,
+        12,
+        3000,
+        {"step_size": 0.01, "temperature": 100.0},
+        300,
     ),
     "six-hump camel": Case(
-        camel, [[0.089842, -0.712656], [-0.089842, 0.712656]], 2.0, 8, 3000, {"step_size": 0.02, "temperature": 5.0}, 300
+        camel,
+        [[0.089842, -0.712656], [-0.089842, 0.712656]],
+        2.0,
+        8,
+        3000,
+        {"step_size": 0.02, "temperature": 5.0},
+        300,
     ),
-}  # fmt: skip
+}
 
 
 def by_nva(case: Case, seed: int, estimator: str, observer: Callable[..., None] | None = None) -> tuple[Tensor, int]:
@@ -87,8 +103,17 @@ def by_nva(case: Case, seed: int, estimator: str, observer: Callable[..., None] 
     samples, steps = (4, case.hessian_steps) if hessian else (16, case.steps)
     options: dict[str, Any] = case.hessian if hessian else {}
     found = nva.maximize(
-        case.function, 2, case.starts, steps, seed, estimator, samples=samples, init_range=case.box, observer=observer, **options,
-    )  # fmt: skip
+        case.function,
+        2,
+        case.starts,
+        steps,
+        seed,
+        estimator,
+        samples=samples,
+        init_range=case.box,
+        observer=observer,
+        **options,
+    )
     return found.means, steps * case.starts * samples * (4 if hessian else 1)
 
 

@@ -100,7 +100,9 @@ class Contestant:
         self.startup = time.perf_counter() - started
 
     def turn(self, rounds: int) -> list[float]:
-        """Train; seconds of each round. Independent processes count as long as the slowest, on average over the turn."""
+        """Train; seconds of each round. Independent processes count as long as the slowest, on average
+        over the turn.
+        """
         before = self._cpu()
         for process in self.processes:
             assert process.stdin is not None
@@ -211,8 +213,12 @@ def measure(protocol: Protocol, args: argparse.Namespace, work: Path) -> dict[st
     result["seconds"] = {c.name: [round(s, 4) for s in c.seconds] for c in contestants}
     result |= {"largest_difference": difference, "busy_before": busy}
     return result | {
-        "parameters": PARAMETERS, **asdict(protocol), "rounds": args.rounds, "turns": args.turns, "cpu_count": os.cpu_count(),
-    }  # fmt: skip
+        "parameters": PARAMETERS,
+        **asdict(protocol),
+        "rounds": args.rounds,
+        "turns": args.turns,
+        "cpu_count": os.cpu_count(),
+    }
 
 
 def compare(protocol: Protocol, work: Path) -> float | None:

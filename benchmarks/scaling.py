@@ -119,13 +119,29 @@ def write_data(case: Case, path: Path) -> None:
 def run(case: Case, rounds: int, workers: int, folder: Path) -> dict[str, object]:
     """Measure a row in this process."""
     write_data(case, folder / "data.npz")
-    cfg = compose_config([
-        "data=npz", f"data.path={folder / 'data.npz'}", "partition=iid", "likelihood=categorical",
-        "model=mlp", f"model.hidden=[{','.join(map(str, case.hidden))}]",
-        "strategy=bayes_admm", "strategy.family=diagonal", "strategy.damping=0.01",
-        "client=ivon", "client.epochs=1", "client.batch_size=32", "client.lr=0.001", "client.hess_init=0.01",
-        "engine=ray", f"engine.num_workers={workers}", "device=cpu", f"rounds={rounds + WARM_UP}", f"hydra.run.dir={folder}",
-    ])  # fmt: skip
+    cfg = compose_config(
+        [
+            "data=npz",
+            f"data.path={folder / 'data.npz'}",
+            "partition=iid",
+            "likelihood=categorical",
+            "model=mlp",
+            f"model.hidden=[{','.join(map(str, case.hidden))}]",
+            "strategy=bayes_admm",
+            "strategy.family=diagonal",
+            "strategy.damping=0.01",
+            "client=ivon",
+            "client.epochs=1",
+            "client.batch_size=32",
+            "client.lr=0.001",
+            "client.hess_init=0.01",
+            "engine=ray",
+            f"engine.num_workers={workers}",
+            "device=cpu",
+            f"rounds={rounds + WARM_UP}",
+            f"hydra.run.dir={folder}",
+        ]
+    )
     session = TimedSession(cfg)
     if (session.num_clients, session.num_parameters) != (case.clients, case.params):
         raise RuntimeError(f"{session.num_clients} clients, {session.num_parameters} parameters")
@@ -183,7 +199,10 @@ def main() -> None:
         if case.case in args.cases.split(",") and case.clients <= args.max_clients and case.params <= args.max_params:
             rows.append(in_child(case, args))
             row = rows[-1]
-            text = "{case}: {clients:6,} clients {params:11,} parameters {seconds_per_round:9.3f} s a round, server {server_rss_mb:8,.0f} MB"
+            text = (
+                "{case}: {clients:6,} clients {params:11,} parameters {seconds_per_round:9.3f} s a round, "
+                "server {server_rss_mb:8,.0f} MB"
+            )
             print(text.format(**row), file=sys.stderr if args.json else sys.stdout, flush=True)
     if args.json:
         print(json.dumps(rows))

@@ -68,14 +68,23 @@ class Case:
         """With a linear model without bias."""
         clients = [Examples(x, y) for x, y in zip(self.inputs, self.targets, strict=True)]
         return Problem(
-            clients=clients, test=clients[0], evaluated_on="test", likelihood=self.likelihood, input_shape=(self.inputs[0].shape[1],),
-            num_outputs=self.outputs, scaling=Scaling.identity(), num_classes=None if self.outputs == 1 else 2, label_counts=None,
+            clients=clients,
+            test=clients[0],
+            evaluated_on="test",
+            likelihood=self.likelihood,
+            input_shape=(self.inputs[0].shape[1],),
+            num_outputs=self.outputs,
+            scaling=Scaling.identity(),
+            num_classes=None if self.outputs == 1 else 2,
+            label_counts=None,
             model={"_target_": "bayesfed.problem.models.Linear", "name": "linear", "bias": False},
             likelihood_config={"name": self.likelihood.name},
-        )  # fmt: skip
+        )
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Mode and Hessian of the pooled negative log posterior, by damped Newton steps; exact for the linear clients."""
+        """Mode and Hessian of the pooled negative log posterior, by damped Newton steps; exact for the linear
+        clients.
+        """
         x, y = torch.cat(self.inputs), torch.cat(self.targets)
 
         def value(theta: Tensor) -> Tensor:
@@ -200,7 +209,8 @@ def reached(row: dict[str, list[float]], level: float) -> str:
 def table(results: dict[str, Any]) -> str:
     """As Markdown."""
     lines = [
-        "| federation | learner | to 1e-2: rounds / seconds | to 1e-6: rounds / seconds | error at the end | ms a round |",
+        "| federation | learner | to 1e-2: rounds / seconds | to 1e-6: rounds / seconds | error at the end "
+        "| ms a round |",
         "|---|---|---|---|---|---|",
     ]
     for case, rows in results.items():

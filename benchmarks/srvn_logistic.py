@@ -137,7 +137,9 @@ def first_below(gaps: list[float], level: float) -> int | None:
 
 
 def measure(steps: int, only: list[str], results: dict[str, Any], save: Path | None) -> None:
-    """Add to ``results``, by data set and method: the table's numbers, and the gaps along the way. What is there stays."""
+    """Add to ``results``, by data set and method: the table's numbers, and the gaps along the way. What is there
+    stays.
+    """
     for data in only:
         rows = results.setdefault(data, {})
         target = posterior_of(data)

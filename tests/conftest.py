@@ -35,7 +35,9 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def run(tmp_path) -> Callable[..., object]:
-    """``run("rounds=2", to="a")``: a run of the linear-regression experiment in ``tmp_path/a``, a fraction of a second."""
+    """``run("rounds=2", to="a")``: a run of the linear-regression experiment in ``tmp_path/a``, a fraction of a
+    second.
+    """
 
     def start(*overrides: str, to: str = "run"):
         import bayesfed

@@ -215,10 +215,19 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
         (good(client=np.zeros(39, int)), ["client"]),
     ],
     ids=[
-        "nan in x", "inf in x_test", "nan in y", "too few labels", "shape of x_test", "scalar x", "no y", "x_test missing",
-        "negative label", "label far out of range", "client column",
+        "nan in x",
+        "inf in x_test",
+        "nan in y",
+        "too few labels",
+        "shape of x_test",
+        "scalar x",
+        "no y",
+        "x_test missing",
+        "negative label",
+        "label far out of range",
+        "client column",
     ],
-)  # fmt: skip
+)
 def test_bad_arrays(refused, tmp_path, arrays, parts):
     path = save(tmp_path, **arrays)
     settings = [] if "client" in arrays else ["partition=iid", "partition.num_clients=2"]

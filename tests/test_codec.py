@@ -128,7 +128,12 @@ def test_one_precision_for_all_travels_unchanged(format: str, precision: float) 
 @pytest.mark.parametrize(
     ("format", "name", "value", "text"),
     [
-        ("float16", "mean", 7e4, r"mean can't be sent as float16 in 1 of 4000 entries, first entry 7: 70000 .*65504.*wire=full"),
+        (
+            "float16",
+            "mean",
+            7e4,
+            r"mean can't be sent as float16 in 1 of 4000 entries, first entry 7: 70000 .*65504.*wire=full",
+        ),
         ("float16", "mean", -1e30, "first entry 7: -1e\\+30"),
         ("bfloat16", "mean", 1e39, "mean can't be sent as bfloat16 .*1e\\+39"),
         ("float16", "mean", math.nan, "first entry 7: nan"),
@@ -136,7 +141,7 @@ def test_one_precision_for_all_travels_unchanged(format: str, precision: float) 
         ("float16", "precision", 0.0, "precision can't be sent .*first entry 7: 0 "),
         ("bfloat16", "precision", -2.0, "precision can't be sent .*first entry 7: -2 .*positive"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_an_error_that_names_it(format: str, name: str, value: float, text: str) -> None:
     made = codec(format, "diagonal", torch.float64)
     _, received = made.encode(arrays("diagonal", 1, torch.float64))
@@ -206,11 +211,15 @@ def test_malformed_arrays_are_refused(format: str) -> None:
 @pytest.mark.parametrize(
     ("format", "shapes", "text"),
     [
-        ("float32", {"mean": (3,)}, "wire=float32: did you mean 'bfloat16'|wire=float32: .*valid: bfloat16, float16, full"),
+        (
+            "float32",
+            {"mean": (3,)},
+            "wire=float32: did you mean 'bfloat16'|wire=float32: .*valid: bfloat16, float16, full",
+        ),
         ("float16", {"mean": (3,), "precision": (3, 3)}, "wire=float16: a full covariance .* use wire=full"),
         ("bfloat16", {"mean": (1,), "precision": (1, 1)}, "use wire=full"),
     ],
-)  # fmt: skip
+)
 def test_formats_that_can_not_be(format: str, shapes: dict, text: str) -> None:
     with pytest.raises(InputError, match=text) as caught:
         wire.Codec(format, shapes, torch.float32)

@@ -76,7 +76,9 @@ def test_a_folder_that_the_user_names_is_searched_too(local, tmp_path):
 
 
 def test_another_hydra_application_is_left_as_it_was(tmp_path, monkeypatch):
-    """Its jobs keep their name (and so their log files), its search path has no folder of ours, its version base stays."""
+    """Its jobs keep their name (and so their log files), its search path has no folder of ours, its version base
+    stays.
+    """
     from hydra import compose, initialize_config_dir
 
     (tmp_path / "app").mkdir()

@@ -154,13 +154,31 @@ def test_a_target_that_does_not_exist():
 @pytest.mark.parametrize(
     ("value", "hint", "good"),
     [
-        (1, float, True), (1.5, float, True), (True, float, False), ("1", float, False), ([1], float, False), (None, float, False),
-        (1, int, True), (1.0, int, False), (True, int, False), (True, bool, True), (1, bool, False), ("a", str, True), (1, str, False),
-        (None, float | None, True), (1, float | None, True), ("x", float | None, False),
-        ([1, 2], Sequence[int], True), ([], list[int], True), ([1, "a"], Sequence[int], False), (3, Sequence[int], False),
-        ([1], Sequence[int] | None, True), (None, Sequence[int] | None, True), ({}, object, True),
+        (1, float, True),
+        (1.5, float, True),
+        (True, float, False),
+        ("1", float, False),
+        ([1], float, False),
+        (None, float, False),
+        (1, int, True),
+        (1.0, int, False),
+        (True, int, False),
+        (True, bool, True),
+        (1, bool, False),
+        ("a", str, True),
+        (1, str, False),
+        (None, float | None, True),
+        (1, float | None, True),
+        ("x", float | None, False),
+        ([1, 2], Sequence[int], True),
+        ([], list[int], True),
+        ([1, "a"], Sequence[int], False),
+        (3, Sequence[int], False),
+        ([1], Sequence[int] | None, True),
+        (None, Sequence[int] | None, True),
+        ({}, object, True),
     ],
-)  # fmt: skip
+)
 def test_types(value, hint, good):
     assert fits(value, hint) is good
 
@@ -171,13 +189,16 @@ def test_types(value, hint, good):
         (lambda: number("a", float("nan"), above=0), "a=nan: must be a finite number > 0"),
         (lambda: number("a", None), "a=None: must be a finite number"),
         (lambda: number("a", True), "a=True: must be a finite number"),
-        (lambda: number("a", 2, at_least=0, at_most=1, optional=True), "a=2: must be a finite number >= 0 and <= 1 (or null for the default)"),
+        (
+            lambda: number("a", 2, at_least=0, at_most=1, optional=True),
+            "a=2: must be a finite number >= 0 and <= 1 (or null for the default)",
+        ),
         (lambda: integer("n", 0, at_least=1), "n=0: must be a whole number >= 1"),
         (lambda: integer("n", 1.0, at_least=1), "n=1.0: must be a whole number >= 1"),
         (lambda: choice("c", "blu", ("red", "blue")), "c=blu: did you mean 'blue'? valid: blue, red"),
         (lambda: choice("c", "zzz", ("red", "blue")), "c=zzz: valid: blue, red"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_field_value_and_fix(check, text):
     with pytest.raises(InputError) as error:
         check()

@@ -47,8 +47,21 @@ TABLE = {
 def test_hyper_parameters(name):
     cfg = compose_config([f"experiment={name}", "data.path=anywhere"])
     c, s = cfg.client, cfg.strategy
-    found = (cfg.rounds, c.epochs, c.batch_size, c.lr, c.schedule, c.beta2, c.hess_init, s.temperature, s.prior_precision,
-             s.damping, s.rho, cfg.data.fraction, cfg.data.scaling)  # fmt: skip
+    found = (
+        cfg.rounds,
+        c.epochs,
+        c.batch_size,
+        c.lr,
+        c.schedule,
+        c.beta2,
+        c.hess_init,
+        s.temperature,
+        s.prior_precision,
+        s.damping,
+        s.rho,
+        cfg.data.fraction,
+        cfg.data.scaling,
+    )
     assert dict(zip(COLUMNS, found, strict=False)) == dict(zip(COLUMNS, TABLE[name][:-1], strict=False))
     assert (s.family, c.name, c.beta1, c.mc_samples, c.clip_radius) == ("diagonal", "ivon", 0.9, 1, float("inf"))
     if c.schedule == "cosine":
@@ -68,9 +81,20 @@ def test_one_local_step(name):
     server = DiagonalGaussian.isotropic(torch.zeros(model.dim), cfg.strategy.prior_precision)
     one_batch = problem.clients[0].subset(torch.arange(min(64, len(problem.clients[0]))))
     local = LocalProblem(
-        model=model, initial=model.vector.clone(), data=one_batch, likelihood=problem.likelihood, server=server, site=None,
-        rho=cfg.strategy.rho, temperature=cfg.strategy.temperature, proximal=0.0, learn_precision=True, round=1, client=0, seed=1,
-    )  # fmt: skip
+        model=model,
+        initial=model.vector.clone(),
+        data=one_batch,
+        likelihood=problem.likelihood,
+        server=server,
+        site=None,
+        rho=cfg.strategy.rho,
+        temperature=cfg.strategy.temperature,
+        proximal=0.0,
+        learn_precision=True,
+        round=1,
+        client=0,
+        seed=1,
+    )
     cfg.client.epochs = 1
     solution = build(cfg.client, "client").solve(local)
     assert 0 < solution.metrics["loss"] < 100  # at a sample of a still wide posterior

@@ -46,7 +46,9 @@ def no_warnings():
 
 
 def texts(figure: Figure) -> list[tuple[str, Bbox]]:
-    """Every text that is drawn, with its place in pixels (tick labels outside of the limits exist, but are not drawn)."""
+    """Every text that is drawn, with its place in pixels (tick labels outside of the limits exist, but are not
+    drawn).
+    """
     found: list[Text] = []
     draw = Text.draw
 

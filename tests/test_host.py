@@ -59,7 +59,8 @@ def test_one_ray_worker_for_an_allowed_core(tmp_path):
     program = (
         "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "import bayesfed, ray\n"
-        "bayesfed.run(['experiment=linreg', 'rounds=1', 'eval.samples=1', 'display=false', 'figures=false', 'engine=ray'])\n"
+        "bayesfed.run(['experiment=linreg', 'rounds=1', 'eval.samples=1', 'display=false', 'figures=false',"
+        "'engine=ray'])\n"
         "print('slots', int(ray.cluster_resources()['CPU']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

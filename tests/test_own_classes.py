@@ -32,7 +32,9 @@ _numbers = count()
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """``write("model", "class Mine...", "rate: 1")``: module and YAML file of ``model=mine``; gives the module's name."""
+    """``write("model", "class Mine...", "rate: 1")``: module and YAML file of ``model=mine``; gives the module's
+    name.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -120,7 +122,8 @@ def test_yaml_files(write, refused, yaml, parts):
 def test_every_group_says_why_it_can_not_be_loaded(write, refused, group):
     module = write(group, "import nothing_of_that_name\n")
     assert refused(f"{group}=mine") == (
-        f"error: {group}._target_={module}.Mine: cannot be imported (ModuleNotFoundError: No module named 'nothing_of_that_name')\n"
+        f"error: {group}._target_={module}.Mine: cannot be imported "
+        f"(ModuleNotFoundError: No module named 'nothing_of_that_name')\n"
     )
 
 
@@ -172,11 +175,16 @@ TYPING = (
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
     [
-        ("several", "1", "a list"), ("numbers", "x", "a list"), ("pair", "[1,2]", "a list [a whole number, a string]"),
-        ("kind", "c", "a or b"), ("table", "[1]", "a mapping"), ("count", "x", "a whole number"), ("items", "1", "a list"),
+        ("several", "1", "a list"),
+        ("numbers", "x", "a list"),
+        ("pair", "[1,2]", "a list [a whole number, a string]"),
+        ("kind", "c", "a or b"),
+        ("table", "[1]", "a mapping"),
+        ("count", "x", "a whole number"),
+        ("items", "1", "a list"),
         ("more", "[a]", "a list of a whole number or null"),
     ],
-)  # fmt: skip
+)
 def test_annotations_of_all_kinds(write, key, value, fix):
     module = write("strategy", TYPING + mine("strategy", TYPED))
     section = OmegaConf.create(f"_target_: {module}.Mine\n{key}: {value}")
@@ -196,12 +204,23 @@ def test_annotations_that_only_type_checkers_know_check_nothing(write):
 @pytest.mark.parametrize(
     ("value", "hint", "fit"),
     [
-        ([1, "a"], list, True), (1, list, False), ([1.5], list[int], False), ([], list[int], True), ([1, 2], tuple[int, ...], True),
-        ([1, "a"], tuple[int, str], True), ([1], tuple[int, str], False), ({"a": 1}, dict[str, int], True), ([1], dict, False),
-        ("a", Literal["a", 1], True), (True, Literal["a", 1], False), (object(), Any, True), (None, int | None, True), ("x", int | None, False),
+        ([1, "a"], list, True),
+        (1, list, False),
+        ([1.5], list[int], False),
+        ([], list[int], True),
+        ([1, 2], tuple[int, ...], True),
+        ([1, "a"], tuple[int, str], True),
+        ([1], tuple[int, str], False),
+        ({"a": 1}, dict[str, int], True),
+        ([1], dict, False),
+        ("a", Literal["a", 1], True),
+        (True, Literal["a", 1], False),
+        (object(), Any, True),
+        (None, int | None, True),
+        ("x", int | None, False),
         ([1], set[int], True),
     ],
-)  # fmt: skip
+)
 def test_values_and_hints(value, hint, fit):
     assert fits(value, hint) is fit
 

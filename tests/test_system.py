@@ -161,9 +161,20 @@ def local_problem() -> LocalProblem:
     data = Examples(torch.arange(46.0, dtype=torch.float64).view(23, 2), torch.zeros(23, dtype=torch.float64))
     model = FlatModel(torch.nn.Linear(2, 1), torch.float64, torch.device("cpu"))
     return LocalProblem(
-        model=model, initial=model.vector.clone(), data=data, likelihood=Gaussian(1.0), server=PointMass(model.vector.clone()),
-        site=None, rho=0.0, temperature=1.0, proximal=0.0, learn_precision=False, round=1, client=0, seed=1,
-    )  # fmt: skip
+        model=model,
+        initial=model.vector.clone(),
+        data=data,
+        likelihood=Gaussian(1.0),
+        server=PointMass(model.vector.clone()),
+        site=None,
+        rho=0.0,
+        temperature=1.0,
+        proximal=0.0,
+        learn_precision=False,
+        round=1,
+        client=0,
+        seed=1,
+    )
 
 
 @pytest.mark.parametrize("work", [1.0, 0.999, 0.5, 0.37, 0.01])
@@ -209,7 +220,9 @@ def test_fednova_normalises_by_the_steps_taken(tmp_path, side_by_side):
 
 @pytest.mark.parametrize("side_by_side", [1, 5])
 def test_scaffolds_control_variate_divides_by_the_steps_taken(tmp_path, side_by_side):
-    """Option II: c_k' = c_k - c + (w_g - w_k)/(steps lr), here with c_k = c = 0: the server's c is its weighted mean."""
+    """Option II: c_k' = c_k - c + (w_g - w_k)/(steps lr), here with c_k = c = 0: the server's c is its
+    weighted mean.
+    """
     from safetensors.torch import load_file
 
     from bayesfed.app import plain, problem_of

@@ -54,9 +54,20 @@ def batch(size: int = 13, scale: float = 1.0, seed: int = 1) -> tuple[Tensor, Te
 
 def pose(net: FlatModel, kind: type[LocalProblem] = LocalProblem, **changes: Any) -> LocalProblem:
     settings = {
-        "model": net, "initial": net.vector.clone(), "data": Examples(*batch()), "likelihood": Categorical(), "server": diagonal(net),
-        "site": None, "rho": 1.0, "temperature": 1.0, "proximal": 0.0, "learn_precision": True, "round": 1, "client": 0, "seed": 1,
-    }  # fmt: skip
+        "model": net,
+        "initial": net.vector.clone(),
+        "data": Examples(*batch()),
+        "likelihood": Categorical(),
+        "server": diagonal(net),
+        "site": None,
+        "rho": 1.0,
+        "temperature": 1.0,
+        "proximal": 0.0,
+        "learn_precision": True,
+        "round": 1,
+        "client": 0,
+        "seed": 1,
+    }
     return kind(**settings | changes)
 
 

@@ -24,8 +24,10 @@ def state():
     inner = {n: dict(vars(m.__wrapped__)) for n, m in vars(torch.optim.Optimizer).items() if hasattr(m, "__wrapped__")}
     return {
         "environment": dict(os.environ), "optimizer": (dict(vars(torch.optim.Optimizer)), inner),
-        "threads": torch.get_num_threads(), "denormal": float(torch.tensor(1e-40) * 1), "dtype": torch.get_default_dtype(),
-        "random": random.getstate(), "numpy": np.random.get_state()[1].tolist(), "torch": torch.get_rng_state().tolist(),
+        "threads": torch.get_num_threads(),
+        "denormal": float(torch.tensor(1e-40) * 1), "dtype": torch.get_default_dtype(),
+        "random": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(), "torch": torch.get_rng_state().tolist(),
         "warnings": list(warnings.filters), "grad": torch.is_grad_enabled(),
     }
 torch.optim.SGD([torch.nn.Parameter(torch.ones(3))])  # torch imports more at its first optimizer
@@ -58,8 +60,9 @@ def test_learners_work_with_torch_alone() -> None:
     """On a machine with neither Flower, Hydra nor Ray."""
     blocked = {"flwr", "ray", "hydra", "omegaconf", "rich", "sklearn", "scipy", "matplotlib", "xxhash", "psutil"}
     code = BLOCK.format(blocked=blocked) + (
-        "import bayesfed.accelerate, bayesfed.families, clients.exact, clients.ivon, clients.laplace, clients.lmd, clients.nva\n"
-        "import clients.optim, clients.point, clients.srvn, clients.von, bayesfed.federation.local\nprint('imported')"
+        "import bayesfed.accelerate, bayesfed.families, clients.exact, clients.ivon, clients.laplace\n"
+        "import clients.lmd, clients.nva, clients.optim, clients.point, clients.srvn, clients.von\n"
+        "import bayesfed.federation.local\nprint('imported')"
     )
     assert "imported" in python(code)
 

@@ -1,4 +1,6 @@
-"""Layers that replace torch's: same values and gradients, keyed masks of the right probability, torch's own elsewhere."""
+"""Layers that replace torch's: same values and gradients, keyed masks of the right probability, torch's own
+elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -32,15 +32,32 @@ ADAM = {"lr": 0.1, "epochs": 120, "batch_size": N, "local_schedule": "cosine", "
 SETTINGS: dict[str, dict[str, Any]] = {
     "exact": {},
     "von": {"epochs": 8, "mc_samples": 0, "local_schedule": "constant"},
-    "ivon": {"lr": 0.2, "epochs": 100, "batch_size": N, "beta1": 0.5, "beta2": 0.97, "mc_samples": 4, "antithetic": True, "hess_init": 1.0},
+    "ivon": {
+        "lr": 0.2,
+        "epochs": 100,
+        "batch_size": N,
+        "beta1": 0.5,
+        "beta2": 0.97,
+        "mc_samples": 4,
+        "antithetic": True,
+        "hess_init": 1.0,
+    },
     "srvon": {"lr": 1.0, "epochs": 16, "mc_samples": 0},
-    "srvon/diagonal": {"lr": 0.1, "lr_covariance": 0.02, "epochs": 150, "batch_size": N, "beta1": 0.5, "mc_samples": 4, "antithetic": True},
+    "srvon/diagonal": {
+        "lr": 0.1,
+        "lr_covariance": 0.02,
+        "epochs": 150,
+        "batch_size": N,
+        "beta1": 0.5,
+        "mc_samples": 4,
+        "antithetic": True,
+    },
     "laplace": ADAM,
     "lmd": {"lr": 0.5, "epochs": 150, "batch_size": N, "signed": False, "mc_samples": 4, "sigma": 0.0, "decay": 0.0},
     "sgd": {"lr": 0.3, "epochs": 60, "batch_size": N},
     "adam": ADAM,
     "adamw": ADAM,
-}  # fmt: skip
+}
 ROUGH = {"ivon": 0.5, "srvon/diagonal": 0.5}  # of precisions, where they are estimated from samples
 
 
@@ -97,10 +114,20 @@ def site_of(family: str) -> NaturalParameters:
 
 def pose(family: str, **changes: Any) -> LocalProblem:
     settings = {
-        "model": MODEL, "initial": vector("initial"), "data": examples("targets"), "likelihood": Gaussian(1.0),
-        "server": server_of(family, "server"), "site": None, "rho": 1.0, "temperature": 1.0, "proximal": 0.0, "learn_precision": True,
-        "round": 2, "client": 0, "seed": 1,
-    }  # fmt: skip
+        "model": MODEL,
+        "initial": vector("initial"),
+        "data": examples("targets"),
+        "likelihood": Gaussian(1.0),
+        "server": server_of(family, "server"),
+        "site": None,
+        "rho": 1.0,
+        "temperature": 1.0,
+        "proximal": 0.0,
+        "learn_precision": True,
+        "round": 2,
+        "client": 0,
+        "seed": 1,
+    }
     return LocalProblem(**settings | changes)
 
 
@@ -112,7 +139,9 @@ def quadratic(problem: LocalProblem) -> tuple[Tensor, Tensor]:
 
 
 def slope(problem: LocalProblem, posterior: Any) -> Tensor:
-    """Gradient of the local problem at a posterior, from the formulas of :class:`LocalProblem`; 0 where it is solved."""
+    """Gradient of the local problem at a posterior, from the formulas of :class:`LocalProblem`; 0 where
+    it is solved.
+    """
     A, b = quadratic(problem)
     server, tau, zero = problem.server, problem.temperature, torch.zeros(P, dtype=F64)
     linear = zero if problem.path.linear is None else problem.path.linear

@@ -72,10 +72,21 @@ def pose(
         linear, curvature = draw(f"site {client}", model.dim), 0.3 * draw(f"curvature {client}", *shape)
         site = None if family == "point" else NaturalParameters(family, linear, curvature)
         settings = {
-            "model": model, "initial": model.vector.clone(), "data": data.subset(own), "likelihood": LIKELIHOOD, "server": server,
-            "site": site, "rho": 0.5, "temperature": 0.3, "proximal": 0.1, "learn_precision": True, "round": 2, "client": client,
-            "seed": 1, "lr_factor": 0.9,
-        }  # fmt: skip
+            "model": model,
+            "initial": model.vector.clone(),
+            "data": data.subset(own),
+            "likelihood": LIKELIHOOD,
+            "server": server,
+            "site": site,
+            "rho": 0.5,
+            "temperature": 0.3,
+            "proximal": 0.1,
+            "learn_precision": True,
+            "round": 2,
+            "client": client,
+            "seed": 1,
+            "lr_factor": 0.9,
+        }
         problems.append(LocalProblem(**settings | changes))
     return problems
 
@@ -189,8 +200,16 @@ def test_solutions_come_in_the_order_of_the_problems():
 
 @pytest.mark.parametrize(
     ("steps", "count"),
-    [([5] * 32, 0), ([5, 5], 2), ([5, 5, 5], 0), ([7], 1), ([100] + [5] * 31, 1), ([100, 90] + [5] * 30, 2), ([6, 5, 4, 3, 2, 1], 0)],
-)  # fmt: skip
+    [
+        ([5] * 32, 0),
+        ([5, 5], 2),
+        ([5, 5, 5], 0),
+        ([7], 1),
+        ([100] + [5] * 31, 1),
+        ([100, 90] + [5] * 30, 2),
+        ([6, 5, 4, 3, 2, 1], 0),
+    ],
+)
 def test_who_is_better_trained_alone(steps, count):
     assert loners(steps) == count
 
@@ -263,10 +282,12 @@ class Branching(nn.Module):
 UNFIT = {
     "dropout": lambda: nn.Sequential(nn.Linear(INPUTS, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)),
     "batch norm": lambda: nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)),
-    "batch norm without buffers": lambda: nn.Sequential(nn.BatchNorm1d(INPUTS, track_running_stats=False), nn.Linear(INPUTS, CLASSES)),
+    "batch norm without buffers": lambda: nn.Sequential(
+        nn.BatchNorm1d(INPUTS, track_running_stats=False), nn.Linear(INPUTS, CLASSES)
+    ),
     "mixing": Mixing,
     "branching": Branching,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNFIT)

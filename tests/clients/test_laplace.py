@@ -20,9 +20,20 @@ def pose(likelihood, y, **options) -> LocalProblem:
     x = torch.randn(len(y), 4, dtype=torch.float64)
     server = DiagonalGaussian(torch.zeros(model.dim).double(), torch.full((model.dim,), 3.0).double())
     settings = {
-        "model": model, "initial": model.vector.clone(), "data": Examples(x, y), "likelihood": likelihood, "server": server, "site": None, "rho": 1.0,
-        "temperature": 1.0, "proximal": 0.0, "learn_precision": True, "round": 1, "client": 0, "seed": 1,
-    }  # fmt: skip
+        "model": model,
+        "initial": model.vector.clone(),
+        "data": Examples(x, y),
+        "likelihood": likelihood,
+        "server": server,
+        "site": None,
+        "rho": 1.0,
+        "temperature": 1.0,
+        "proximal": 0.0,
+        "learn_precision": True,
+        "round": 1,
+        "client": 0,
+        "seed": 1,
+    }
     return LocalProblem(**(settings | options))
 
 

@@ -219,10 +219,15 @@ def test_records_of_earlier_versions_are_read(tmp_path, digest):
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ('{"sha256": "00"}', "wrong checksum"), ('{"xxh3": "00"}', "wrong checksum"), ('{"xxh3": 1}', "wrong checksum"),
-        ('{"sha3": "00"}', "unknown checksum 'sha3'"), ("{}", "no checksum"), ("[1]", "no checksum"), ("{", "Expecting"),
+        ('{"sha256": "00"}', "wrong checksum"),
+        ('{"xxh3": "00"}', "wrong checksum"),
+        ('{"xxh3": 1}', "wrong checksum"),
+        ('{"sha3": "00"}', "unknown checksum 'sha3'"),
+        ("{}", "no checksum"),
+        ("[1]", "no checksum"),
+        ("{", "Expecting"),
     ],
-)  # fmt: skip
+)
 def test_records_with_another_checksum_are_not_read(tmp_path, caplog, metadata, reason):
     write(tmp_path, {"bayesfed": metadata})
     with pytest.raises(SiteLost):

@@ -47,10 +47,20 @@ def pose(quadratic, family: str, **changes) -> LocalProblem:
     zero = torch.zeros(model.dim, dtype=torch.float64)
     server = PointMass(zero) if family == "point" else gaussian(family).isotropic(zero, 2.0)
     settings = {
-        "model": model, "initial": model.vector.clone(), "data": quadratic.clients[1], "likelihood": quadratic.likelihood,
-        "server": server, "site": None if family == "point" else server.zero(zero), "rho": 0.5, "temperature": 1.0,
-        "proximal": 0.0, "learn_precision": True, "round": 2, "client": 1, "seed": 1,
-    }  # fmt: skip
+        "model": model,
+        "initial": model.vector.clone(),
+        "data": quadratic.clients[1],
+        "likelihood": quadratic.likelihood,
+        "server": server,
+        "site": None if family == "point" else server.zero(zero),
+        "rho": 0.5,
+        "temperature": 1.0,
+        "proximal": 0.0,
+        "learn_precision": True,
+        "round": 2,
+        "client": 1,
+        "seed": 1,
+    }
     return LocalProblem(**settings | changes)
 
 

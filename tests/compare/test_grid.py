@@ -37,8 +37,13 @@ def test_a_family_is_named_only_where_there_are_several():
 def test_swept_values_of_a_method_are_part_of_its_name():
     runs = runs_of("strategy=fedavg,fedprox", "client=adam,sgd", "strategy.mu=0.1,1.0")
     assert [r.method for r in runs] == [
-        "fedavg/adam", "fedavg/sgd", "fedprox/adam mu=0.1", "fedprox/adam mu=1.0", "fedprox/sgd mu=0.1", "fedprox/sgd mu=1.0",
-    ]  # fmt: skip
+        "fedavg/adam",
+        "fedavg/sgd",
+        "fedprox/adam mu=0.1",
+        "fedprox/adam mu=1.0",
+        "fedprox/sgd mu=0.1",
+        "fedprox/sgd mu=1.0",
+    ]
 
 
 def test_the_name_of_a_run_says_whether_its_result_can_differ():

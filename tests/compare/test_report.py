@@ -173,8 +173,14 @@ def test_two_swept_values_of_a_method_make_a_map(groups, tmp_path):
 
 @pytest.mark.parametrize(
     "labels",
-    [["m", "n"], ["m rho=1", "m rho=2"], ["m rho=1 lr=1 mu=1", "m rho=2 lr=2 mu=2"], ["m rho=1", "m lr=2"], ["m rho=1 lr=1", "n rho=2 lr=2"]],
-)  # fmt: skip
+    [
+        ["m", "n"],
+        ["m rho=1", "m rho=2"],
+        ["m rho=1 lr=1 mu=1", "m rho=2 lr=2 mu=2"],
+        ["m rho=1", "m lr=2"],
+        ["m rho=1 lr=1", "n rho=2 lr=2"],
+    ],
+)
 def test_no_map_without_two_axes(groups, tmp_path, labels):
     assert not [figure for figure in make_figures(swept(groups, labels), tmp_path) if "sensitivity" in figure.name]
 

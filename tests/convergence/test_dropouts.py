@@ -35,10 +35,12 @@ def under(strategy, data, **settings):
         lambda: FedDyn(alpha=1.0),
         lambda: FedADMM(rho=1.0),
         lambda: BayesADMM(family="full", rho=0.1, damping=1.0, prior_precision=40.0, temperature=1.0),
-        lambda: BayesADMM(family="isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0, temperature=1.0),
+        lambda: BayesADMM(
+            family="isotropic", rho=1.0, damping=1.0, covariance="fixed", prior_precision=40.0, temperature=1.0
+        ),
     ],
     ids=["feddyn", "fedadmm", "bayes_admm-full", "bayes_admm-fixed"],
-)  # fmt: skip
+)
 def test_exact_clients_that_drop_out(data, federate, optimum, relative, make, settings):
     strategy = under(make(), data, **settings)
     rounds = 60 if isinstance(strategy, BayesADMM) else 150

@@ -39,8 +39,15 @@ def test_fedlap_in_its_published_form_and_as_isotropic_bayes_admm(data, federate
     delta, gamma, rounds = 7.0, 0.3, 15
     run = federate(data, FedLap(prior_precision=delta, damping=gamma, temperature=tau, fraction=fraction), rounds)
     same = BayesADMM(
-        family="isotropic", rho=1.0, alpha=1.0, damping=gamma, covariance="fixed", prior_precision=delta, temperature=tau, fraction=fraction
-    )  # fmt: skip
+        family="isotropic",
+        rho=1.0,
+        alpha=1.0,
+        damping=gamma,
+        covariance="fixed",
+        prior_precision=delta,
+        temperature=tau,
+        fraction=fraction,
+    )
     other = federate(data, same, rounds)
     v, server, eye = [torch.zeros(DIM).double()] * CLIENTS, torch.zeros(DIM).double(), torch.eye(DIM).double()
     for round, present in enumerate(run.accepted, start=1):
@@ -104,9 +111,11 @@ def test_scaffold_control_variates_sum_to_the_servers(data, federate, relative, 
     )  # fmt: skip
     sizes = [len(x) for x in data.inputs]
     controls = [
-        run.sites.read(k, run.strategy.ledger.accepted[k])["state.control"] if k in run.strategy.ledger.accepted else torch.zeros(DIM).double()
+        run.sites.read(k, run.strategy.ledger.accepted[k])["state.control"]
+        if k in run.strategy.ledger.accepted
+        else torch.zeros(DIM).double()
         for k in range(CLIENTS)
-    ]  # fmt: skip
+    ]
     assert sum(len(present) for present in run.accepted) < 30 * 3
     assert relative(sum(n * c for n, c in zip(sizes, controls, strict=True)) / sum(sizes), run.strategy.control) < 1e-12
 
@@ -146,7 +155,9 @@ def test_pvi_damped_by_clients_is_natural_parameter_averaging(data, federate, re
 
 
 def test_natural_averaging_counts_the_data_again_every_round(data, federate, relative) -> None:
-    """After t rounds S = S_0 + t mean_k A_k/rho: t/(K rho) times the data; with prior_weight=null once, in the limit."""
+    """After t rounds S = S_0 + t mean_k A_k/rho: t/(K rho) times the data; with prior_weight=null once,
+    in the limit.
+    """
     total = sum(data.curvature(k) for k in range(CLIENTS))
     run = federate(data, NaturalAveraging(family="full", rho=2.0, prior_precision=4.0, temperature=1.0), 8)
     assert relative(run.posteriors[-1].precision, 4 * torch.eye(DIM).double() + 8 / (2 * CLIENTS) * total) < 1e-10

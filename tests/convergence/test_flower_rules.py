@@ -77,10 +77,12 @@ def test_iterates(name: str) -> None:
             theirs.current_arrays = {"mean": current["mean"].numpy()}
         messages = [
             Message(
-                RecordDict({"a": ArrayRecord({"mean": Array(w)}), "m": MetricRecord({"num-examples": k + 1})}), 0, MessageType.TRAIN
+                RecordDict({"a": ArrayRecord({"mean": Array(w)}), "m": MetricRecord({"num-examples": k + 1})}),
+                0,
+                MessageType.TRAIN,
             )
             for k, w in enumerate(weights[round - 1])
-        ]  # fmt: skip
+        ]
         current, _ = theirs.aggregate_train(round, messages)
         ours.start(Scripted(weights), num_rounds=round, first_round=round)
         found, expected = ours.posterior.mean.numpy(), current["mean"].numpy()

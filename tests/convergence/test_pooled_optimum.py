@@ -73,13 +73,14 @@ def damping(options: dict) -> float:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda **o: FedLap(damping=damping(o), **o), lambda **o: PVI(family="full", damping=damping(o), temperature=1.0, **o),
+        lambda **o: FedLap(damping=damping(o), **o),
+        lambda **o: PVI(family="full", damping=damping(o), temperature=1.0, **o),
         lambda **o: PVI(family="isotropic", covariance="fixed", damping=damping(o), temperature=1.0, **o),
         lambda **o: BayesADMM(family="full", rho=0.1, damping=1.0, temperature=1.0, **o),
         lambda **o: BayesADMM(family="isotropic", rho=1.0, damping=1.0, covariance="fixed", temperature=1.0, **o),
     ],
     ids=["fedlap", "pvi-full", "pvi-fixed", "bayes_admm-full", "bayes_admm-fixed"],
-)  # fmt: skip
+)
 def test_methods_with_a_prior(data, federate, relative, make, fraction) -> None:
     """The mean of the pooled posterior, damped by the number of participants (BayesADMM: undamped), with all clients or
     30 % of them.

@@ -82,10 +82,16 @@ class Loopback:
         config = f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{self.control}"\n'
         (self.home / "config.toml").write_text(config + f'root-certificates = "{self.certificates / "ca.crt"}"\n')
         self.environment = os.environ | {
-            "FLWR_HOME": str(self.home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-            "BAYESFED_RUNS": str(folder / "runs"), "BAYESFED_SITES": str(folder / "sites"),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        }  # fmt: skip
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "BAYESFED_RUNS": str(folder / "runs"),
+            "BAYESFED_SITES": str(folder / "sites"),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.run = [*RUN, f"data.path={folder}/all.npz"]
 
@@ -113,10 +119,23 @@ class Loopback:
     def superlink(self) -> None:
         made = self.certificates
         self.start(
-            "superlink", str(BIN / "flower-superlink"), "--database", f"{self.folder}/superlink.db", "--ssl-ca-certfile", f"{made}/ca.crt", "--ssl-certfile", f"{made}/server.pem",
-            "--ssl-keyfile", f"{made}/server.key", "--enable-supernode-auth", "--disable-runtime-dependency-installation",
-            "--fleet-api-address", f"127.0.0.1:{self.fleet}", "--port", str(self.control),
-        )  # fmt: skip
+            "superlink",
+            str(BIN / "flower-superlink"),
+            "--database",
+            f"{self.folder}/superlink.db",
+            "--ssl-ca-certfile",
+            f"{made}/ca.crt",
+            "--ssl-certfile",
+            f"{made}/server.pem",
+            "--ssl-keyfile",
+            f"{made}/server.key",
+            "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation",
+            "--fleet-api-address",
+            f"127.0.0.1:{self.fleet}",
+            "--port",
+            str(self.control),
+        )
         for port in (self.fleet, self.control):
             wait(lambda port=port: listens(port), 60, f"port {port}")
 
@@ -195,7 +214,9 @@ def wait_for():
 
 
 def write_data(folder) -> None:
-    """One file with everything and a client column, and one for each client with its rows only; all share the test set."""
+    """One file with everything and a client column, and one for each client with its rows only; all share the test
+    set.
+    """
     g = np.random.default_rng(5)
     centres = g.normal(size=(3, 6)).astype(np.float32)
     y, test_y = g.integers(0, 3, 120), np.arange(30) % 3

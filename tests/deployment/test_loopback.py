@@ -1,4 +1,6 @@
-"""Real processes over gRPC with TLS and authentication: the same bits as in one process, whatever is killed on the way."""
+"""Real processes over gRPC with TLS and authentication: the same bits as in one process, whatever is killed on the
+way.
+"""
 
 from __future__ import annotations
 

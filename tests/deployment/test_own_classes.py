@@ -148,7 +148,10 @@ def test_tables_whose_columns_or_classes_are_others(tmp_path, federation, monkey
         "data.classes=[cat,dog,eel]", everything=table("ab"),
     )  # fmt: skip
     assert replies(session) == ({0: 3, 1: 3} if said is None else {0: 3})
-    reason = "the data of client 1 have other column or class names, or another order; data.features and data.classes say which"
+    reason = (
+        "the data of client 1 have other column or class names, or another order; "
+        "data.features and data.classes say which"
+    )
     assert any(reason in text for text in caplog.messages) == (said is not None)
     assert session.problem.columns == ["a", "b"]
 

@@ -42,9 +42,22 @@ def test_class_names_are_not_taken_from_a_run(override: str) -> None:
 
 
 def test_what_concerns_the_server_alone_stays_there() -> None:
-    given = ["experiment=linreg", "client.lr=0.1", "data.path=/etc/passwd", "engine=ray", "logger=wandb", "eval.samples=2",
-             "eval.validation=0.1", "hydra.run.dir=/x", "hydra.searchpath=[/evil]", "checkpoint.every=2", "rounds=3", "device=cuda",
-             "resume=/y", "display=false"]  # fmt: skip
+    given = [
+        "experiment=linreg",
+        "client.lr=0.1",
+        "data.path=/etc/passwd",
+        "engine=ray",
+        "logger=wandb",
+        "eval.samples=2",
+        "eval.validation=0.1",
+        "hydra.run.dir=/x",
+        "hydra.searchpath=[/evil]",
+        "checkpoint.every=2",
+        "rounds=3",
+        "device=cuda",
+        "resume=/y",
+        "display=false",
+    ]
     assert for_client(given) == ["experiment=linreg", "client.lr=0.1", "eval.validation=0.1", "rounds=3"]
 
 

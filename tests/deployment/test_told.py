@@ -69,8 +69,18 @@ def ask(tmp_path, monkeypatch):
         context = Context(run_id=7, node_id=1, node_config=config, state=RecordDict(), run_config={"overrides": run})
         content = RecordDict()
         if kind == "train":
-            method = {"name": "bayes_admm", "round": 1, "accepted": 0, "durable": 0, "rho": 1.0, "damping": 0.0, "temperature": 1.0,
-                      "proximal": 0.0, "learn_precision": True, "lr_factor": 1.0}  # fmt: skip
+            method = {
+                "name": "bayes_admm",
+                "round": 1,
+                "accepted": 0,
+                "durable": 0,
+                "rho": 1.0,
+                "damping": 0.0,
+                "temperature": 1.0,
+                "proximal": 0.0,
+                "learn_precision": True,
+                "lr_factor": 1.0,
+            }
             ones = wire.torch.ones(8)
             content = RecordDict(
                 {"method": ConfigRecord(method), "posterior": wire.pack({"mean": 0 * ones, "precision": ones})}

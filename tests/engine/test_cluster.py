@@ -10,8 +10,14 @@ import pytest
 import bayesfed
 
 RUN = [
-    "experiment=digits_het10", "rounds=2", "client.epochs=1", "eval.every=9", "eval.samples=2", "display=false", "figures=false"
-]  # fmt: skip
+    "experiment=digits_het10",
+    "rounds=2",
+    "client.epochs=1",
+    "eval.every=9",
+    "eval.samples=2",
+    "display=false",
+    "figures=false",
+]
 
 # In a process of its own: Ray's driver can be connected to one cluster at a time.
 SCRIPT = """

@@ -1,4 +1,6 @@
-"""Equal seed and configuration give equal bits: in process, on Ray with any number of workers, on Flower, and resumed."""
+"""Equal seed and configuration give equal bits: in process, on Ray with any number of workers, on Flower, and
+resumed.
+"""
 
 from __future__ import annotations
 

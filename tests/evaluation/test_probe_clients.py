@@ -121,6 +121,11 @@ def test_fairness():
         == 50.0
     )
     assert fairness([{"rmse": 1.0, "nll": 2.0}], Gaussian.measures) == {
-        "rmse_mean": 1.0, "rmse_worst10": 1.0, "rmse_spread": 0.0, "nll_mean": 2.0, "nll_worst10": 2.0, "nll_spread": 0.0,
-    }  # fmt: skip
+        "rmse_mean": 1.0,
+        "rmse_worst10": 1.0,
+        "rmse_spread": 0.0,
+        "nll_mean": 2.0,
+        "nll_worst10": 2.0,
+        "nll_spread": 0.0,
+    }
     assert fairness([None], Gaussian.measures) == {}

@@ -145,10 +145,23 @@ def test_in_a_run_it_changes_nothing_else(tmp_path, digest):
     not (IMAGES / "mnist").is_dir() or not (IMAGES / "fashion_mnist").is_dir(), reason="needs BAYESFED_DATA"
 )
 def test_a_model_of_digits_is_less_sure_on_clothes(tmp_path):
-    result = bayesfed.run([
-        "experiment=digits_het10", "data=mnist", "data.fraction=0.05", "partition=iid", "partition.num_clients=4", "strategy=fedavg",
-        "rounds=3", "client.epochs=3", "client.lr=0.003", "eval.every=9", "eval.ood=fashion_mnist", "display=false",
-        "figures=false", f"hydra.run.dir={tmp_path}/r",
-    ])  # fmt: skip
+    result = bayesfed.run(
+        [
+            "experiment=digits_het10",
+            "data=mnist",
+            "data.fraction=0.05",
+            "partition=iid",
+            "partition.num_clients=4",
+            "strategy=fedavg",
+            "rounds=3",
+            "client.epochs=3",
+            "client.lr=0.003",
+            "eval.every=9",
+            "eval.ood=fashion_mnist",
+            "display=false",
+            "figures=false",
+            f"hydra.run.dir={tmp_path}/r",
+        ]
+    )
     assert result.summary["mean/accuracy"] > 85
     assert 70 < result.summary["ood/auroc_bayes"] < 78  # 73.8 on the machine it was written on; 50 is chance

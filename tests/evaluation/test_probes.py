@@ -53,14 +53,18 @@ def test_the_keys_in_the_yaml_file_are_those_of_the_probes_with_their_defaults()
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"evry": 2}, "eval.evry=2: no such key; did you mean 'every'"), ({"every": 0}, "eval.every=0"),
-        ({"bayes_every": "often"}, "eval.bayes_every=often: must be a whole number"), ({"at_once": 0}, "eval.at_once=0"),
-        ({"target_accuracy": [50, 101]}, "eval.target_accuracy=101"), ({"ood": "nois"}, "eval.ood=nois: did you mean 'noise'"),
-        ({"clients_every": -1}, "eval.clients_every=-1"), ({"personalized": 3}, "eval.personalized=3: must be true or false"),
+        ({"evry": 2}, "eval.evry=2: no such key; did you mean 'every'"),
+        ({"every": 0}, "eval.every=0"),
+        ({"bayes_every": "often"}, "eval.bayes_every=often: must be a whole number"),
+        ({"at_once": 0}, "eval.at_once=0"),
+        ({"target_accuracy": [50, 101]}, "eval.target_accuracy=101"),
+        ({"ood": "nois"}, "eval.ood=nois: did you mean 'noise'"),
+        ({"clients_every": -1}, "eval.clients_every=-1"),
+        ({"personalized": 3}, "eval.personalized=3: must be true or false"),
         ({"probes": ["no.Such"]}, "eval.probes=no.Such: cannot be imported"),
         ({"probes": ["bayesfed.problem.Gaussian"]}, "eval.probes=bayesfed.problem.Gaussian: must be a subclass of"),
     ],
-)  # fmt: skip
+)
 def test_refusals(section, message):
     with pytest.raises(InputError) as refusal:
         make_probes(section)

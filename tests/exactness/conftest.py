@@ -33,7 +33,9 @@ Intercept = Callable[[Message], Message | None]
 
 @dataclass(frozen=True)
 class Quadratics:
-    """Clients with ``l_k = beta/2 ||y_k - X_k theta||^2`` up to a constant: ``A_k = beta X^T X``, ``b_k = beta X^T y``."""
+    """Clients with ``l_k = beta/2 ||y_k - X_k theta||^2`` up to a constant: ``A_k = beta X^T X``, ``b_k = beta X^T
+    y``.
+    """
 
     inputs: list[Tensor]
     targets: list[Tensor]

@@ -1,4 +1,4 @@
-"""The positivity guard against an injected dual of negative curvature (design 7; spec 1.10 test 9)."""
+"""The positivity guard against an injected dual of negative curvature (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_guard_is_silent_on_convex_problems(quadratics, federation, caplog, fami
 
 @pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
 def test_recovers_once_the_sites_are_sane(quadratics, federation, relative, family: str) -> None:
-    """After a guarded round with the injected curvature taken out again, the run converges to the exact posterior mean."""
+    """After a guarded round with the injected curvature taken out again, the run converges to the exact posterior
+    mean.
+    """
     data = quadratics.diagonal(33, CLIENTS, DIM)
     run = federation(
         data.problem(),

@@ -1,4 +1,4 @@
-"""Quadratic clients with the exact solver: one round, or a known contraction (spec 1.5, 1.10 tests 1 and 2)."""
+"""Quadratic clients with the exact solver: one round, or a known contraction (docs/method.md 3)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,28 @@ def test_slide_example(tmp_path, strategy: list[str], expected: float) -> None:
     np.savez(tmp_path / "slide.npz", x=x, y=y, client=np.array([0] * 3 + [1] * 5), x_test=x, y_test=y)
     result = bayesfed.run(
         [
-            "data=npz", f"data.path={tmp_path / 'slide.npz'}", "model=linear", "model.bias=false", "likelihood=gaussian",
-            "likelihood.precision=1", "partition.num_clients=null", "client=exact", "strategy=bayes_admm", "strategy.rho=0.5", "strategy.damping=1",
-            "strategy.prior_precision=1e-9", "strategy.temperature=1", "rounds=1", "dtype=float64", "engine=inline",
-            "display=false", "figures=false", f"hydra.run.dir={tmp_path / 'run'}", *strategy,
+            "data=npz",
+            f"data.path={tmp_path / 'slide.npz'}",
+            "model=linear",
+            "model.bias=false",
+            "likelihood=gaussian",
+            "likelihood.precision=1",
+            "partition.num_clients=null",
+            "client=exact",
+            "strategy=bayes_admm",
+            "strategy.rho=0.5",
+            "strategy.damping=1",
+            "strategy.prior_precision=1e-9",
+            "strategy.temperature=1",
+            "rounds=1",
+            "dtype=float64",
+            "engine=inline",
+            "display=false",
+            "figures=false",
+            f"hydra.run.dir={tmp_path / 'run'}",
+            *strategy,
         ]
-    )  # fmt: skip
+    )
     assert result.posterior.mean.dtype == torch.float64
     assert abs(float(result.posterior.mean) - expected) < 1e-8
     if expected == 4.5:

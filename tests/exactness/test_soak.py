@@ -1,4 +1,6 @@
-"""Hundreds of rounds in which anything goes wrong: the fixed point is still the pooled posterior, and no site is lost."""
+"""Hundreds of rounds in which anything goes wrong: the fixed point is still the pooled posterior, and no site is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,17 @@ def test_soak(quadratics, federation, tmp_path) -> None:
         "negative precision": lambda reply: changed(reply, "precision", lambda s: -s),
         "wrong shape": lambda reply: changed(reply, "mean", lambda m: m[:-1]),
         "wrong dtype": lambda reply: changed(reply, "mean", lambda m: m.float()),
-        "no metrics": lambda reply: Message(RecordDict({"posterior": reply.content["posterior"]}), reply_to=asked(reply)),
+        "no metrics": lambda reply: Message(
+            RecordDict({"posterior": reply.content["posterior"]}), reply_to=asked(reply)
+        ),
         "no examples": lambda reply: Message(
-            RecordDict({"posterior": reply.content["posterior"], "metrics": MetricRecord({"round": 1, "num-examples": 0})}),
-            reply_to=asked(reply)),
+            RecordDict(
+                {"posterior": reply.content["posterior"], "metrics": MetricRecord({"round": 1, "num-examples": 0})}
+            ),
+            reply_to=asked(reply),
+        ),
         "stale round": old,
-    }  # fmt: skip
+    }
 
     def intercept(reply: Message) -> Message | None:
         if reply.metadata.message_type != "train" or reply.has_error():

@@ -1,4 +1,4 @@
-"""Iterative solvers against the closed form of the local problem (spec 1.5, 1.6; 1.10 test 7)."""
+"""Iterative solvers against the closed form of the local problem (docs/method.md 7)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ def local_problem(data, server, site: NaturalParameters | None, **options) -> Lo
         "seed": 5,
     }
     return LocalProblem(
-        model=model, initial=model.vector.clone(), data=problem.clients[0], likelihood=problem.likelihood, server=server,
-        site=site, **(settings | options),
-    )  # fmt: skip
+        model=model,
+        initial=model.vector.clone(),
+        data=problem.clients[0],
+        likelihood=problem.likelihood,
+        server=server,
+        site=site,
+        **(settings | options),
+    )
 
 
 def vector(name: str, low: float, high: float, dim: int) -> Tensor:
@@ -62,7 +67,7 @@ def diagonal_case(quadratics) -> tuple:
 
 
 def closed_form(data, server, site) -> tuple[Tensor, Tensor]:
-    """Mean and precision of a diagonal client, from the formulas of spec 1.5."""
+    """Mean and precision of a diagonal client, from the formulas of docs/method.md 7."""
     curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, site.precision
     precision = server.precision + (curvature - V) / RHO
     return (server.precision * server.mean + (pull - site.linear) / RHO) / precision, precision
@@ -111,7 +116,9 @@ def full_case(quadratics) -> tuple:
 
 
 def test_von_reaches_the_full_posterior(quadratics, relative) -> None:
-    """The delta method is exact on quadratics: the formula, VON and the exact solver agree to 1e-8 (mean and matrix)."""
+    """The delta method is exact on quadratics: the formula, VON and the exact solver agree to 1e-8 (mean
+    and matrix).
+    """
     data, server, site = full_case(quadratics)
     V = site.precision
     precision = server.precision + (data.curvature(0) / TAU - V) / RHO

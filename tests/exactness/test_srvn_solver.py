@@ -28,9 +28,20 @@ def local_problem(data, server, site, client=0):
     problem = data.problem()
     model = FlatModel(problem.build_model(1), torch.float64)
     return LocalProblem(
-        model=model, initial=model.vector.clone(), data=problem.clients[client], likelihood=problem.likelihood, server=server,
-        site=site, rho=RHO, temperature=TAU, proximal=0.0, learn_precision=True, round=2, client=client, seed=5,
-    )  # fmt: skip
+        model=model,
+        initial=model.vector.clone(),
+        data=problem.clients[client],
+        likelihood=problem.likelihood,
+        server=server,
+        site=site,
+        rho=RHO,
+        temperature=TAU,
+        proximal=0.0,
+        learn_precision=True,
+        round=2,
+        client=client,
+        seed=5,
+    )
 
 
 def vector(name, low, high, dim):
@@ -76,7 +87,9 @@ def test_diagonal_covariance_against_the_closed_form(quadratics, relative):
 
 
 def test_data_far_more_precise_than_the_server_take_no_more_steps(quadratics, relative):
-    """Curvature 1e10 times the server's precision: scaled down once, the covariance need not be halved seventeen times."""
+    """Curvature 1e10 times the server's precision: scaled down once, the covariance need not be halved seventeen
+    times.
+    """
     data, server, site = diagonal_case(quadratics, 1)
     sharp = quadratics([1e5 * data.inputs[0]], data.targets, 1.0)
     problem = local_problem(sharp, server, site)
@@ -173,7 +186,9 @@ def conftest():
 
 @pytest.fixture(scope="module")
 def logistic():
-    """Three clients with other inputs and labels: (problem, mean, precision of the pooled Laplace posterior, prior 1)."""
+    """Three clients with other inputs and labels: (problem, mean, precision of the pooled Laplace posterior, prior
+    1).
+    """
     g = torch_generator(45, "logistic")
     inputs = [torch.randn(30, 3, generator=g, dtype=torch.float64) + shift for shift in (-0.5, 0.0, 0.5)]
     slope = torch.tensor([1.0, -1.5, 0.5], dtype=torch.float64)
@@ -218,10 +233,16 @@ def test_under_pvi_the_server_gets_the_same_posteriors_as_from_von(logistic, fed
 def test_a_whole_run_reaches_the_posterior_of_exact_clients(tmp_path, relative):
     results = {
         client: bayesfed.run(
-            ["experiment=linreg", f"client={client}", "display=false", "figures=false", f"hydra.run.dir={tmp_path}/{client}"]
+            [
+                "experiment=linreg",
+                f"client={client}",
+                "display=false",
+                "figures=false",
+                f"hydra.run.dir={tmp_path}/{client}",
+            ]
         )
         for client in ("exact", "srvon")
-    }  # fmt: skip
+    }
     ours, exact = (results[name].posterior for name in ("srvon", "exact"))
     assert relative(ours.mean, exact.mean) < 1e-6
     assert relative(ours.precision, exact.precision) < 1e-6

@@ -208,18 +208,33 @@ def test_summary_is_of_the_diagonal() -> None:
 @pytest.mark.parametrize(
     ("family", "mean", "precision", "message"),
     [
-        (DiagonalGaussian, [0.0, 0, 0], [1.0, -2.0, 0.0], "precision is not positive in 2 of 3 entries, first entry 1: -2"),
+        (
+            DiagonalGaussian,
+            [0.0, 0, 0],
+            [1.0, -2.0, 0.0],
+            "precision is not positive in 2 of 3 entries, first entry 1: -2",
+        ),
         (DiagonalGaussian, [0.0, 0], [1.0, math.nan], "precision is not finite in 1 of 2 entries, first entry 1: nan"),
         (DiagonalGaussian, [0.0, math.inf], [1.0, 1.0], "mean is not finite in 1 of 2 entries, first entry 1: inf"),
         (DiagonalGaussian, [0.0, 0], [1.0], r"precision of a diagonal .* must have shape \(2,\), got \(1,\)"),
         (IsotropicGaussian, [0.0, 0], 0.0, "precision is not positive in 1 of 1 entries, first value: 0"),
         (IsotropicGaussian, [0.0, 0], [1.0, 1.0], r"must have shape \(\), got \(2,\)"),
-        (FullGaussian, [0.0, 0], [[1.0, 2.0], [2.0, 1.0]], "not positive definite: its leading 2 x 2 block fails, smallest eigenvalue -1"),
-        (FullGaussian, [0.0, 0], [[1.0, 0.5], [0.0, 1.0]], r"not symmetric in 2 of 4 entries, first entry \[0, 1\]: 0.5"),
+        (
+            FullGaussian,
+            [0.0, 0],
+            [[1.0, 2.0], [2.0, 1.0]],
+            "not positive definite: its leading 2 x 2 block fails, smallest eigenvalue -1",
+        ),
+        (
+            FullGaussian,
+            [0.0, 0],
+            [[1.0, 0.5], [0.0, 1.0]],
+            r"not symmetric in 2 of 4 entries, first entry \[0, 1\]: 0.5",
+        ),
         (FullGaussian, [0.0, 0], [1.0, 1.0], r"must have shape \(2, 2\), got \(2,\)"),
         (DiagonalGaussian, [[0.0]], [1.0], r"mean must have shape \(P,\), got \(1, 1\)"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_entries(family, mean, precision, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         family.from_mean_precision(torch.tensor(mean), torch.tensor(precision))

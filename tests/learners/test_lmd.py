@@ -64,9 +64,18 @@ def test_the_optimizer_finds_that_posterior_from_samples():
     """The same by Monte Carlo, through the optimizer: 500 copies of the problem average its noise."""
     p = torch.full((500,), 0.45, **F64).requires_grad_()
     optimizer = LMD(
-        [p], lr=0.02, sigma=0.3, offset=1.1, beta1=0.5, beta2=0.5, decay=0.0, temperature=0.3, signed=False, mc_samples=3,
+        [p],
+        lr=0.02,
+        sigma=0.3,
+        offset=1.1,
+        beta1=0.5,
+        beta2=0.5,
+        decay=0.0,
+        temperature=0.3,
+        signed=False,
+        mc_samples=3,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     total = torch.zeros(2, **F64)
     for step in range(250):
         optimizer.step(lambda: _backward((p - 0.5).square().sum()))  # h = 2; each copy has its own mean loss
@@ -163,8 +172,15 @@ def test_federated_terms_enter_the_gradient():
     """No data, unsigned: the fixed point of prior and site, prior_precision (z - z_g) + v - V z = 0."""
     z_g, v = torch.randn(2, 3, **F64), torch.randn(2, 3, **F64)
     optimizer = LMD(
-        [leaf(0.5, -1.0, 0.0)], lr=0.5, decay=0.0, signed=False, prior_log_median=z_g, prior_precision=0.7, site_linear=v, site_quadratic=0.2
-    )  # fmt: skip
+        [leaf(0.5, -1.0, 0.0)],
+        lr=0.5,
+        decay=0.0,
+        signed=False,
+        prior_log_median=z_g,
+        prior_precision=0.7,
+        site_linear=v,
+        site_quadratic=0.2,
+    )
     flat_step(optimizer, 200)
     torch.testing.assert_close(optimizer.log_median, (0.7 * z_g - v) / 0.5, rtol=1e-12, atol=1e-12)
 

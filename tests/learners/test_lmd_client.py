@@ -26,9 +26,20 @@ def pose(server, site=None, **options):
     x = torch.randn(40, 3, generator=generator, **F64)
     y = x @ torch.tensor([1.0, -0.5, 0.0], **F64) + 0.3 * torch.randn(40, generator=generator, **F64)
     settings = {
-        "model": model, "initial": model.vector.clone(), "data": Examples(x, y[:, None]), "likelihood": Gaussian(2.0), "server": server, "site": site,
-        "rho": 0.5, "temperature": 0.8, "proximal": 0.0, "learn_precision": True, "round": 2, "client": 0, "seed": 1,
-    }  # fmt: skip
+        "model": model,
+        "initial": model.vector.clone(),
+        "data": Examples(x, y[:, None]),
+        "likelihood": Gaussian(2.0),
+        "server": server,
+        "site": site,
+        "rho": 0.5,
+        "temperature": 0.8,
+        "proximal": 0.0,
+        "learn_precision": True,
+        "round": 2,
+        "client": 0,
+        "seed": 1,
+    }
     return LocalProblem(**(settings | options))
 
 
@@ -135,7 +146,8 @@ def test_what_it_cannot_do_says_what_is_uploaded(tmp_path):
     lacking = dict.fromkeys(("fedprox", "feddyn", "fedadmm"), "no proximal term and no dual")
     lacking |= dict.fromkeys(("scaffold", "fedpa", "fednova"), "no control variates, samples or step counts")
     for strategy, missing in lacking.items():
-        line = rf"^client=lmd: has {missing} for point estimates, which strategy={strategy} needs; use strategy=fedavg.*lognormal$"
+        line = rf"^client=lmd: has {missing} for point estimates, which strategy={strategy} needs; "
+        line += "use strategy=fedavg.*lognormal$"
         with pytest.raises(InputError, match=line):
             run(tmp_path, f"strategy={strategy}", "client=lmd")
         assert not (tmp_path / "run").exists()  # before anything starts
@@ -144,8 +156,14 @@ def test_what_it_cannot_do_says_what_is_uploaded(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"mx": "fp4"}, "mx"), ({"sigma": -1.0}, "sigma"), ({"decay": -1.0}, "decay"), ({"beta1": 1.0}, "beta1"), ({"noise": "x"}, "noise")],
-)  # fmt: skip
+    [
+        ({"mx": "fp4"}, "mx"),
+        ({"sigma": -1.0}, "sigma"),
+        ({"decay": -1.0}, "decay"),
+        ({"beta1": 1.0}, "beta1"),
+        ({"noise": "x"}, "noise"),
+    ],
+)
 def test_solver_errors(options, field):
     with pytest.raises(InputError) as error:
         LMDSolver(lr=0.01, epochs=1, batch_size=1, **options)

@@ -137,8 +137,17 @@ def test_cma_es_finds_one_maximum_a_run():
 @pytest.mark.parametrize("omega", [1.0, 2.0])
 def test_quadratic_at_fixed_temperature_reaches_the_gibbs_density(omega):
     found = nva.maximize(
-        bowl([1.0, 4.0], [1.0, -0.5]), 2, 1, 300, 0, "hessian", temperature=omega, cooling=0.0, step_size=0.1, damping=0.0
-    )  # fmt: skip
+        bowl([1.0, 4.0], [1.0, -0.5]),
+        2,
+        1,
+        300,
+        0,
+        "hessian",
+        temperature=omega,
+        cooling=0.0,
+        step_size=0.1,
+        damping=0.0,
+    )
     torch.testing.assert_close(
         found.covariances[0], torch.diag(omega / torch.tensor([1.0, 4.0], dtype=DTYPE)), rtol=1e-8, atol=1e-9
     )

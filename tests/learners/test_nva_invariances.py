@@ -53,8 +53,11 @@ def mapped(q, change):
 @pytest.mark.parametrize("estimator", nva.ESTIMATORS)
 @pytest.mark.parametrize(
     ("change", "variances", "steps"),
-    [(rotation(0.7), [[0.6, 0.6], [1.3, 1.3]], 1), (torch.diag(torch.tensor([-1.0, 1.0], dtype=DTYPE)), [[0.6, 0.9], [1.3, 0.4]], 30)],
-)  # fmt: skip
+    [
+        (rotation(0.7), [[0.6, 0.6], [1.3, 1.3]], 1),
+        (torch.diag(torch.tensor([-1.0, 1.0], dtype=DTYPE)), [[0.6, 0.9], [1.3, 0.4]], 30),
+    ],
+)
 def test_rotation_is_exact_where_the_factor_turns_with_the_covariance(
     triangle, mixture, with_noise, estimator, change, variances, steps
 ):

@@ -1,4 +1,6 @@
-"""Arrays and tables of every make: the values that reach the examples are those of the file, or one line says why not."""
+"""Arrays and tables of every make: the values that reach the examples are those of the file, or one line says why
+not.
+"""
 
 from __future__ import annotations
 
@@ -88,13 +90,27 @@ DTYPES = [
 ]
 SHAPES = [(N,), (N, 1), (N, 3), (N, 4, 4), (N, 3, 4, 4), (N, 6, 6, 3), (N, 0), (0, 3), (), (N - 1, 3)]
 CLASSES = {
-    "zero-based": LABELS, "one-based": LABELS + 1, "gaps": np.array([2, 5, 9])[LABELS], "negative": LABELS - 1,
-    "text": np.array(["cat", "dog", "eel"])[LABELS], "bytes": np.array([b"cat", b"dog", b"eel"])[LABELS],
-    "bool": LABELS > 0, "column": (LABELS + 1)[:, None], "one-hot": np.eye(3)[LABELS], "one-hot int": np.eye(3, dtype=int)[LABELS],
-    "floats": LABELS.astype("f4"), "halves": LABELS / 2, "big-endian": LABELS.astype(">i2"), "one class": LABELS * 0 + 1,
-    "no class": LABELS * 0, "empty text": np.array(["cat", "dog", ""])[LABELS], "dates": LABELS.astype("M8[D]"),
-    "two columns": np.stack([LABELS, LABELS], 1), "nan": np.where(LABELS, LABELS, np.nan), "counts": LABELS * 1000,
-}  # fmt: skip
+    "zero-based": LABELS,
+    "one-based": LABELS + 1,
+    "gaps": np.array([2, 5, 9])[LABELS],
+    "negative": LABELS - 1,
+    "text": np.array(["cat", "dog", "eel"])[LABELS],
+    "bytes": np.array([b"cat", b"dog", b"eel"])[LABELS],
+    "bool": LABELS > 0,
+    "column": (LABELS + 1)[:, None],
+    "one-hot": np.eye(3)[LABELS],
+    "one-hot int": np.eye(3, dtype=int)[LABELS],
+    "floats": LABELS.astype("f4"),
+    "halves": LABELS / 2,
+    "big-endian": LABELS.astype(">i2"),
+    "one class": LABELS * 0 + 1,
+    "no class": LABELS * 0,
+    "empty text": np.array(["cat", "dog", ""])[LABELS],
+    "dates": LABELS.astype("M8[D]"),
+    "two columns": np.stack([LABELS, LABELS], 1),
+    "nan": np.where(LABELS, LABELS, np.nan),
+    "counts": LABELS * 1000,
+}
 REFUSED_CLASSES = {"negative", "halves", "one class", "no class", "empty text", "dates", "two columns", "nan", "counts"}
 
 
@@ -160,11 +176,14 @@ def test_layouts(npz, order, dtype):
 @pytest.mark.parametrize(
     ("x", "test"),
     [
-        (np.arange(2 * N).astype("u1"), np.linspace(0, 1, 2 * N)), (np.arange(2 * N).astype("u1"), np.arange(300, 300 + 2 * N)),
-        (np.linspace(0, 1, 2 * N).astype("f4"), np.linspace(0, 1, 2 * N) / 3), (np.linspace(0, 1, 2 * N), np.arange(2 * N).astype("u1")),
-        (np.arange(2 * N) % 2 == 0, np.arange(2 * N) / 7), (np.arange(2 * N) / 7, np.arange(2 * N) % 2 == 0),
+        (np.arange(2 * N).astype("u1"), np.linspace(0, 1, 2 * N)),
+        (np.arange(2 * N).astype("u1"), np.arange(300, 300 + 2 * N)),
+        (np.linspace(0, 1, 2 * N).astype("f4"), np.linspace(0, 1, 2 * N) / 3),
+        (np.linspace(0, 1, 2 * N), np.arange(2 * N).astype("u1")),
+        (np.arange(2 * N) % 2 == 0, np.arange(2 * N) / 7),
+        (np.arange(2 * N) / 7, np.arange(2 * N) % 2 == 0),
     ],
-)  # fmt: skip
+)
 def test_a_test_set_of_another_type_keeps_its_values(npz, x, test):
     x, test = x.reshape(N, 2), test.reshape(N, 2)
     problem = npz(x=x, y=LABELS, x_test=test, y_test=LABELS)
@@ -191,11 +210,16 @@ def test_unit_scaling_leaves_booleans_as_they_are(npz, dtype, scaled):
 @pytest.mark.parametrize(
     ("given", "y", "names"),
     [
-        (4, LABELS, None), (3, np.array([0, 2])[LABELS % 2], None), (["no", "yes"], np.array(["yes", "no"])[LABELS % 2], ["no", "yes"]),
-        ([1, 2, 3, 4], LABELS + 1, ["1", "2", "3", "4"]), ([-1, 1], 2 * (LABELS > 0) - 1.0, ["-1", "1"]), ([True, False], LABELS > 0, ["True", "False"]),
-        (["a", "b", "c"], np.eye(3)[LABELS], ["a", "b", "c"]), (2, np.array(["yes", "no"])[LABELS % 2], ["no", "yes"]),
+        (4, LABELS, None),
+        (3, np.array([0, 2])[LABELS % 2], None),
+        (["no", "yes"], np.array(["yes", "no"])[LABELS % 2], ["no", "yes"]),
+        ([1, 2, 3, 4], LABELS + 1, ["1", "2", "3", "4"]),
+        ([-1, 1], 2 * (LABELS > 0) - 1.0, ["-1", "1"]),
+        ([True, False], LABELS > 0, ["True", "False"]),
+        (["a", "b", "c"], np.eye(3)[LABELS], ["a", "b", "c"]),
+        (2, np.array(["yes", "no"])[LABELS % 2], ["no", "yes"]),
     ],
-)  # fmt: skip
+)
 def test_classes_that_are_given(npz, given, y, names):
     problem = npz(x=RNG.normal(size=(N, 2)), y=y, options={"classes": given})
     assert problem.classes == names
@@ -207,10 +231,15 @@ def test_classes_that_are_given(npz, given, y, names):
 @pytest.mark.parametrize(
     ("given", "y", "reason"),
     [
-        (2, LABELS, "y of row 2 is 2"), (["a", "b"], np.array(["a", "b", "c"])[LABELS], "y of row 2 is c, none of them"), (["a", "a"], LABELS, "twice"),
-        (3, np.array(["yes", "no"])[LABELS % 2], "name them all"), ("ab", LABELS, "must be a list"), (1, LABELS, ">= 2"), ([0, 1], np.eye(3)[LABELS], "one-hot"),
+        (2, LABELS, "y of row 2 is 2"),
+        (["a", "b"], np.array(["a", "b", "c"])[LABELS], "y of row 2 is c, none of them"),
+        (["a", "a"], LABELS, "twice"),
+        (3, np.array(["yes", "no"])[LABELS % 2], "name them all"),
+        ("ab", LABELS, "must be a list"),
+        (1, LABELS, ">= 2"),
+        ([0, 1], np.eye(3)[LABELS], "one-hot"),
     ],
-)  # fmt: skip
+)
 def test_classes_that_do_not_fit(npz, given, y, reason):
     with pytest.raises(InputError, match=rf"data\.classes=.*{reason}"):
         npz(x=RNG.normal(size=(N, 2)), y=y, options={"classes": given})
@@ -229,10 +258,11 @@ def test_a_class_that_only_the_test_set_has(npz, caplog):
     [
         ({"x": 1e200}, r"data\.x=1e\+200 in row 7: column 1: beyond what float32 holds"),
         ({"x": 1e200, "scaling": "standardize"}, r"data\.scaling=standardize: the values spread too far"),
-        ({"y": -1e300}, r"data\.y=-1e\+300 in row 7: beyond what float32"), ({"x_test": 1e39}, r"data\.x_test=1e\+39 in row 7"),
+        ({"y": -1e300}, r"data\.y=-1e\+300 in row 7: beyond what float32"),
+        ({"x_test": 1e39}, r"data\.x_test=1e\+39 in row 7"),
         ({"x": 2**60 + 1, "dtype": np.int64}, r"data\.x=not exact in row 7: column 1: .*2\*\*53"),
     ],
-)  # fmt: skip
+)
 def test_values_that_the_runs_numbers_do_not_hold(npz, config, changes, where):
     changes = dict(changes)
     dtype = changes.pop("dtype", np.float64)
@@ -256,10 +286,14 @@ def test_float64_runs_hold_more(config, tmp_path):
 @pytest.mark.parametrize(
     ("x", "y", "likelihood", "said"),
     [
-        (1.0, 1.0, "gaussian", ()), (1e6, 1.0, "gaussian", ("inputs are of size", "column 1")), (1e-4, 1.0, "gaussian", ("inputs are of size",)),
-        (1.0, 5e5, "gaussian", ("targets are of size",)), (300.0, 5e5, "gaussian", ("inputs", "targets")), (300.0, None, "categorical", ("inputs",)),
+        (1.0, 1.0, "gaussian", ()),
+        (1e6, 1.0, "gaussian", ("inputs are of size", "column 1")),
+        (1e-4, 1.0, "gaussian", ("inputs are of size",)),
+        (1.0, 5e5, "gaussian", ("targets are of size",)),
+        (300.0, 5e5, "gaussian", ("inputs", "targets")),
+        (300.0, None, "categorical", ("inputs",)),
     ],
-)  # fmt: skip
+)
 def test_one_warning_where_sizes_are_far_from_one(npz, caplog, x, y, likelihood, said):
     inputs = RNG.normal(size=(N, 2)) * [min(x, 1.0), x]
     npz(likelihood, x=inputs, y=LABELS if y is None else RNG.normal(size=N) * y)
@@ -271,12 +305,20 @@ def test_one_warning_where_sizes_are_far_from_one(npz, caplog, x, y, likelihood,
 
 
 COLUMNS = {
-    "bool": pa.array([k % 2 == 0 for k in range(N)]), "uint64": pa.array(range(N), pa.uint64()), "half": pa.array(np.arange(N, dtype="f2")),
-    "decimal": pa.array([Decimal(k) / 4 for k in range(N)]), "category": pa.array([k % 5 for k in range(N)]).dictionary_encode(),
-    "nullable": pa.array(range(N), pa.int64()), "hole": pa.array([None if k == 4 else k for k in range(N)]),
-    "hollow bool": pa.array([None if k == 4 else k % 2 == 0 for k in range(N)]), "huge": pa.array([2**60 + 1] * N),
-    "date": pa.array([datetime.date(2020, 1, 1)] * N), "word": pa.array(["a"] * N), "list": pa.array([[1.0]] * N), "null": pa.nulls(N),
-}  # fmt: skip
+    "bool": pa.array([k % 2 == 0 for k in range(N)]),
+    "uint64": pa.array(range(N), pa.uint64()),
+    "half": pa.array(np.arange(N, dtype="f2")),
+    "decimal": pa.array([Decimal(k) / 4 for k in range(N)]),
+    "category": pa.array([k % 5 for k in range(N)]).dictionary_encode(),
+    "nullable": pa.array(range(N), pa.int64()),
+    "hole": pa.array([None if k == 4 else k for k in range(N)]),
+    "hollow bool": pa.array([None if k == 4 else k % 2 == 0 for k in range(N)]),
+    "huge": pa.array([2**60 + 1] * N),
+    "date": pa.array([datetime.date(2020, 1, 1)] * N),
+    "word": pa.array(["a"] * N),
+    "list": pa.array([[1.0]] * N),
+    "null": pa.nulls(N),
+}
 REFUSED = {
     "hole": "column 'hole'",
     "hollow bool": "column 'hollow bool'",
@@ -314,9 +356,12 @@ def test_label_columns(table, kind, csv):
 def test_client_columns(table, ids, csv):
     which = np.arange(N) % 4
     client = {
-        "names": np.array(["Ulm", "Köln", "Aachen", "Berlin"])[which].tolist(), "padded": np.array(["007", "7", "07", "0"])[which].tolist(),
-        "numbers": np.array([2, 10, 33, 1])[which], "floats": np.array([2.0, 10.0, 33.0, 1.0])[which], "holes": [None, *which[1:].tolist()],
-    }[ids]  # fmt: skip
+        "names": np.array(["Ulm", "Köln", "Aachen", "Berlin"])[which].tolist(),
+        "padded": np.array(["007", "7", "07", "0"])[which].tolist(),
+        "numbers": np.array([2, 10, 33, 1])[which],
+        "floats": np.array([2.0, 10.0, 33.0, 1.0])[which],
+        "holes": [None, *which[1:].tolist()],
+    }[ids]
     columns = {"a": np.arange(N) / 8, "y": LABELS, "client": client}
     if ids == "holes":
         with pytest.raises(InputError, match=r"data\.client=client: 1 rows have no client id"):
@@ -336,11 +381,14 @@ def test_the_index_that_pandas_stores_is_no_feature(tmp_path, problem, caplog):
     frame = pandas.DataFrame({"a": RNG.normal(size=N), "y": LABELS})
     plain = {"target": "y", "name": "parquet"}
     shuffled = frame[frame.a > -9].sample(frac=1, random_state=0)
-    for number, (made, options, kept) in enumerate([
-        (shuffled, {}, [shuffled.a]), (frame.set_index(pandas.Index(RNG.permutation(N), name="patient")), {}, [frame.a]),
-        (shuffled, {"features": ["a", "__index_level_0__"]}, [shuffled.a, shuffled.index]),
-        (frame.set_index(pandas.Index(np.arange(N) % 2, name="site")), {"client": "site"}, [frame.a]),
-    ]):  # fmt: skip
+    for number, (made, options, kept) in enumerate(
+        [
+            (shuffled, {}, [shuffled.a]),
+            (frame.set_index(pandas.Index(RNG.permutation(N), name="patient")), {}, [frame.a]),
+            (shuffled, {"features": ["a", "__index_level_0__"]}, [shuffled.a, shuffled.index]),
+            (frame.set_index(pandas.Index(np.arange(N) % 2, name="site")), {"client": "site"}, [frame.a]),
+        ]
+    ):
         path = tmp_path / f"{number}.parquet"
         made.to_parquet(path)
         found = problem(
@@ -396,12 +444,17 @@ def test_separators(tmp_path, problem, mark):
 @pytest.mark.parametrize(
     ("content", "options", "reason"),
     [
-        (b"a,a,y\n1,2,0\n", {}, "two columns 'a'"), (b"a,y\n1,0\n2\n", {}, "not a readable CSV table"), (b"", {}, "not a readable CSV"),
-        (b"a,y\n\xff\xfe,0\n2,1\n", {}, "must hold numbers"), (b"a,y\n1,0\n,1\n2,1\n", {}, "not finite in row 1"), (b"a,y\n", {}, "holds no data|must hold"),
-        (b"a,y\n1,0\n2,1\n", {"features": ["a", "a"]}, "names a column twice"), (b"a,y\n2020-01-01,0\n2020-01-02,1\n", {}, "days since"),
+        (b"a,a,y\n1,2,0\n", {}, "two columns 'a'"),
+        (b"a,y\n1,0\n2\n", {}, "not a readable CSV table"),
+        (b"", {}, "not a readable CSV"),
+        (b"a,y\n\xff\xfe,0\n2,1\n", {}, "must hold numbers"),
+        (b"a,y\n1,0\n,1\n2,1\n", {}, "not finite in row 1"),
+        (b"a,y\n", {}, "holds no data|must hold"),
+        (b"a,y\n1,0\n2,1\n", {"features": ["a", "a"]}, "names a column twice"),
+        (b"a,y\n2020-01-01,0\n2020-01-02,1\n", {}, "days since"),
         (b"a,y\n1,\n2,cat\n3,dog\n", {}, "data.y=missing in row 0"),
     ],
-)  # fmt: skip
+)
 def test_odd_csv_files(tmp_path, problem, content, options, reason):
     path = tmp_path / "t.csv"
     path.write_bytes(content)

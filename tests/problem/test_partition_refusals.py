@@ -50,9 +50,13 @@ def test_one_line_in_our_words(overrides, said, recwarn):
 
 
 @pytest.mark.parametrize(
-    "overrides", [["partition=size", "partition.sizes=[1,1,1000]"], ["partition=pathological", "partition.num_clients=2"],
-                  ["partition=inner_dirichlet", "partition.alpha=0.01"]],
-)  # fmt: skip
+    "overrides",
+    [
+        ["partition=size", "partition.sizes=[1,1,1000]"],
+        ["partition=pathological", "partition.num_clients=2"],
+        ["partition=inner_dirichlet", "partition.alpha=0.01"],
+    ],
+)
 def test_no_warning_of_the_library_and_the_hosts_filters_stay(overrides):
     before = list(warnings.filters)
     with warnings.catch_warnings(record=True) as caught:

@@ -180,23 +180,35 @@ def test_sizes_may_leave_examples_unused_but_not_exceed_them(config):
         (["partition=contiuous"], r"partition=contiuous: no such option; did you mean 'continuous'"),
         (["partition=continuous", "partition.strictness=1.5"], r"partition\.strictness=1\.5: must be .*<= 1"),
         (["partition=continuous", "partition.by=colour"], r"partition\.by=colour: valid: mean, target"),
-        (["partition=distribution", "partition.num_clients=15"], r"partition\.num_clients=15: must be a multiple of .*\(10\)"),
+        (
+            ["partition=distribution", "partition.num_clients=15"],
+            r"partition\.num_clients=15: must be a multiple of .*\(10\)",
+        ),
         (["partition=distribution", "partition.sigma=-1"], r"partition\.sigma=-1: must be a finite number >= 0"),
         (["partition=distribution", "partition.at_least=1000"], r"partition=distribution: flwr-datasets cannot split"),
-        (["partition=distribution", "partition.num_classes_per_client=0"], r"num_classes_per_client=0: must be a whole"),
+        (
+            ["partition=distribution", "partition.num_classes_per_client=0"],
+            r"num_classes_per_client=0: must be a whole",
+        ),
         (["partition=id_to_size", "partition.power=-2"], r"partition\.power=-2: must be a finite number >= 0"),
         (["partition=id_to_size", "partition.power=big"], r"partition\.power=big: must be a number"),
         (["partition=size", "partition.sizes=[]"], r"partition\.sizes=\[\]: name the number of examples"),
         (["partition=size", "partition.sizes=[10,0]"], r"partition\.sizes=0: must be a whole number >= 1"),
         (["partition=size", "partition.sizes=[1.5]"], r"partition\.sizes=\[1\.5\]: must be a list of a whole number"),
-        (["partition=size", "partition.num_clients=4"], r"partition\.num_clients=4: sizes has 3 entries; leave num_clients null"),
+        (
+            ["partition=size", "partition.num_clients=4"],
+            r"partition\.num_clients=4: sizes has 3 entries; leave num_clients null",
+        ),
         (["partition=inner_dirichlet", "partition.alpha=0"], r"partition\.alpha=0: must be a finite number > 0"),
         (["partition=grouped_natural_id", "partition.mode=strickt"], r"mode=strickt: did you mean 'strict'"),
         (["partition=grouped_natural_id", "partition.group_size=0"], r"group_size=0: must be a whole number >= 1"),
         (["partition=grouped_natural_id"], r"partition=grouped_natural_id: the data have no client column: add one"),
-        (["partition=linear", "partition.num_clients=2000"], r"num_clients=2000: there are only 1438 training examples"),
+        (
+            ["partition=linear", "partition.num_clients=2000"],
+            r"num_clients=2000: there are only 1438 training examples",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_field_value_and_fix(overrides, message):
     with pytest.raises(InputError, match=message) as error:
         problem_of(plain(compose_config(overrides)))

@@ -22,13 +22,29 @@ from bayesfed.runs.status import RunState, listing, status
 
 SITE = "checkpoint/sites/client-00000/round-000002.safetensors"
 FILES = [
-    "config.yaml", "rounds.jsonl", "clients.jsonl", "client_tests.jsonl", "summary.json", "posterior.safetensors", "log.jsonl",
-    "checkpoint/server-000001.safetensors", "checkpoint/server-000002.safetensors", SITE, "deployment.json", "profile.json",
-]  # fmt: skip
+    "config.yaml",
+    "rounds.jsonl",
+    "clients.jsonl",
+    "client_tests.jsonl",
+    "summary.json",
+    "posterior.safetensors",
+    "log.jsonl",
+    "checkpoint/server-000001.safetensors",
+    "checkpoint/server-000002.safetensors",
+    SITE,
+    "deployment.json",
+    "profile.json",
+]
 OVERRIDES = [
-    "experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "rounds=2", "eval.clients_every=1",
-    "display=false", "figures=false",
-]  # fmt: skip
+    "experiment=linreg",
+    "strategy.family=diagonal",
+    "strategy.damping=0.3",
+    "eval.samples=2",
+    "rounds=2",
+    "eval.clients_every=1",
+    "display=false",
+    "figures=false",
+]
 
 
 @pytest.fixture(scope="module")

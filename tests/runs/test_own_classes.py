@@ -33,9 +33,15 @@ from clients.exact import ExactSolver
 from strategies import BayesADMM
 
 BASE = (
-    "experiment=linreg", "strategy.family=diagonal", "strategy.damping=0.3", "eval.samples=2", "display=false", "figures=false",
-    "rounds=2", "data.num_clients=3",
-)  # fmt: skip
+    "experiment=linreg",
+    "strategy.family=diagonal",
+    "strategy.damping=0.3",
+    "eval.samples=2",
+    "display=false",
+    "figures=false",
+    "rounds=2",
+    "data.num_clients=3",
+)
 KEYS = ("family", "damping")
 NAN = float("nan")
 
@@ -260,16 +266,22 @@ class Abstract(BayesADMM):
     [
         ({"strategy": dict}, "derive it from strategies.FederatedStrategy"),
         ({"strategy": ExactSolver}, "its constructor fails"),
-        ({"strategy": subclass(BayesADMM, "__init__", lambda self, **settings: None)}, r"must call super\(\).__init__\(\)"),
+        (
+            {"strategy": subclass(BayesADMM, "__init__", lambda self, **settings: None)},
+            r"must call super\(\).__init__\(\)",
+        ),
         ({"strategy": Abstract}, "abstract"),
         ({"client": dict}, "derive it from bayesfed.federation.local.Solver"),
         ({"client": type("Mine", (), {})}, "derive it from bayesfed.federation.local.Solver"),
         ({"client": subclass(ExactSolver, "__init__", raises(KeyError("x")))}, "its constructor fails: KeyError"),
         ({"client": subclass(ExactSolver, "check", raises(KeyError("x")))}, "KeyError"),
         ({"strategy": with_client(type("Mine", (), {}))}, "derive it from bayesfed.federation.client.handler.Trainer"),
-        ({"strategy": with_client(subclass(Trainer, "__init__", lambda self, name: None))}, "unexpected keyword argument"),
+        (
+            {"strategy": with_client(subclass(Trainer, "__init__", lambda self, name: None))},
+            "unexpected keyword argument",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_strategy_solver_or_client_half(attempt, own, said) -> None:
     with pytest.raises(InputError, match=said):
         raise attempt(**own)
@@ -290,12 +302,14 @@ SOLUTIONS: dict[str, tuple[Callable[..., Any], str]] = {
     **{
         name: (solution(lambda found, change=change: replace(found, posterior=change(found.posterior))), said)
         for (name, change), said in zip(
-            POSTERIORS.items(), ("NoneType", "not finite", "not finite", "not positive", "shape", "PointMass", "dict"), strict=True
+            POSTERIORS.items(),
+            ("NoneType", "not finite", "not finite", "not positive", "shape", "PointMass", "dict"),
+            strict=True,
         )
     },
     **{f"metric {name}": (with_metric(value), "metric 'mine' must be a number") for name, value in OTHERS.items()},
     "metrics None": (solution(lambda found: replace(found, metrics=None)), "dict of numbers"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)

@@ -39,8 +39,19 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("every", "at", "fraction"),
-    [(1, 2, 1.0), (1, 5, 1.0), (2, 2, 1.0), (2, 4, 1.0), (2, 5, 1.0), (3, 3, 1.0), (3, 6, 1.0), (1, 3, 0.6), (2, 6, 0.6), (4, 3, 0.6)],
-)  # fmt: skip
+    [
+        (1, 2, 1.0),
+        (1, 5, 1.0),
+        (2, 2, 1.0),
+        (2, 4, 1.0),
+        (2, 5, 1.0),
+        (3, 3, 1.0),
+        (3, 6, 1.0),
+        (1, 3, 0.6),
+        (2, 6, 0.6),
+        (4, 3, 0.6),
+    ],
+)
 def test_interrupted_anywhere(uninterrupted, run, sabotage, mend, tmp_path, digest, every, at, fraction):
     """Duals and ``checkpoint.every`` > 1: clients must still have the sites of the last checkpoint, not only the
     newest.
@@ -114,8 +125,17 @@ def test_a_finished_run_resumed_as_it_is_stays_as_it_is(run):
 def test_what_may_change(run):
     first = run("rounds=1")
     again = bayesfed.run(
-        [f"resume={first.run_dir}", "rounds=3", "engine.num_workers=3", "eval.samples=3", "eval.every=2", "logger=none", "device=cpu", "display=false"]
-    )  # fmt: skip
+        [
+            f"resume={first.run_dir}",
+            "rounds=3",
+            "engine.num_workers=3",
+            "eval.samples=3",
+            "eval.every=2",
+            "logger=none",
+            "device=cpu",
+            "display=false",
+        ]
+    )
     assert [("mean/nll" in line) for line in again.rounds] == [True, True, True, True]
     stored = OmegaConf.load(first.run_dir / "config.yaml")
     assert (stored.rounds, stored.eval.samples, stored.engine.num_workers) == (3, 3, 3)
@@ -125,10 +145,22 @@ def test_what_may_change(run):
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=2", "strategy.rho=1", "strategy=fedavg", "client=ivon", "client.schedule_rounds=9", "data=digits", "model.bias=false",
-        "partition=iid", "likelihood.precision=2", "dtype=float32", "wire=float16", "checkpoint.every=2", "experiment=digits_het10", "+new.key=1",
+        "seed=2",
+        "strategy.rho=1",
+        "strategy=fedavg",
+        "client=ivon",
+        "client.schedule_rounds=9",
+        "data=digits",
+        "model.bias=false",
+        "partition=iid",
+        "likelihood.precision=2",
+        "dtype=float32",
+        "wire=float16",
+        "checkpoint.every=2",
+        "experiment=digits_het10",
+        "+new.key=1",
     ],
-)  # fmt: skip
+)
 def test_what_may_not(run, override):
     first = run("rounds=1")
     before = {p: p.read_bytes() for p in first.run_dir.rglob("*") if p.is_file()}

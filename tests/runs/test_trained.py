@@ -212,9 +212,15 @@ LAYOUTS = {
     "mixed DataFrame": lambda x: pandas.DataFrame({"a": x[:, 0].astype(np.uint8), "b": x[:, 1].astype(np.float32)}),
     "requires gradients": lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True),
     "sparse": lambda x: torch.tensor(x).to_sparse(),
-    **{kind: lambda x, kind=kind: x.astype(kind) for kind in ("f2", "f4", "f8", "g", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")},
-    **{f"torch {t}": lambda x, t=t: torch.tensor(x, dtype=t) for t in (torch.float16, torch.bfloat16, torch.uint8, torch.int16)},
-}  # fmt: skip
+    **{
+        kind: lambda x, kind=kind: x.astype(kind)
+        for kind in ("f2", "f4", "f8", "g", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
+    },
+    **{
+        f"torch {t}": lambda x, t=t: torch.tensor(x, dtype=t)
+        for t in (torch.float16, torch.bfloat16, torch.uint8, torch.int16)
+    },
+}
 
 
 @pytest.mark.filterwarnings("error")
@@ -233,12 +239,20 @@ def test_truth_values_are_numbers(make_run):
 @pytest.mark.parametrize(
     "x",
     [
-        np.array([[1, 2]], dtype=object), np.array([[1 + 1j, 2]]), torch.tensor([[1 + 1j, 2]]), [[1, None]], [[1, 2], [3]],
-        np.array([["a", "b"]]), pandas.DataFrame({"a": [1], "b": ["x"]}), np.array([["2020-01-01"] * 2], dtype="M8[D]"), None, "ab",
+        np.array([[1, 2]], dtype=object),
+        np.array([[1 + 1j, 2]]),
+        torch.tensor([[1 + 1j, 2]]),
+        [[1, None]],
+        [[1, 2], [3]],
+        np.array([["a", "b"]]),
+        pandas.DataFrame({"a": [1], "b": ["x"]}),
+        np.array([["2020-01-01"] * 2], dtype="M8[D]"),
+        None,
+        "ab",
         torch.empty(3, 2, device="meta"),
     ],
     ids=lambda x: type(x).__name__,
-)  # fmt: skip
+)
 def test_what_holds_no_numbers_is_refused(make_run, x):
     with pytest.raises(InputError, match=r"^x=.*: must have shape \(N, 2\) and hold numbers"):
         make_run().predict(x)

@@ -39,11 +39,23 @@ def serialised(messages: list[Message]) -> int:
 NAN = torch.tensor([0, 0, math.nan, 0, 0.0])
 BAD = {
     "nan": (lambda make, good: good | {"mean": NAN}, "mean is not finite in 1 of 5 entries, first entry 2: nan"),
-    "negative": (lambda make, good: good | {"precision": torch.tensor([1, 1, 1, -4.0, 1])}, "precision is not positive in 1 of 5 entries, first entry 3: -4"),
+    "negative": (
+        lambda make, good: good | {"precision": torch.tensor([1, 1, 1, -4.0, 1])},
+        "precision is not positive in 1 of 5 entries, first entry 3: -4",
+    ),
     "infinite": (lambda make, good: good | {"precision": torch.full((P,), math.inf)}, "precision is not finite"),
-    "shape": (lambda make, good: good | {"mean": torch.zeros(P + 1)}, r"array 'mean' has shape \(6,\), expected \(5,\)"),
-    "dtype": (lambda make, good: good | {"mean": torch.zeros(P).double()}, "array 'mean' has dtype float64, expected torch.float32"),
-    "name": (lambda make, good: {"mu": torch.zeros(P), "precision": torch.ones(P)}, r"expected arrays \['mean', 'precision'\], got \['mu', 'precision'\]"),
+    "shape": (
+        lambda make, good: good | {"mean": torch.zeros(P + 1)},
+        r"array 'mean' has shape \(6,\), expected \(5,\)",
+    ),
+    "dtype": (
+        lambda make, good: good | {"mean": torch.zeros(P).double()},
+        "array 'mean' has dtype float64, expected torch.float32",
+    ),
+    "name": (
+        lambda make, good: {"mu": torch.zeros(P), "precision": torch.ones(P)},
+        r"expected arrays \['mean', 'precision'\], got \['mu', 'precision'\]",
+    ),
     "missing array": (lambda make, good: {"mean": torch.zeros(P)}, r"got \['mean'\]"),
     "extra array": (lambda make, good: good | {"more": torch.zeros(1)}, "got .*'more'"),
     "no arrays": (lambda make, good: RecordDict(), r"expected arrays \['mean', 'precision'\], got NoneType"),
@@ -53,7 +65,7 @@ BAD = {
     "no examples": (lambda make, good: make(good, 0, 1), "num-examples is 0"),
     "error": (lambda make, good: RuntimeError("out of memory"), "RuntimeError: out of memory"),
     "silence": (lambda make, good: None, "no reply before the timeout"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

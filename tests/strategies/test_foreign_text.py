@@ -1,4 +1,6 @@
-"""What a stranger writes, in any kind of message: nothing of it reaches a terminal as control, and no file grows by it."""
+"""What a stranger writes, in any kind of message: nothing of it reaches a terminal as control, and no file grows by
+it.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,45 @@ def clean(text: str) -> bool:
 METRICS = {"num-examples": 1, "round": 1}
 ARRAYS = {"mean": torch.zeros(P), "precision": torch.ones(P)}
 CONTENT = {
-    "array names": lambda: RecordDict({"posterior": wire.pack({NASTY: torch.zeros(P)}), "metrics": MetricRecord(METRICS)}),
-    "stype": lambda: RecordDict({"posterior": ArrayRecord({n: Array("float32", (P,), LONG, b"") for n in ARRAYS}), "metrics": MetricRecord(METRICS)}),
-    "header": lambda: RecordDict({"posterior": ArrayRecord({n: Array("float32", (P,), "numpy.ndarray", b"\x93NUMPY\x01\x00\x76\x00" + (b"{'descr': '" + NASTY.encode() * 9)[:118]) for n in ARRAYS}), "metrics": MetricRecord(METRICS)}),
-    "metric names": lambda: RecordDict({"posterior": wire.pack(ARRAYS), "metrics": MetricRecord({**METRICS, NASTY: 1.0, LONG[:200_000]: 2.0, "accepted": 0, "reason": 1.0})}),
-    "many metrics": lambda: RecordDict({"posterior": wire.pack(ARRAYS), "metrics": MetricRecord({**METRICS, **{f"{k}{NASTY}": 1.0 for k in range(5000)}})}),
+    "array names": lambda: RecordDict(
+        {"posterior": wire.pack({NASTY: torch.zeros(P)}), "metrics": MetricRecord(METRICS)}
+    ),
+    "stype": lambda: RecordDict(
+        {
+            "posterior": ArrayRecord({n: Array("float32", (P,), LONG, b"") for n in ARRAYS}),
+            "metrics": MetricRecord(METRICS),
+        }
+    ),
+    "header": lambda: RecordDict(
+        {
+            "posterior": ArrayRecord(
+                {
+                    n: Array(
+                        "float32",
+                        (P,),
+                        "numpy.ndarray",
+                        b"\x93NUMPY\x01\x00\x76\x00" + (b"{'descr': '" + NASTY.encode() * 9)[:118],
+                    )
+                    for n in ARRAYS
+                }
+            ),
+            "metrics": MetricRecord(METRICS),
+        }
+    ),
+    "metric names": lambda: RecordDict(
+        {
+            "posterior": wire.pack(ARRAYS),
+            "metrics": MetricRecord({**METRICS, NASTY: 1.0, LONG[:200_000]: 2.0, "accepted": 0, "reason": 1.0}),
+        }
+    ),
+    "many metrics": lambda: RecordDict(
+        {
+            "posterior": wire.pack(ARRAYS),
+            "metrics": MetricRecord({**METRICS, **{f"{k}{NASTY}": 1.0 for k in range(5000)}}),
+        }
+    ),
     "record names": lambda: RecordDict({NASTY: MetricRecord(METRICS)}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -137,9 +137,19 @@ def test_messages_hold_the_posterior_and_plain_values(posterior, scripted) -> No
     grid = scripted(2, lambda c, r: posterior("diagonal", c, r))
     made.start(grid, num_rounds=2, train_config=ConfigRecord({"more": 1}))
     assert grid.methods[2][1] == {
-        "name": "bayes_admm", "round": 2, "accepted": 1, "durable": 0, "older": 0, "rho": 0.3, "damping": 0.2, "temperature": 0.7,
-        "proximal": 0.0, "learn_precision": False, "lr_factor": 0.25, "more": 1,
-    }  # fmt: skip
+        "name": "bayes_admm",
+        "round": 2,
+        "accepted": 1,
+        "durable": 0,
+        "older": 0,
+        "rho": 0.3,
+        "damping": 0.2,
+        "temperature": 0.7,
+        "proximal": 0.0,
+        "learn_precision": False,
+        "lr_factor": 0.25,
+        "more": 1,
+    }
     assert torch.equal(grid.sent[1][0]["mean"], torch.zeros(P))  # the prior's mean, not the initialisation
     assert torch.equal(grid.sent[1][0]["precision"], torch.full((P,), 3.0))
 

@@ -49,10 +49,18 @@ def test_bad_settings_name_the_field(kind: type, field: str, value: object) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        {"fraction": 1}, {"rho": 1}, {"damping": 0}, {"damping": 1}, {"alpha": 1}, {"alpha": None}, {"init_precision": None},
-        {"init_precision": 3.0}, {"covariance": "fixed", "prior_precision": 2.0, "init_precision": 2.0}, {"absent": "agree"},
+        {"fraction": 1},
+        {"rho": 1},
+        {"damping": 0},
+        {"damping": 1},
+        {"alpha": 1},
+        {"alpha": None},
+        {"init_precision": None},
+        {"init_precision": 3.0},
+        {"covariance": "fixed", "prior_precision": 2.0, "init_precision": 2.0},
+        {"absent": "agree"},
     ],
-)  # fmt: skip
+)
 def test_good_settings(options: dict) -> None:
     BayesADMM(**options)
 
@@ -106,7 +114,9 @@ SGD = ["client=sgd", "client.lr=0.3", "client.epochs=300", "client.batch_size=10
 
 @pytest.mark.parametrize(("mu", "client"), [(0.0, ["client=exact"]), (0.7, ["client=exact"]), (0.7, SGD)])
 def test_fedprox_rounds_in_closed_form(tmp_path, mu: float, client: list[str]) -> None:
-    """w_k = (H_k + mu)^-1 (b_k + mu w_g) for the mean loss with the *squared* norm; weighted by N_k. mu = 0 is FedAvg."""
+    """w_k = (H_k + mu)^-1 (b_k + mu w_g) for the mean loss with the *squared* norm; weighted by N_k. mu = 0 is
+    FedAvg.
+    """
     path, hessians, pulls, sizes = federated_least_squares(tmp_path)
     rounds = 1 if mu == 0 else 4  # at mu = 0 round 2 repeats round 1
     found = run(tmp_path, path, "strategy=fedprox", f"strategy.mu={mu}", f"rounds={rounds}", *client).posterior

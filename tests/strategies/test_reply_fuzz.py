@@ -53,25 +53,44 @@ numbers = st.one_of(st.floats(width=32), st.sampled_from([0.0, -1.0, 1.0, 3e38, 
 shapes = st.sampled_from([(), (P,), (P, P), (P + 1,), (0,), (1, P), (P, 1)])
 values = st.builds(
     lambda numbers, shape, dtype: np.resize(np.array(numbers, dtype=np.float64), shape).astype(dtype),
-    st.lists(numbers, min_size=1, max_size=P), shapes, st.sampled_from(["float32", "float64", "float16", "int64", ">f4"]),
-)  # fmt: skip
+    st.lists(numbers, min_size=1, max_size=P),
+    shapes,
+    st.sampled_from(["float32", "float64", "float16", "int64", ">f4"]),
+)
 edits = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4)
 arrays = st.one_of(
     st.builds(lambda v: Array(v), values),
-    st.builds(lambda v, e, c: Array(str(v.dtype), v.shape, NUMPY, mutated(Array(v).data, e, c)), values, edits, st.integers(0, 30)),
-    st.builds(lambda d, s, t, b: Array(d, s, t, b), st.text(max_size=5), shapes, st.sampled_from([NUMPY, "", "pickle"]), st.binary(max_size=90)),
+    st.builds(
+        lambda v, e, c: Array(str(v.dtype), v.shape, NUMPY, mutated(Array(v).data, e, c)),
+        values,
+        edits,
+        st.integers(0, 30),
+    ),
+    st.builds(
+        lambda d, s, t, b: Array(d, s, t, b),
+        st.text(max_size=5),
+        shapes,
+        st.sampled_from([NUMPY, "", "pickle"]),
+        st.binary(max_size=90),
+    ),
     st.builds(lambda n: Array("float32", (n,), NUMPY, _header(np.dtype("float32"), (n,))), st.integers(0, 2**62)),
-)  # fmt: skip
+)
 positive = st.floats(0.015625, 128.0, width=32)
 sound = st.builds(  # posteriors of the three families, most of them good
-    lambda mean, precision, shape: wire.pack({
-        "mean": torch.tensor(mean),
-        "precision": torch.diag(torch.tensor(precision)) if len(shape) == 2 else torch.tensor(precision)[: shape[0]].reshape(shape)
-        if shape else torch.tensor(precision[0]),
-    }),
-    st.lists(st.one_of(positive, numbers), min_size=P, max_size=P), st.lists(st.one_of(positive, positive, numbers), min_size=P, max_size=P),
+    lambda mean, precision, shape: wire.pack(
+        {
+            "mean": torch.tensor(mean),
+            "precision": torch.diag(torch.tensor(precision))
+            if len(shape) == 2
+            else torch.tensor(precision)[: shape[0]].reshape(shape)
+            if shape
+            else torch.tensor(precision[0]),
+        }
+    ),
+    st.lists(st.one_of(positive, numbers), min_size=P, max_size=P),
+    st.lists(st.one_of(positive, positive, numbers), min_size=P, max_size=P),
     st.sampled_from([(), (P,), (P, P)]),
-)  # fmt: skip
+)
 names = st.sampled_from(["mean", "precision", "x", ""])
 records = st.one_of(
     sound,
@@ -82,18 +101,29 @@ records = st.one_of(
 scalars = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(), st.sampled_from([0, 1, 1.0, 5]))
 metrics = st.one_of(
     st.builds(lambda n, f: MetricRecord({"round": 1, "num-examples": n, "floored": f}), scalars, scalars),
-    st.builds(lambda d: MetricRecord(d), st.dictionaries(st.sampled_from(["round", "num-examples", "loss", "floored"]), st.one_of(scalars, st.lists(st.floats(), max_size=2)))),
+    st.builds(
+        lambda d: MetricRecord(d),
+        st.dictionaries(
+            st.sampled_from(["round", "num-examples", "loss", "floored"]),
+            st.one_of(scalars, st.lists(st.floats(), max_size=2)),
+        ),
+    ),
     st.just(MetricRecord({"round": 1, "num-examples": 3})),
     st.just(ConfigRecord({"round": 1, "num-examples": 3})),
-)  # fmt: skip
+)
 points = sound.map(lambda record: ArrayRecord({"mean": record["mean"]}))
 contents = st.one_of(
-    st.builds(lambda p: RecordDict({"posterior": p, "metrics": MetricRecord({"round": 1, "num-examples": 3})}), st.one_of(sound, points)),
     st.builds(
-    lambda p, m, drop: RecordDict({n: r for n, r in (("posterior", p), ("metrics", m)) if n != drop}),
-    records, metrics, st.sampled_from(["", "", "", "posterior", "metrics"]),
-),
-)  # fmt: skip
+        lambda p: RecordDict({"posterior": p, "metrics": MetricRecord({"round": 1, "num-examples": 3})}),
+        st.one_of(sound, points),
+    ),
+    st.builds(
+        lambda p, m, drop: RecordDict({n: r for n, r in (("posterior", p), ("metrics", m)) if n != drop}),
+        records,
+        metrics,
+        st.sampled_from(["", "", "", "posterior", "metrics"]),
+    ),
+)
 
 
 @pytest.mark.parametrize("kind", list(MADE))
@@ -135,13 +165,19 @@ def good(mean: float = 0.5, precision: float = 2.0, **metrics: float) -> Message
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (good(mean=math.nan), "mean"), (good(mean=math.inf), "mean"), (good(precision=-1.0), "precision"),
-        (good(precision=0.0), "precision"), (good(mean=60.0), "norm 120, limits.mean_norm=100"),
-        (good(precision=2e4), "limits.precision=10000"), (good(round=0), "reply is of round 0"),
-        (good(**{"num-examples": math.inf}), "num-examples is inf"), (good(**{"num-examples": math.nan}), "num-examples is nan"),
-        (good(**{"num-examples": 0}), "num-examples is 0"), (good(**{"x" * 500: 1.0}), "limits.reply_bytes"),
+        (good(mean=math.nan), "mean"),
+        (good(mean=math.inf), "mean"),
+        (good(precision=-1.0), "precision"),
+        (good(precision=0.0), "precision"),
+        (good(mean=60.0), "norm 120, limits.mean_norm=100"),
+        (good(precision=2e4), "limits.precision=10000"),
+        (good(round=0), "reply is of round 0"),
+        (good(**{"num-examples": math.inf}), "num-examples is inf"),
+        (good(**{"num-examples": math.nan}), "num-examples is nan"),
+        (good(**{"num-examples": 0}), "num-examples is 0"),
+        (good(**{"x" * 500: 1.0}), "limits.reply_bytes"),
     ],
-)  # fmt: skip
+)
 def test_bounds(reply: Message, reason: str) -> None:
     strategy = made("diagonal")
     strategy.reader.limits = Limits(mean_norm=100, precision=1e4, reply_bytes=800)

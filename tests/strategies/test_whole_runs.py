@@ -23,9 +23,14 @@ STATEFUL = [
 ]
 ON_RAY = ["fedlap_cov", "krum", "scaffold"]
 QUICK = [
-    "experiment=digits_het10", "strategy.fraction=0.3", "client.epochs=1", "eval.every=9", "eval.samples=2", "display=false",
+    "experiment=digits_het10",
+    "strategy.fraction=0.3",
+    "client.epochs=1",
+    "eval.every=9",
+    "eval.samples=2",
+    "display=false",
     "figures=false",
-]  # fmt: skip
+]
 
 
 def start(path: Path, name: str, *overrides: str):

@@ -76,7 +76,9 @@ class Probe:
         self.subject = subject
 
     def after_round(self, round: int, posterior: Posterior) -> dict[str, float]:
-        """What goes into the line of ``rounds.jsonl``; round 0 is before training, ``posterior`` is where the model is."""
+        """What goes into the line of ``rounds.jsonl``; round 0 is before training, ``posterior`` is where the model
+        is.
+        """
         return {}
 
     def at_end(self, round: int, posterior: Posterior, ask: Ask) -> dict[str, float]:
@@ -91,7 +93,9 @@ class Probe:
         return {}
 
     def in_summary(self, records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-        """What ``summary.json`` says of the rounds, however the run ended; ``records`` are those of ``rounds.jsonl``."""
+        """What ``summary.json`` says of the rounds, however the run ended; ``records`` are those of
+        ``rounds.jsonl``.
+        """
         return {}
 
 

@@ -56,9 +56,15 @@ class OutOfDistribution(PredictiveProbe):
         if self.ood is None or round != subject.rounds or not len(subject.problem.test):
             return {}
         scores = ood_auroc(
-            subject.model, posterior, subject.problem.test, self._outside, subject.problem.likelihood, samples=self.samples,
-            generator=subject.generator(round, "ood"), **self.options,
-        )  # fmt: skip
+            subject.model,
+            posterior,
+            subject.problem.test,
+            self._outside,
+            subject.problem.likelihood,
+            samples=self.samples,
+            generator=subject.generator(round, "ood"),
+            **self.options,
+        )
         return {f"ood/auroc_{kind}": value for kind, value in scores.items()}
 
 
