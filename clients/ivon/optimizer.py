@@ -270,9 +270,8 @@ class IVON(IVONPosterior):
     def _hess_step(
         group: dict[str, Any], g: Group, product: Tensor, slope: Tensor, work: Tensor, alive: Tensor | None
     ) -> None:
-        share, scale = 1 - group["beta2"], constant(math.sqrt(group["ess"]), g.total)
-        share = share if alive is None else (alive * share).to(g.total.dtype)
-        hess_step(g.total, g.root, product, slope, g.bound, scale=scale, share=share, work=work)
+        numbers = {"share": 1 - group["beta2"], "scale": constant(math.sqrt(group["ess"]), g.total)}
+        hess_step(g.total, g.root, product, slope, g.bound, work=work, alive=alive, **numbers)
 
     def _shared_hess_step(self, alive: Tensor | None) -> None:
         """The step of the one h of the isotropic family, with hhat averaged over all parameters."""
@@ -285,10 +284,10 @@ class IVON(IVONPosterior):
     def _mean_step(self, group: dict[str, Any], g: Group, debias: float | Tensor, alive: Tensor | None) -> None:
         like, share = g.flat.vector, 1 - group["beta1"]
         divisor = debias.to(like.dtype) if isinstance(debias, Tensor) else constant(debias, like)
-        rate = constant(-float(group["lr"]), like) / divisor
+        rate = -float(group["lr"]) / (divisor if isinstance(debias, Tensor) else debias)
         if self.rescale_lr:
             rate = torch.as_tensor(group["hess_init"] + g.damping, dtype=like.dtype, device=like.device) * rate
         if alive is not None:
-            rate, share = rate * alive, (alive * share).to(like.dtype)
+            rate, share = (rate * alive).to(like.dtype), (alive * share).to(like.dtype)
         numbers: dict[str, Any] = {"share": share, "debias": divisor, "rate": rate, "clip_radius": group["clip_radius"]}
         mean_step(like, g.momentum, g.gradient, g.total, g.slope, g.offset, work=g.sample, **numbers)

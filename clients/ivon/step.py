@@ -34,8 +34,9 @@ def hess_step(
     bound: Tensor,
     *,
     scale: Tensor,
-    share: float | Tensor,
+    share: float,
     work: Tensor,
+    alive: Tensor | None = None,
 ) -> None:
     r"""Move the curvature towards its estimate :math:`\hat h = \sqrt{\lambda (h + \delta)}\, z \hat g - V`.
 
@@ -51,11 +52,14 @@ def hess_step(
         slope: :math:`\delta - V`.
         bound: smallest D.
         scale: :math:`\sqrt\lambda`.
-        share: :math:`1 - \beta_2`; 0 changes nothing.
+        share: :math:`1 - \beta_2`.
         work: (..., D) to be overwritten.
+        alive: () bool, False to change nothing; None for True.
     """
-    torch.div(slope, total, out=work).addcmul_(product, scale)  # (hhat + delta) / D
-    torch.lerp(number(1.0, total), work, share, out=work)  # w
+    torch.addcdiv(number(1 - share, total), slope, total, value=share, out=work)
+    work.addcmul_(product, scale * share)  # w
+    if alive is not None:
+        work.masked_fill_(~alive, 1.0)
     torch.addcmul(number(0.5, total), work, work, value=0.5, out=work)
     torch.maximum(total.mul_(work), bound, out=total)
     torch.rsqrt(total, out=root)
@@ -71,7 +75,7 @@ def mean_step(
     *,
     share: float | Tensor,
     debias: Tensor,
-    rate: Tensor,
+    rate: float | Tensor,
     clip_radius: float,
     work: Tensor,
 ) -> None:
@@ -95,12 +99,16 @@ def mean_step(
         work: (..., P) to be overwritten.
     """
     momentum.lerp_(gradient, share)
-    torch.mul(mean, slope, out=work).sub_(offset)
-    torch.addcmul(momentum, work, debias, out=work).div_(total)
+    torch.addcmul(offset, slope, mean, value=-1.0, out=work)
+    torch.addcmul(momentum, work, debias, value=-1.0, out=work)
+    if clip_radius == math.inf and isinstance(rate, float):  # one pass over memory less
+        mean.addcdiv_(work, total, value=rate)
+        return
+    work.div_(total)
     if clip_radius < math.inf:
         bound = clip_radius * debias
         torch.clamp(work, -bound, bound, out=work)
-    mean.addcmul_(work, rate)
+    mean.add_(work, alpha=rate) if isinstance(rate, float) else mean.addcmul_(work, rate)
 
 
 def number(value: float, like: Tensor) -> Tensor:

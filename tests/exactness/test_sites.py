@@ -171,7 +171,7 @@ def test_moving_average_on_a_loss_that_is_not_quadratic(linear_problem, federati
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_curvature_form_of_the_dual(quadratics, federation, monkeypatch, dtype, tolerance: float) -> None:
-    """V_k += gamma N/tau h_k; v_k += gamma rho S_g (m_k - m_g) + gamma N/tau h_k m_k (docs/method.md 7), from IVON's own h.
+    """V_k += gamma N/tau h_k; v_k += gamma rho S_g (m_k - m_g) + gamma N/tau h_k m_k, from IVON's own h.
 
     In float32 the handler's S_k - S_g cancels digits that h has: hence the wider tolerance, relative to the largest
     entry.
