@@ -270,8 +270,9 @@ class IVON(IVONPosterior):
     def _hess_step(
         group: dict[str, Any], g: Group, product: Tensor, slope: Tensor, work: Tensor, alive: Tensor | None
     ) -> None:
-        numbers = {"share": 1 - group["beta2"], "scale": constant(math.sqrt(group["ess"]), g.total)}
-        hess_step(g.total, g.root, product, slope, g.bound, work=work, alive=alive, **numbers)
+        share, scale = 1 - group["beta2"], constant(math.sqrt(group["ess"]), g.total)
+        share = share if alive is None else (alive * share).to(g.total.dtype)
+        hess_step(g.total, g.root, product, slope, g.bound, scale=scale, share=share, work=work)
 
     def _shared_hess_step(self, alive: Tensor | None) -> None:
         """The step of the one h of the isotropic family, with hhat averaged over all parameters."""

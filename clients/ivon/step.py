@@ -34,9 +34,8 @@ def hess_step(
     bound: Tensor,
     *,
     scale: Tensor,
-    share: float,
+    share: float | Tensor,
     work: Tensor,
-    alive: Tensor | None = None,
 ) -> None:
     r"""Move the curvature towards its estimate :math:`\hat h = \sqrt{\lambda (h + \delta)}\, z \hat g - V`.
 
@@ -52,14 +51,11 @@ def hess_step(
         slope: :math:`\delta - V`.
         bound: smallest D.
         scale: :math:`\sqrt\lambda`.
-        share: :math:`1 - \beta_2`.
+        share: :math:`1 - \beta_2`; 0 changes nothing.
         work: (..., D) to be overwritten.
-        alive: () bool, False to change nothing; None for True.
     """
-    torch.addcdiv(number(1 - share, total), slope, total, value=share, out=work)
-    work.addcmul_(product, scale * share)  # w
-    if alive is not None:
-        work.masked_fill_(~alive, 1.0)
+    torch.div(slope, total, out=work).addcmul_(product, scale)  # (hhat + delta) / D
+    torch.lerp(number(1.0, total), work, share, out=work)  # w
     torch.addcmul(number(0.5, total), work, work, value=0.5, out=work)
     torch.maximum(total.mul_(work), bound, out=total)
     torch.rsqrt(total, out=root)
@@ -99,8 +95,8 @@ def mean_step(
         work: (..., P) to be overwritten.
     """
     momentum.lerp_(gradient, share)
-    torch.addcmul(offset, slope, mean, value=-1.0, out=work)
-    torch.addcmul(momentum, work, debias, value=-1.0, out=work)
+    torch.mul(mean, slope, out=work).sub_(offset)
+    torch.addcmul(momentum, work, debias, out=work)
     if clip_radius == math.inf and isinstance(rate, float):  # one pass over memory less
         mean.addcdiv_(work, total, value=rate)
         return
