@@ -175,4 +175,6 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
         if target.partition(".")[0] in ("", "None", *OWN)
         else f"; what {target} takes besides goes with +{key}={value}"
     )
+    if parent == "eval" and any(override.startswith("eval.probes=") for override in overrides):
+        more = f"; a key of a probe of your own goes with +{key}={value}"
     return InputError(key, value, f"no such key; {did_you_mean(leaf, names)}valid: {', '.join(sorted(names))}{more}")

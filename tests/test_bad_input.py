@@ -41,6 +41,7 @@ def refused(tmp_path, capfd, monkeypatch) -> Callable[..., str]:
         ("client.learning_rat=1", ["client.learning_rat=1", "valid:", "lr"]),
         ("eval.evry=2", ["eval.evry=2", "did you mean 'every'"]),
         ("+new.key=1", ["new", "no such key"]),
+        ("eval.own=1", ["eval.own=1", "no such key", "valid: at_once"]),
         ("+strategy.gamma=1", ["strategy.gamma=1", "no such key", "damping"]),
         ("strategy=bayes_adm", ["strategy=bayes_adm", "did you mean 'bayes_admm'"]),
         ("strategy=unknown", ["strategy=unknown", "valid: bayes_admm, bregman_admm"]),

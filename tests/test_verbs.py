@@ -31,6 +31,20 @@ def test_a_verb_of_another_package(tmp_path, monkeypatch, capsys):
         package.verbs.cache_clear()
 
 
+@pytest.mark.parametrize("source", [b"def main(:\n", b"\xff", b"a\0b", b""], ids=["syntax", "bytes", "null", "empty"])
+def test_a_broken_module_of_another_package_is_no_verb_and_breaks_none(tmp_path, monkeypatch, source):
+    (tmp_path / "broken_verb.py").write_bytes(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("greet", "broken_verb", "bayesfed.verbs")
+    monkeypatch.setattr(package, "entry_points", lambda group: [point])
+    package.verbs.cache_clear()
+    try:
+        assert "greet" not in package.verbs()
+        assert "compare" in package.verbs()
+    finally:
+        package.verbs.cache_clear()
+
+
 @pytest.mark.parametrize("args", [["--help"], ["compare", "--help"], ["no_such_verb"]])
 def test_what_only_answers_imports_neither_torch_nor_hydra(args):
     code = "import sys; from bayesfed.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

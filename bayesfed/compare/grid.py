@@ -120,7 +120,7 @@ def check_budget(runs: Sequence[Run]) -> list[str]:
         methods = {run.method: run.cfg for run in runs if run.setting == setting}
         for key in BUDGET_KEYS:
             group, _, leaf = key.rpartition(".")
-            values = {name: (cfg[group] if group else cfg).get(leaf) for name, cfg in methods.items()}
+            values = {name: _value(cfg, group, leaf) for name, cfg in methods.items()}
             if len(set(values.values())) > 1:
                 listed = ", ".join(f"{name} {'-' if value is None else value}" for name, value in values.items())
                 raise InputError(
@@ -134,6 +134,14 @@ def check_budget(runs: Sequence[Run]) -> list[str]:
             listed = ", ".join(f"{name} {count}" for name, count in samples.items())
             notes.append(f"{setting}: equal epochs, but gradients a step differ ({listed}): see gradient_evaluations")
     return notes
+
+
+def _value(cfg: DictConfig, group: str, leaf: str) -> object:
+    """The key's value; where a class of somebody's own leaves it out of its YAML, what its constructor made of it."""
+    if not group:
+        return cfg.get(leaf)
+    section = cfg[group]
+    return section[leaf] if leaf in section else getattr(build(section, group, cfg.seed), leaf, None)
 
 
 def check_fit(runs: Sequence[Run]) -> None:

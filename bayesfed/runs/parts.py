@@ -26,7 +26,15 @@ def look_at_client(strategy: Any) -> None:
         fix = f"derive it from {Trainer.__module__}.{Trainer.__name__}"
         raise InputError("strategy.client", plain_text(getattr(kind, "__name__", kind)), fix)
     with own_code("strategy", f"{kind.__module__}.{kind.__qualname__}", "the constructor of its client half"):
-        inspect.signature(kind).bind(**dict.fromkeys(GIVEN))
+        signature = inspect.signature(kind)
+    try:
+        signature.bind(**dict.fromkeys(GIVEN))
+    except TypeError as error:
+        fix = f"its constructor {error}; bayesfed gives {', '.join(GIVEN)}; the method's own values go with local_settings"
+        raise InputError("strategy.client", plain_text(kind.__name__), fix) from error
+    if kind.settle is not Trainer.settle and not kind.remembers:
+        fix = "settle() keeps nothing without remembers = True"
+        raise InputError("strategy.client", plain_text(kind.__name__), fix)
 
 
 def check_fit(cfg: DictConfig, strategy: Any, solver: Any, problem: Problem, num_parameters: int) -> None:

@@ -53,7 +53,11 @@ def verbs() -> dict[str, Verb]:
             files[path.stem] = path, f"bayesfed.{package}.{path.stem}"
     known = {}
     for name, (path, module) in sorted(files.items()):
-        summary, _, usage = (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n\nusage: ")
+        try:
+            text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except (OSError, SyntaxError, ValueError):  # a package that is broken takes only its own verb with it
+            continue
+        summary, _, usage = text.partition("\n\nusage: ")
         if usage:
             known[name] = Verb(summary.removesuffix("."), f"usage: {usage}", module)
     return known

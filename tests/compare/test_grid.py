@@ -62,6 +62,17 @@ def test_unequal_budgets_are_refused():
         check_budget(runs)
 
 
+def test_what_an_own_strategy_leaves_out_of_its_yaml_is_its_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "mine.yaml").write_text("_target_: strategies.FedAvg\nname: mine\n")
+    runs = runs_of("strategy=fedavg,mine")
+    assert check_budget(runs) == []
+    runs[0].cfg.strategy.fraction = 0.5
+    with pytest.raises(InputError, match=r"strategy.fraction=fedavg 0.5, mine 1.0: "):
+        check_budget(runs)
+
+
 def test_epochs_are_a_setting_and_samples_are_noted():
     runs = runs_of("strategy=fedavg,bayes_admm", "client.epochs=1,2", "client.mc_samples=3")
     assert {r.setting for r in runs} == {"digits_het10 client.epochs=1", "digits_het10 client.epochs=2"}

@@ -82,3 +82,8 @@ def test_a_users_own_probe_is_one_file(own, tmp_path):
         bayesfed.run([*options, "+eval.norm_scale=0", f"hydra.run.dir={tmp_path}/s"])
     with pytest.raises(ValueError, match="another probe has a metric 'mean/nll'"):
         bayesfed.run([*quick, "eval.probes=[own_probe.Taken]", f"hydra.run.dir={tmp_path}/t"])
+
+
+def test_a_key_of_an_own_probe_without_plus_is_told_so(own):
+    with pytest.raises(InputError, match=r"eval\.own=1: no such key; .*goes with \+eval\.own=1"):
+        bayesfed.run([f"eval.probes=[{own}]", "eval.own=1"])

@@ -351,3 +351,19 @@ def test_a_client_half_whose_constructor_raises(attempt) -> None:
         raise KeyError("x")
 
     assert isinstance(attempt(strategy=with_client(subclass(Trainer, "__init__", act))), RunFailed)
+
+
+def test_a_client_half_that_would_keep_nothing(attempt) -> None:
+    outcome = attempt(strategy=with_client(subclass(Trainer, "settle", lambda self, *given: {"kept": torch.ones(1)})))
+    assert isinstance(outcome, InputError)
+    assert "settle() keeps nothing without remembers = True" in str(outcome)
+
+
+def test_a_client_half_whose_constructor_takes_other_arguments(attempt) -> None:
+    def takes_a_rate(self, rate: float = 1.0) -> None:
+        raise AssertionError
+
+    outcome = attempt(strategy=with_client(subclass(Trainer, "__init__", takes_a_rate)))
+    assert isinstance(outcome, InputError)
+    assert "bayesfed gives name, family, " in str(outcome)
+    assert "local_settings" in str(outcome)
