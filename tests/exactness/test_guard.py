@@ -1,4 +1,4 @@
-"""The positivity guard against an injected dual of negative curvature (design 7; spec 1.10 test 9)."""
+"""The positivity guard against an injected dual of negative curvature (docs/method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quadratic clients with the exact solver: one round, or a known contraction (spec 1.5, 1.10 tests 1 and 2)."""
+"""Quadratic clients with the exact solver: one round, or a known contraction (docs/method.md 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client sampling on diagonal quadratics (spec 1.9; 1.10 test 10)."""
+"""Client sampling on diagonal quadratics (docs/method.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites: their sum on the server and on the clients, and what a dual step does to them (spec 1.3, 1.6; 1.10 test 4)."""
+"""Sites: their sum on the server and on the clients, and what a dual step does to them (docs/method.md 2, 7)."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_moving_average_on_a_loss_that_is_not_quadratic(linear_problem, federati
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_curvature_form_of_the_dual(quadratics, federation, monkeypatch, dtype, tolerance: float) -> None:
-    """V_k += gamma N/tau h_k; v_k += gamma rho S_g (m_k - m_g) + gamma N/tau h_k m_k (spec 1.6), from IVON's own h.
+    """V_k += gamma N/tau h_k; v_k += gamma rho S_g (m_k - m_g) + gamma N/tau h_k m_k (docs/method.md 7), from IVON's own h.
 
     In float32 the handler's S_k - S_g cancels digits that h has: hence the wider tolerance, relative to the largest entry.
     """

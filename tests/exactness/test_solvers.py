@@ -1,4 +1,4 @@
-"""Iterative solvers against the closed form of the local problem (spec 1.5, 1.6; 1.10 test 7)."""
+"""Iterative solvers against the closed form of the local problem (docs/method.md 7)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def diagonal_case(quadratics) -> tuple:
 
 
 def closed_form(data, server, site) -> tuple[Tensor, Tensor]:
-    """Mean and precision of a diagonal client, from the formulas of spec 1.5."""
+    """Mean and precision of a diagonal client, from the formulas of docs/method.md 7."""
     curvature, pull, V = data.curvature(0).diagonal() / TAU, data.pull(0) / TAU, site.precision
     precision = server.precision + (curvature - V) / RHO
     return (server.precision * server.mean + (pull - site.linear) / RHO) / precision, precision

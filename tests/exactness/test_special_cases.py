@@ -1,4 +1,4 @@
-"""Known algorithms as settings of BayesADMM, each against its own recursion (spec 1.4, 1.7, 1.8; 1.10 tests 3, 5, 6)."""
+"""Known algorithms as settings of BayesADMM, each against its own recursion (docs/method.md 5, 6)."""
 
 from __future__ import annotations
 
