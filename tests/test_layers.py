@@ -1,6 +1,7 @@
 """Dependencies point one way: between the packages, between bayesfed's rooms, and between modules."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_no_rooms_import_each_other():
     for module, imports in arrows().items():
         rooms.setdefault(room(module), set()).update(room(i) for i in imports if room(i) != room(module))
     assert circle(rooms) == []
+
+
+def test_rooms_import_those_above_them_in_the_table():
+    """Of docs/architecture.md; rooms in one row, and what is in no row, are not compared."""
+    table = (ROOT / "docs/architecture.md").read_text().partition("## Rooms")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    place = {name: row for row, cell in enumerate(first) for name in re.findall(r"`(?:bayesfed/)?(\w+)`", cell)}
+    assert len(place) >= 14
+    pairs = {(room(module), room(i)) for module, imports in arrows().items() for i in imports}
+    assert [(a, b) for a, b in pairs if a in place and b in place and place[b] > place[a]] == []
 
 
 def test_the_check_sees_circles():

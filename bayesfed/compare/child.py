@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from bayesfed import accelerate
 from bayesfed.app import Plain, plain
 from bayesfed.checksum import data_digest
 from bayesfed.compare.grid import digest
@@ -91,11 +92,12 @@ def _run(overrides: Sequence[str], directory: Path) -> None:
                 if left.name != NAME:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
     if RunDirectory(directory).is_run:
-        cfg = compose_config(quiet)
+        cfg, given = compose_config(quiet), []
         cfg.resume = str(directory)
-        run_config(cfg, [], began, patience)
     else:
-        run_config(compose_config(quiet, str(directory)), quiet, began, patience)
+        cfg, given = compose_config(quiet, str(directory)), quiet
+    accelerate.start(cfg.accelerate)  # a process of bayesfed's own
+    run_config(cfg, given, began, patience)
 
 
 def _print_to(log: Path) -> None:

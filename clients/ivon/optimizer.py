@@ -167,7 +167,7 @@ class IVON(IVONPosterior):
                 fused.draw(g, noise, scale, self._noise)
             else:
                 self._fill(g, noise, train)
-                draw(g.flat.vector, g.root, noise, constant(scale, g.root), out=g.sample)
+                draw(g.flat.vector, g.root, noise, scale, out=g.sample)
             for part in g.flat.frozen:
                 noise[part].zero_()
                 g.sample[part].copy_(g.flat.vector[part])
@@ -236,8 +236,9 @@ class IVON(IVONPosterior):
             alive = self._good > 0
             self._idle = ~alive + (0 if self._idle is None else self._idle)
             steps = (self._steps - self._idle).clamp(min=1)
+        products = self.sync or self._samples > 1  # else the noise is still z root
         if self.hess_structure == "scalar":
-            self._shared_hess_step(alive)
+            self._shared_hess_step(products, alive)
         for group, g in zip(self.param_groups, self._groups, strict=True):
             debias = 1 - group["beta1"] ** steps if self.debias else 1.0
             diagonal = (g.total, g.root) if self.hess_structure == "diagonal" else ()
@@ -246,15 +247,19 @@ class IVON(IVONPosterior):
                     fused.update(group, g, debias, self.rescale_lr)
                     continue
                 if diagonal:
-                    self._hess_step(group, g, g.noise, g.slope, g.work, alive)
+                    factors = g.noise, constant(1.0, g.noise) if products else g.gradient
+                    self._hess_step(group, g, *factors, g.slope, g.work, alive)
                 self._mean_step(group, g, debias, alive)
 
     def _average(self) -> int:
-        """Turn gradients, and noise into its products with them, into averages over the samples; how many there are."""
+        """Turn gradients, and their products with the noise, into averages over the samples; how many there are.
+
+        The noise of a step's only sample stays as it is, unless other ranks' products are added.
+        """
         samples = self._samples
         for g in self._groups:
             g.gather()
-            if samples == 1:
+            if samples == 1 and self.sync:
                 g.noise.mul_(g.gradient)
             elif not samples:  # all refused: other ranks go on
                 g.noise.zero_(), g.gradient.zero_()
@@ -268,27 +273,32 @@ class IVON(IVONPosterior):
 
     @staticmethod
     def _hess_step(
-        group: dict[str, Any], g: Group, product: Tensor, slope: Tensor, work: Tensor, alive: Tensor | None
+        group: dict[str, Any], g: Group, first: Tensor, second: Tensor, slope: Any, work: Tensor, alive: Tensor | None
     ) -> None:
-        share, scale = 1 - group["beta2"], constant(math.sqrt(group["ess"]), g.total)
-        share = share if alive is None else (alive * share).to(g.total.dtype)
-        hess_step(g.total, g.root, product, slope, g.bound, scale=scale, share=share, work=work)
+        share = 1 - group["beta2"]
+        weight = share * math.sqrt(group["ess"])
+        hess_step(
+            g.total, g.root, first, second, slope, g.bound, weight=weight, share=share, work=work, alive=alive
+        )  # fmt: skip
 
-    def _shared_hess_step(self, alive: Tensor | None) -> None:
+    def _shared_hess_step(self, products: bool, alive: Tensor | None) -> None:
         """The step of the one h of the isotropic family, with hhat averaged over all parameters."""
         g = self._groups[0]
         count = sum(p.numel() for other in self._groups for p in other.flat.parameters if p.requires_grad)
-        product = torch.stack([other.noise.sum() for other in self._groups]).sum().to(g.total.dtype) / count
+        sums = [other.noise.sum() if products else torch.dot(other.noise, other.gradient) for other in self._groups]
+        product = torch.stack(sums).sum().to(g.total.dtype)
         slope = g.damping - average([other.site_quadratic for other in self._groups], self._groups)
-        self._hess_step(self.param_groups[0], g, product, slope, torch.empty_like(g.total), alive)
+        each = constant(1 / count, product)
+        self._hess_step(self.param_groups[0], g, product, each, slope, torch.empty_like(g.total), alive)
 
     def _mean_step(self, group: dict[str, Any], g: Group, debias: float | Tensor, alive: Tensor | None) -> None:
-        like, share = g.flat.vector, 1 - group["beta1"]
-        divisor = debias.to(like.dtype) if isinstance(debias, Tensor) else constant(debias, like)
-        rate = -float(group["lr"]) / (divisor if isinstance(debias, Tensor) else debias)
+        like = g.flat.vector
+        share: float | Tensor = 1 - group["beta1"]
+        rate: float | Tensor = -float(group["lr"])
         if self.rescale_lr:
-            rate = torch.as_tensor(group["hess_init"] + g.damping, dtype=like.dtype, device=like.device) * rate
+            rate = (group["hess_init"] + g.damping) * rate
         if alive is not None:
-            rate, share = (rate * alive).to(like.dtype), (alive * share).to(like.dtype)
-        numbers: dict[str, Any] = {"share": share, "debias": divisor, "rate": rate, "clip_radius": group["clip_radius"]}
+            rate, share = (alive * rate).to(like.dtype), (alive * share).to(like.dtype)
+        debias = debias.to(like.dtype) if isinstance(debias, Tensor) else debias
+        numbers: dict[str, Any] = {"share": share, "debias": debias, "rate": rate, "clip_radius": group["clip_radius"]}
         mean_step(like, g.momentum, g.gradient, g.total, g.slope, g.offset, work=g.sample, **numbers)

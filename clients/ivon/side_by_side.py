@@ -48,7 +48,7 @@ class State:
             for i in (0, 1)
         )
         mean = clients.matrix([p.server.mean for p in problems])
-        slope, offset, bound = objective(delta, delta, mean, linear, quadratic, solver.min_precision, delta)
+        slope, offset, bound = objective(delta, delta, mean, linear, quadratic, solver.min_precision, delta.dtype)
         total = delta + clients.column([solver.hess_init if p.round == 1 else 0.0 for p in problems])
         start, momentum = clients.matrix([p.start() for p in problems]), clients.remembered("momentum")
         return cls(start, momentum, total, total.rsqrt(), slope, offset, bound, ess)
@@ -70,9 +70,10 @@ class State:
             self.total,
             self.root,
             product if alike else product.mean(1, keepdim=True),
+            self.ess.sqrt(),
             self.slope,
             self.bound,
-            scale=self.ess.sqrt(),
+            weight=1 - solver.beta2,
             share=1 - solver.beta2,
             work=work if alike else torch.empty_like(self.total),
         )
@@ -164,7 +165,7 @@ def solve(
         for step in steps:
             sampler.draw(step)
             debias = [1 - solver.beta1 ** (before + step + 1) for before in seen[:active]]
-            rates = [-rate / factor for rate, factor in zip(clients.rates(step, active), debias, strict=True)]
+            rates = [-rate for rate in clients.rates(step, active)]
             state.step(sampler, clients.column(rates), clients.column(debias))
 
     losses, precision = clients.losses.tolist(), whole.precision

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayesfed.errors import InputError, number
 from clients.flat import FlatParameters, spread
+from clients.ivon.step import hold
 
 VECTORS = ("prior_mean", "prior_precision", "site_linear", "site_quadratic", "hess")  # arguments for all groups or one
 _GIVEN = ("initial", "damping", "delta", "prior_mean", "site_linear", "site_quadratic", "pair")
@@ -35,9 +36,9 @@ class Group:
     total: Tensor  # h + damping, > 0
     root: Tensor  # 1 / sqrt(total)
     initial: Tensor  # h at the start; () if it was constant
-    bound: Tensor = field(init=False)  # smallest total; this and the next are (P,) or ()
-    slope: Tensor = field(init=False)  # gradient of prior and sites at m: slope * m - offset
-    offset: Tensor = field(init=False)
+    bound: float | Tensor = 0.0  # smallest total
+    slope: float | Tensor = 0.0  # gradient of prior and sites at m: slope * m - offset
+    offset: float | Tensor = 0.0
     extra: Tensor | None = None  # gradient of the second and later samples of a step
     pieces: list[Tensor] | None = None  # gradient of the only sample of a step, as autograd made it
     pair: Tensor | None = None  # z of the last sample, whose mirror image is due (antithetic)
@@ -60,10 +61,10 @@ class Group:
 
     def refresh(self, min_precision: float) -> None:
         """Recompute what follows from the total, delta, the prior mean and the sites."""
-        terms = objective(
-            self.delta, self.damping, self.prior_mean, self.site_linear, self.site_quadratic, min_precision, self.total
-        )
-        self.slope, self.offset, self.bound = terms
+        self.slope, self.offset, self.bound = objective(
+            self.delta, self.damping, self.prior_mean, self.site_linear, self.site_quadratic, min_precision,
+            self.total.dtype,
+        )  # fmt: skip
         torch.rsqrt(self.total, out=self.root)
 
     @property
@@ -90,18 +91,15 @@ def objective(
     linear: float | Tensor,
     quadratic: float | Tensor,
     min_precision: float,
-    like: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What prior and sites (v, V) contribute to a step (:mod:`clients.ivon.step`), in dtype and place of ``like``.
+    dtype: torch.dtype,
+) -> tuple[Any, Any, Any]:
+    """What prior and sites (v, V) contribute to a step (:mod:`clients.ivon.step`); numbers where all of it are numbers.
 
     Returns:
         slope ``delta - V``, offset ``delta prior_mean - v``, and the smallest ``h + delta``: ``min_precision`` of
-        ``damping``, or what rounding leaves of it.
+        ``damping``, or what rounding in ``dtype`` leaves of it.
     """
-    lowest = max(min_precision, torch.finfo(like.dtype).eps)
-    terms = delta - quadratic, delta * prior_mean - linear, damping * lowest
-    slope, offset, bound = (torch.as_tensor(term, dtype=like.dtype, device=like.device) for term in terms)
-    return slope, offset, bound
+    return delta - quadratic, delta * prior_mean - linear, damping * max(min_precision, torch.finfo(dtype).eps)
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -214,7 +212,7 @@ def follow(groups: Sequence[Group], settings: Sequence[dict[str, Any]], min_prec
     for g, group, delta, damping in zip(groups, settings, deltas, dampings, strict=True):
         g.delta, g.damping, g.told = delta, damping, (group["weight_decay"], group["ess"])
         g.refresh(min_precision)
-        torch.maximum(g.total, g.bound, out=g.total)
+        hold(g.total, g.bound)
         torch.rsqrt(g.total, out=g.root)
 
 
