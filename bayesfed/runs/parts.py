@@ -30,7 +30,8 @@ def look_at_client(strategy: Any) -> None:
     try:
         signature.bind(**dict.fromkeys(GIVEN))
     except TypeError as error:
-        fix = f"its constructor {error}; bayesfed gives {', '.join(GIVEN)}; the method's own values go with local_settings"
+        gives = ", ".join(GIVEN)
+        fix = f"its constructor {error}; bayesfed gives {gives}; the method's own values go with local_settings"
         raise InputError("strategy.client", plain_text(kind.__name__), fix) from error
     if kind.settle is not Trainer.settle and not kind.remembers:
         fix = "settle() keeps nothing without remembers = True"
