@@ -23,9 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes above."""
     for library in ("FLWR_TELEMETRY", "RAY_USAGE_STATS"):  # a process of its own, which tells nobody what it does
         os.environ.setdefault(f"{library}_ENABLED", "0")
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "accelerate=off" not in args:  # torch looks at its first tensor, which comes with the check of a configuration
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see `use_large_pages` of bayesfed.accelerate
     with steady():
         try:
-            code = _main(list(sys.argv[1:] if argv is None else argv))
+            code = _main(args)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2

@@ -83,3 +83,28 @@ CLI = BLOCK.format(blocked={"torch"}) + "from bayesfed.cli import main; main()"
 )
 def test_help_and_a_wrong_key_need_no_torch(args: list[str], code: int, told: str) -> None:
     assert told in python(CLI, *args, code_expected=code)
+
+
+PAGES = """
+import bayesfed.runs.launch as launch
+def pages(cfg, *args):
+    import torch
+    large = torch.zeros(1 << 23)
+    address, here = large.data_ptr(), False
+    for line in open("/proc/self/smaps"):
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            low, high = (int(end, 16) for end in first.split("-"))
+            here = low <= address < high
+        elif here and first == "VmFlags:":
+            print("large pages" if "hg" in rest else "usual pages")
+    raise KeyboardInterrupt
+launch.run_config = pages
+from bayesfed.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("auto", "large"), ("off", "usual")])
+def test_the_command_asks_for_large_pages_before_the_first_tensor(mode: str, kind: str) -> None:
+    assert f"{kind} pages" in python(PAGES, "rounds=1", f"accelerate={mode}", code_expected=130)
