@@ -245,7 +245,7 @@ def test_scaffolds_control_variate_divides_by_the_steps_taken(tmp_path, side_by_
 
 
 def test_fedpa_spreads_its_samples_over_the_steps_taken(tmp_path, monkeypatch):
-    from clients import fedpa
+    from strategies import fedpa
 
     seen = []
     before = fedpa.PathSamples.__init__
