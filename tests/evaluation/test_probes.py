@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import bayesfed
 from bayesfed.composing import ROOT, conf_dir
-from bayesfed.errors import InputError
+from bayesfed.errors import InputError, RunFailed
 from bayesfed.evaluation.probes import OTHERS, built_in, make_probes
 
 OWN = """
@@ -31,6 +31,21 @@ class Norm(Probe):
 class Taken(Norm):
     def after_round(self, round, posterior):
         return {"mean/nll": 0.0}
+
+@dataclass(kw_only=True)
+class Broken(Norm):
+    when: str = "begin"
+
+    def begin(self, subject):
+        assert self.when != "begin", "no luck"
+
+    def after_round(self, round, posterior):
+        assert self.when != "after_round", "no luck"
+        return {}
+
+    def in_summary(self, records):
+        assert self.when != "in_summary", "no luck"
+        return {}
 """
 
 
@@ -80,8 +95,22 @@ def test_a_users_own_probe_is_one_file(own, tmp_path):
     assert result.summary["norm"] == pytest.approx(3 * norm)
     with pytest.raises(InputError, match=r"eval\.norm_scale=0: must be"):
         bayesfed.run([*options, "+eval.norm_scale=0", f"hydra.run.dir={tmp_path}/s"])
-    with pytest.raises(ValueError, match="another probe has a metric 'mean/nll'"):
+    with pytest.raises(RunFailed, match="another probe has a metric 'mean/nll'"):
         bayesfed.run([*quick, "eval.probes=[own_probe.Taken]", f"hydra.run.dir={tmp_path}/t"])
+
+
+@pytest.mark.parametrize(
+    ("when", "error", "message"),
+    [
+        ("begin", InputError, r"begin fails: AssertionError: no luck \(own_probe.py, line \d+\)"),
+        ("after_round", RunFailed, r"round 0: Broken.after_round fails: AssertionError: no luck"),
+        ("in_summary", RunFailed, r"summary.json: Broken.in_summary fails: AssertionError: no luck"),
+    ],
+)
+def test_a_users_own_probe_that_raises_ends_the_run_in_one_line(own, when, error, message):
+    quick = ["experiment=linreg", "rounds=1", "eval.samples=1", "display=false", "figures=false"]
+    with pytest.raises(error, match=message):
+        bayesfed.run([*quick, "eval.probes=[own_probe.Broken]", f"+eval.when={when}"])
 
 
 def test_a_key_of_an_own_probe_without_plus_is_told_so(own):
