@@ -234,6 +234,22 @@ def test_the_dual_follows_what_the_transforms_let_through(trainer, context):
     assert set(half.content["metrics"]) == {"seen", "num-examples", "client", "round", "dual-norm", "seconds"}
 
 
+@pytest.mark.parametrize(
+    ("hook", "value", "text"),
+    [
+        ("answer", None, "Trainer.answer must return a Contribution, not NoneType"),
+        ("settle", 3, r"settle\(\) must return a dict of tensors, not 3"),
+        ("settle", {"a": 1.0}, r"settle\(\) must return a dict of tensors"),
+    ],
+)
+def test_what_a_client_half_returns_is_checked(trainer, context, hook, value, text):
+    client = trainer(MemorySites())
+    client.remembers = True
+    setattr(client, hook, lambda *given: value)
+    with pytest.raises(ValueError, match=text):
+        client.train(message(), context(0))
+
+
 def test_a_client_answers_the_questions_it_knows(trainer, context):
     client = trainer(MemorySites())
     client.questions = {**client.questions, "size": lambda problem, assignment, solve, parameters: {

@@ -206,6 +206,9 @@ class Trainer:
         """Send what the client contributes, and keep what follows from it as the server will see it."""
         settings, problem, server = assignment.settings, assignment.problem, assignment.server
         contribution = self.answer(assignment, solution)
+        if not isinstance(contribution, Contribution):
+            returned = type(contribution).__name__
+            raise ValueError(f"{type(self).__name__}.answer must return a Contribution, not {returned}")
         contribution = replace(contribution, metrics={**solution.metrics, **contribution.metrics})
         for transform in self.transforms:
             contribution = transform(contribution, assignment)

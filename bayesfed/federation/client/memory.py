@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from bayesfed import wire
 from bayesfed.families import NaturalParameters
@@ -63,6 +66,9 @@ class Memory:
 
         Raises:
             wire.Diverged: it is not finite.
+            ValueError: it is no tensors by name.
         """
+        if not isinstance(self.state, Mapping) or not all(isinstance(v, Tensor) for v in self.state.values()):
+            raise ValueError(f"settle() must return a dict of tensors, not {self.state!r:.60}")
         if not all(all_finite(value) for value in self.state.values()):
             raise wire.Diverged("the client's state is not finite; use a smaller learning rate")
