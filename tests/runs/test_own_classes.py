@@ -162,6 +162,16 @@ def test_a_method_of_a_strategy_that_raises_or_returns_rubbish(attempt, hook, ac
         assert isinstance(outcome, InputError)
 
 
+@pytest.mark.parametrize(
+    ("hook", "before"),
+    [("combine", lambda self, sums, replies: {}), ("accumulate", lambda self, sums, posterior, num_examples: {})],
+)
+def test_a_method_with_the_arguments_of_an_earlier_version(attempt, hook, before) -> None:
+    outcome = attempt(strategy=subclass(BayesADMM, hook, before))
+    assert isinstance(outcome, InputError)
+    assert f"{hook} must take (sums, " in str(outcome)
+
+
 @pytest.mark.parametrize("change", POSTERIORS)
 @pytest.mark.parametrize("hook", ["prepare", "combine"])
 def test_the_server_checks_its_own_posterior(attempt, tmp_path, hook, change) -> None:

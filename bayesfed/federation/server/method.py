@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, cast
@@ -63,10 +64,16 @@ class Method(ABC, Generic[Posterior]):
         """:meth:`prepare`, and the posterior it left is seen to be one.
 
         Raises:
-            InputError: it is not, or the constructor did not call the base class's.
+            InputError: it is not, the constructor did not call the base class's, or a method takes other arguments.
         """
         if not hasattr(self, "ledger"):
             raise InputError("strategy", type(self).__name__, "its constructor must call super().__init__()")
+        for hook in ("accumulate", "combine"):
+            asked = [name for name in inspect.signature(getattr(Method, hook)).parameters if name != "self"]
+            try:
+                inspect.signature(getattr(self, hook)).bind(*asked)
+            except TypeError as error:
+                raise InputError("strategy", self.name, f"{hook} must take ({', '.join(asked)}): {error}") from error
         self.prepare(initial)
         try:
             self.posterior = _sound(getattr(self, "posterior", None), self.family, initial.numel(), initial.dtype)
