@@ -41,6 +41,9 @@ def computing_as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(switch, "_mode", switch._mode)
+        if (name := "THP_MEM_ALLOC_ENABLE") not in os.environ:
+            patch.setenv(name, "")
+            del os.environ[name]
         yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)

@@ -2,8 +2,8 @@
 
 They take less than a second to compile at their first use on a machine and lie in the cache folder
 (``$BAYESFED_CACHE``, else ``~/.cache/bayesfed``) afterwards. Without a C compiler torch's operations are used; results
-agree to rounding. So it is in an app that Flower bundled: 1.39 takes no ``.c`` files (``FAB_INCLUDE_PATTERNS``, which
-an app can't extend).
+agree to rounding. Flower 1.39 takes no ``.c`` files into an app's bundle (``FAB_INCLUDE_PATTERNS``, which an app can't
+extend): there the sources are those of the bayesfed that the node has installed, if they are of this version.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ from bayesfed.accelerate.switch import enabled
 from bayesfed.cache import cache_folder, whole_file
 
 log = getLogger("bayesfed")
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("ivon.c", "perceptron.c"))
+SOURCES = {"ivon.c": "dc87179c9c9320e5e8424f43", "perceptron.c": "54c9a6e8b936ccd672ac0915"}  # and their digests
 MOST_LAYERS = 32  # of a perceptron
 FLAGS = (
     "-O3",
@@ -64,9 +65,11 @@ def functions() -> Any:
 def _compiled() -> Any:
     wanted = os.environ.get("CC") or "cc"
     compiler = shlex.split(wanted)
-    if not all(source.is_file() for source in SOURCES):
+    sources = [path for path in map(_source, SOURCES) if path is not None]
+    if len(sources) < len(SOURCES):
         log.info(
-            "no C sources in this app bundle: training takes longer (docs/performance.md); results agree to rounding"
+            "no bayesfed of this version is installed beside the app bundle, which holds no C sources: training takes "
+            "longer (docs/performance.md); results agree to rounding"
         )
         return None
     if not compiler or shutil.which(compiler[0]) is None:
@@ -75,7 +78,7 @@ def _compiled() -> Any:
     reason = ""
     for flags in (FLAGS, PLAIN):
         try:
-            library = _load(compiler, flags)
+            library = _load(compiler, flags, sources)
         except (OSError, subprocess.SubprocessError) as error:
             reason = reason or getattr(error, "stderr", None) or str(error)
             continue
@@ -92,14 +95,23 @@ def _compiled() -> Any:
     return None
 
 
-def _load(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
+def _source(name: str) -> Path | None:
+    """A C source of this version: beside this file, or in another copy of bayesfed that could be imported."""
+    for folder in (Path(__file__).parent, *(Path(entry, "bayesfed", "accelerate") for entry in sys.path)):
+        with suppress(OSError):
+            file = folder / name
+            if hashlib.blake2b(file.read_bytes(), digest_size=12).hexdigest() == SOURCES[name]:
+                return file
+    return None
+
+
+def _load(compiler: Sequence[str], flags: Sequence[str], sources: Sequence[Path]) -> ctypes.CDLL:
     """The shared library for this processor: from the cache, or compiled and put there if the folder can be written to.
 
     Raises:
         OSError, subprocess.SubprocessError: it could not be compiled or loaded.
     """
-    sources = [source.read_text() for source in SOURCES]
-    key = "\n".join([*sources, str(MOST_LAYERS), *compiler, *flags, _processor()])
+    key = "\n".join([*SOURCES.values(), str(MOST_LAYERS), *compiler, *flags, _processor()])
     name = f"native-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
     with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         cached = cache_folder() / name
@@ -107,7 +119,7 @@ def _load(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
             return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory(prefix="bayesfed-") as folder:
         made = Path(folder) / name
-        _compile(compiler, flags, made)
+        _compile(compiler, flags, sources, made)
         loaded = ctypes.CDLL(str(made))  # stays loaded when the file is gone
         with suppress(OSError, RuntimeError):
             library = made.read_bytes()
@@ -130,8 +142,8 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST).digest()
 
 
-def _compile(compiler: Sequence[str], flags: Sequence[str], to: Path) -> None:
-    command = [*compiler, *flags, f"-DMOST_LAYERS={MOST_LAYERS}", "-o", str(to), *map(str, SOURCES), "-lm"]
+def _compile(compiler: Sequence[str], flags: Sequence[str], sources: Sequence[Path], to: Path) -> None:
+    command = [*compiler, *flags, f"-DMOST_LAYERS={MOST_LAYERS}", "-o", str(to), *map(str, sources), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,3 +265,17 @@ def test_a_state_of_another_structure_is_refused() -> None:
     one, _ = build(True, hess_structure="scalar")
     with pytest.raises(ValueError, match="hess_structure=diagonal"):
         build(True)[0].load_state_dict(one.state_dict())
+
+
+def test_an_app_bundle_takes_the_sources_of_the_installed_package_if_they_are_of_its_version(monkeypatch, tmp_path):
+    beside = {name: library._source(name) for name in library.SOURCES}
+    assert beside == {name: Path(library.__file__).with_name(name) for name in library.SOURCES}
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(Path(__file__).parents[2])])
+    assert {name: library._source(name) for name in library.SOURCES} == beside
+    other = tmp_path / "bayesfed" / "accelerate"
+    other.mkdir(parents=True)
+    for name in library.SOURCES:
+        (other / name).write_text("int another_version;")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert [library._source(name) for name in library.SOURCES] == [None, None]
