@@ -120,3 +120,8 @@ def test_flower_is_imported_from_its_stable_modules():
 def test_no_module_is_a_drawer_for_everything():
     names = {m.stem for package in PACKAGES for m in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_no_module_is_longer_than_300_lines():
+    lengths = {m: len(m.read_text().splitlines()) for package in PACKAGES for m in (ROOT / package).rglob("*.py")}
+    assert {str(m.relative_to(ROOT)): n for m, n in lengths.items() if n > 300} == {}

@@ -46,14 +46,12 @@ class IVON(IVONPosterior):
 
     Args:
         params: parameters, or groups of them with own ``lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius``
-            and vector arguments. What does not require a gradient is left alone. Parameters become views of one vector
-            per group (see :class:`clients.flat.FlatParameters`), so build the optimizer after ``model.to()``, and
-            ``clone()`` what you save of a part of the model.
+            and vector arguments. Parameters become views of one vector per group (:mod:`clients.flat`): build the
+            optimizer after ``model.to()``, and ``clone()`` what you save of a part of the model.
         lr: learning rate, > 0 (0 allowed).
         ess: effective sample size lambda, > 0: the number of examples (over the temperature).
         hess_init: initial h; ``rescale_lr`` uses it even if ``hess`` is given.
-        beta1: momentum of the gradient, in [0, 1).
-        beta2: momentum of h, in [0, 1].
+        beta1, beta2: momentum of the gradient, in [0, 1), and of h, in [0, 1].
         weight_decay: delta, the prior precision over ess; replaced by ``prior_precision``.
         mc_samples: samples per step of the closure form.
         hess_approx: ``price`` only. (The squared-gradient form of ivon-opt has another, batch-dependent scale.)
@@ -71,12 +69,10 @@ class IVON(IVONPosterior):
         hess: initial h instead of ``hess_init`` (may be negative as long as h + delta > 0).
         hess_structure: ``diagonal``, or ``scalar``: hhat and delta are averaged over all parameters, so that h + delta
             is one number (the natural gradient in the isotropic family). Groups then share ess, hess_init and beta2.
-        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1). Sites,
-            and expected Hessians that are not positive, can ask for a precision below 0; h + delta would then shrink
-            towards 0 without end, and noise and steps grow. :meth:`floored` counts the entries held there.
+        min_precision: smallest precision relative to the prior's: h + delta >= min_precision * delta, in [0, 1).
+            :meth:`floored` counts the entries held there (docs/method.md 8).
         noise: ``normal`` draws with ``Tensor.normal_``; ``quantile`` is faster on CPUs, see :mod:`clients.noise`.
-        antithetic: take every second training sample at m - z instead of m + z, with the noise of the one before: draws
-            of noise are halved, and terms of odd order in z cancel over the two samples of a pair.
+        antithetic: every second training sample mirrors the one before: terms of odd order in the noise cancel.
         generator: source of the noise, on the parameters' device. Default: one keyed by ``torch.initial_seed()``.
 
     Raises:
