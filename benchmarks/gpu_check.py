@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bayesfed.problem.models import MLP
 from bayesfed.seeding import torch_generator
 from benchmarks.client_batching import compare, problems_of, seconds, solver_of
+from benchmarks.ivon_step import training_step
 from clients.noise import Noise
 from clients.optim import IVON, LMD, SRVN
 
@@ -63,17 +64,7 @@ def step_of(
     x = torch.randn(batch, 784, generator=generator).to(device, dtype)
     y = torch.randint(10, (batch,), generator=generator).to(device)
     optimizer = make(list(model.parameters()))
-    sampled = getattr(optimizer, "sampled_params", None)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        if sampled is None:
-            nn.functional.cross_entropy(model(x), y).backward()
-        else:
-            with sampled(train=True):
-                nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
+    step = training_step(model, optimizer, x, y)
     return step, lambda: torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()]), optimizer
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -76,6 +76,12 @@ def steps(model_name: str, make: Callable, batch: int) -> tuple[Callable[[], Non
     x = torch.randn(batch, *shape, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
     optimizer = make(list(model.parameters()))
+    step = training_step(model, optimizer, x, y)
+    return step, sum(p.numel() for p in model.parameters())
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A step on one batch: at a sample of the posterior where the optimizer has one."""
     sampled = getattr(optimizer, "sampled_params", None)
 
     def step() -> None:
@@ -87,7 +93,7 @@ def steps(model_name: str, make: Callable, batch: int) -> tuple[Callable[[], Non
                 nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    return step, sum(p.numel() for p in model.parameters())
+    return step
 
 
 def measure(model: str, batch: int, threads: int, repeats: int) -> dict[str, object]:

@@ -22,7 +22,7 @@ from torch.func import functional_call, vmap
 
 from bayesfed.evaluation.inputs import InputBatches
 from bayesfed.host import cores
-from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.flat import FlatModel, eval_mode
 from bayesfed.problem.inputs import Inputs
 
 Progress = Callable[[int, int], None]  # which draw of the parameters is next, from 1, and how many there are
@@ -59,14 +59,8 @@ def parameter_draws(
 @contextmanager
 def evaluation_mode(model: FlatModel) -> Iterator[None]:
     """No gradients and the module in eval mode; every submodule's own mode is restored."""
-    modes = [(module, module.training) for module in model.module.modules()]
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model.module), torch.no_grad():
+        yield
 
 
 def together(device: torch.device, requested: int | None = None) -> int:

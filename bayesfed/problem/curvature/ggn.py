@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, vjp, vmap
 
-from bayesfed.problem.curvature.products import eval_mode
 from bayesfed.problem.examples import Examples
-from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.flat import FlatModel, eval_mode
 from bayesfed.problem.inputs import each
 from bayesfed.problem.likelihood import Likelihood
 

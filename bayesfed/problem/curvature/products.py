@@ -5,16 +5,15 @@ Pearlmutter 1994; Schraudolph 2002. Each costs a few gradients of every example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, jvp, vjp
 
 from bayesfed.problem.examples import Examples
-from bayesfed.problem.flat import FlatModel
+from bayesfed.problem.flat import FlatModel, eval_mode
 from bayesfed.problem.likelihood import Likelihood
 
 
@@ -58,18 +57,6 @@ def ggn_vp(
         return vjp(outputs, at)[1](jvp(slope, (values,), (tangent,))[1])[0]
 
     return _summed(product, model, data, rows)
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` within the block."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for layer, training in modes:
-            layer.training = training
 
 
 def _summed(product: Callable[[Tensor, Tensor], Tensor], model: FlatModel, data: Examples, rows: int) -> Tensor:
